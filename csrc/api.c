@@ -1,0 +1,277 @@
+/* api.c: an engine's life, its policy, and what can be looked at. The packet's way is in engine.c.
+ */
+#include "engine.h"
+#include <sched.h>
+#include <stdlib.h>
+
+/* ---- life --------------------------------------------------------------------------------- */
+
+static bool counters_init(struct dp_counters *c, const struct dp_limits *limits) {
+    c->n_ports = limits->max_ports;
+    c->n_rules = limits->max_rules;
+    c->ports = calloc((size_t)c->n_ports + 1, sizeof *c->ports);
+    c->rules = calloc((size_t)c->n_rules + 1, sizeof *c->rules);
+    return c->ports && c->rules;
+}
+
+static void counters_fini(struct dp_counters *c) {
+    free(c->ports);
+    free(c->rules);
+}
+
+static uint64_t seconds(uint32_t given, uint32_t otherwise) {
+    return (uint64_t)(given ? given : otherwise) * 1000000000u;
+}
+
+static struct dp_flow_timers timers_of(const struct dp_timers *t) {
+    const struct dp_timers none = {0};
+    t = t ? t : &none;
+    return (struct dp_flow_timers){.tcp_established = seconds(t->tcp_established, 7440),
+                                   .tcp_transitory = seconds(t->tcp_transitory, 240),
+                                   .udp = seconds(t->udp, 300),
+                                   .icmp = seconds(t->icmp, 60),
+                                   .other = seconds(t->other, 300)};
+}
+
+static const char *limit_fault(const struct dp_limits *l) {
+    if (l->max_flows == 0 || l->max_flows > 1u << 28) {
+        return "max_flows is not in 1-268435456";
+    }
+    if (l->max_bindings > 1u << 28) {
+        return "max_bindings is above 268435456";
+    }
+    if (l->max_ports == 0 || l->max_ports > DP_PORT_NONE) {
+        return "max_ports is not in 1-65535";
+    }
+    return l->max_rules > 1u << 28 ? "max_rules is above 268435456" : NULL;
+}
+
+static bool init(struct dp_engine *e, const struct dp_timers *timers, const uint8_t key[32],
+                 struct dp_error *err) {
+    const struct dp_flow_timers idle = timers_of(timers);
+    const struct dp_policy empty = {0};
+    atomic_flag_clear(&e->worker.busy);
+    dp_hash_key_init(&e->entropy, key, 2);
+    struct dp_snapshot *none = dp_snapshot_create(&empty, err);
+    atomic_store(&e->policy, none);
+    return none && counters_init(&e->worker.count, &e->limits) &&
+           counters_init(&e->scratch, &e->limits) &&
+           dp_flows_init(&e->flows, e->limits.max_flows, &idle, key) &&
+           dp_bindings_init(&e->bindings, e->limits.max_bindings, key);
+}
+
+struct dp_engine *dp_engine_create(const struct dp_limits *limits, const struct dp_timers *timers,
+                                   const uint8_t key[32], struct dp_error *err) {
+    const char *why = limits && key ? limit_fault(limits) : "limits and key are required";
+    if (why) {
+        *err = (struct dp_error){DP_EINVAL, "limits", 0, why};
+        return NULL;
+    }
+    struct dp_engine *e = calloc(1, sizeof *e);
+    *err = (struct dp_error){DP_ENOMEM, "engine", 0, "no memory"};
+    if (!e) {
+        return NULL;
+    }
+    e->limits = *limits;
+    if (!init(e, timers, key, err)) {
+        *err = (struct dp_error){DP_ENOMEM, "engine", 0, "no memory"};
+        dp_engine_destroy(e);
+        return NULL;
+    }
+    *err = (struct dp_error){DP_OK, NULL, 0, NULL};
+    return e;
+}
+
+void dp_engine_destroy(struct dp_engine *e) {
+    if (!e) {
+        return;
+    }
+    dp_snapshot_release(atomic_load(&e->policy));
+    counters_fini(&e->worker.count);
+    counters_fini(&e->scratch);
+    dp_flows_fini(&e->flows);
+    dp_bindings_fini(&e->bindings);
+    free(e);
+}
+
+/* ---- policy ------------------------------------------------------------------------------- */
+
+static bool fits(const struct dp_engine *e, const struct dp_snapshot *s, struct dp_error *err) {
+    const struct dp_snapshot *old = atomic_load(&e->policy);
+    if (s->generation <= old->generation) {
+        *err = (struct dp_error){DP_EINVAL, "generation", s->generation,
+                                 "not above the committed one"};
+    } else if (s->n_slots > e->limits.max_ports) {
+        *err = (struct dp_error){DP_ELIMIT, "port", s->n_slots - 1, "port id beyond max_ports"};
+    } else if (s->n_groups && s->max_rule >= e->limits.max_rules) {
+        *err = (struct dp_error){DP_ELIMIT, "rule", s->max_rule, "rule id beyond max_rules"};
+    } else {
+        return true;
+    }
+    return false;
+}
+
+int dp_commit(struct dp_engine *e, struct dp_snapshot *snapshot, struct dp_error *err) {
+    if (!e || !snapshot) {
+        *err = (struct dp_error){DP_EINVAL, "snapshot", 0, "no engine or no snapshot"};
+        return DP_EINVAL;
+    }
+    if (!fits(e, snapshot, err)) {
+        return err->status;
+    }
+    struct dp_snapshot *old = atomic_exchange(&e->policy, dp_snapshot_retain(snapshot));
+    while (atomic_load(&e->worker.reading) == old) {
+        sched_yield(); /* a burst is under way on it: some microseconds */
+    }
+    dp_snapshot_release(old);
+    *err = (struct dp_error){DP_OK, NULL, 0, NULL};
+    return DP_OK;
+}
+
+/* ---- flows -------------------------------------------------------------------------------- */
+
+void dp_engine_forget(struct dp_engine *e, struct dp_pair *pair) {
+    const uint32_t binding = pair->half[0].act.binding;
+    if (binding != DP_NONE) {
+        dp_bindings_leave(&e->bindings, binding, dp_pair_last(pair));
+    }
+    dp_flow_remove(&e->flows, pair);
+}
+
+int dp_expire(struct dp_engine *e, uint64_t now_ns, uint32_t budget) {
+    if (!e) {
+        return DP_EINVAL;
+    }
+    if (!dp_enter(e)) {
+        return DP_EBUSY;
+    }
+    struct dp_worker *w = &e->worker;
+    w->now_ns = now_ns > w->now_ns ? now_ns : w->now_ns;
+    uint32_t left = budget < e->flows.max ? budget : e->flows.max;
+    uint32_t gone = 0;
+    struct dp_pair *idle;
+    while ((idle = dp_flows_next_idle(&e->flows, w->now_ns, &left))) {
+        dp_engine_forget(e, idle);
+        gone++;
+    }
+    dp_count(&w->count.totals.expired, gone);
+    gone += dp_bindings_expire(&e->bindings, w->now_ns, budget);
+    dp_leave(e);
+    return gone > INT32_MAX ? INT32_MAX : (int)gone;
+}
+
+int dp_flush(struct dp_engine *e) {
+    if (!e) {
+        return DP_EINVAL;
+    }
+    if (!dp_enter(e)) {
+        return DP_EBUSY;
+    }
+    dp_flows_clear(&e->flows);
+    dp_bindings_clear(&e->bindings);
+    dp_leave(e);
+    return DP_OK;
+}
+
+static struct dp_flow_info describe(const struct dp_pair *p) {
+    const struct dp_half *a = &p->half[0];
+    const struct dp_half *b = &p->half[1];
+    struct dp_flow_info f = {.sport = a->key.sport,
+                             .dport = a->key.dport,
+                             .new_sport = b->key.dport,
+                             .new_dport = b->key.sport,
+                             .proto = a->key.proto,
+                             .state = a->state,
+                             .in_port = a->key.port,
+                             .out_port = a->act.egress,
+                             .vni = a->key.vni,
+                             .adjacency =
+                                 a->act.flags & DP_ACT_ENCAP ? a->act.adjacency : b->act.adjacency,
+                             .rule = a->act.rule,
+                             .generation = a->act.generation,
+                             .packets = {a->act.packets, b->act.packets},
+                             .bytes = {a->act.bytes, b->act.bytes},
+                             .last_ns = dp_pair_last(p)};
+    if (dp_proto_is_icmp(f.proto)) {
+        f.new_sport = b->key.sport;
+        f.new_dport = a->key.dport;
+    }
+    memcpy(f.src, &a->key.src, 16);
+    memcpy(f.dst, &a->key.dst, 16);
+    memcpy(f.new_src, &b->key.dst, 16);
+    memcpy(f.new_dst, &b->key.src, 16);
+    return f;
+}
+
+int dp_flows(struct dp_engine *e, uint32_t *cursor, struct dp_flow_info *out, uint32_t n) {
+    if (!e || !cursor || (n && !out) || n > INT32_MAX) {
+        return DP_EINVAL;
+    }
+    if (!dp_enter(e)) {
+        return DP_EBUSY;
+    }
+    uint32_t count = 0;
+    for (; *cursor < e->flows.max && count < n; ++*cursor) {
+        const struct dp_pair *p = &e->flows.pairs[*cursor];
+        if (p->half[0].used) {
+            out[count++] = describe(p);
+        }
+    }
+    dp_leave(e);
+    return (int)count;
+}
+
+/* ---- counters ----------------------------------------------------------------------------- */
+
+void dp_egress_drop(struct dp_engine *e, uint16_t port, uint8_t reason, uint32_t frames,
+                    uint64_t bytes) {
+    struct dp_counters *c = &e->worker.count;
+    if (reason >= DP_REASONS || port >= c->n_ports) {
+        return;
+    }
+    dp_count(&c->totals.forwarded, (uint64_t)0 - frames);
+    dp_count(&c->totals.dropped, frames);
+    dp_count(&c->reasons[reason], frames);
+    dp_count(&c->ports[port].tx_frames, (uint64_t)0 - frames);
+    dp_count(&c->ports[port].tx_bytes, (uint64_t)0 - bytes);
+}
+
+static void read_words(void *out, const void *in, size_t bytes) {
+    uint64_t *to = out;
+    const uint64_t *from = in;
+    for (size_t i = 0; i < bytes / sizeof *to; i++) {
+        to[i] = dp_count_read(&from[i]);
+    }
+}
+
+static uint32_t least(uint32_t a, uint32_t b) {
+    return a < b ? a : b;
+}
+
+int dp_counters(struct dp_engine *e, struct dp_totals *totals, uint64_t *reasons,
+                uint32_t n_reasons, struct dp_port_counters *ports, uint32_t n_ports,
+                uint64_t *rules, uint32_t n_rules, uint64_t *layers, uint32_t n_layers) {
+    if (!e) {
+        return DP_EINVAL;
+    }
+    const struct dp_counters *c = &e->worker.count;
+    if (totals) {
+        read_words(totals, &c->totals, sizeof *totals);
+        totals->flows = e->flows.used;
+        totals->bindings = e->bindings.used;
+        totals->generation = atomic_load(&e->policy)->generation;
+    }
+    if (reasons) {
+        read_words(reasons, c->reasons, least(n_reasons, DP_REASONS) * sizeof *reasons);
+    }
+    if (ports) {
+        read_words(ports, c->ports, least(n_ports, c->n_ports) * sizeof *ports);
+    }
+    if (rules) {
+        read_words(rules, c->rules, least(n_rules, c->n_rules) * sizeof *rules);
+    }
+    if (layers) {
+        read_words(layers, c->layers, least(n_layers, DP_LAYERS) * sizeof *layers);
+    }
+    return DP_OK;
+}

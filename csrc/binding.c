@@ -1,0 +1,174 @@
+#include "binding.h"
+#include <stdlib.h>
+
+enum { PORT_PROBES = 128 };
+
+static uint32_t hash_in(const struct dp_bindings *b, const struct dp_binding_inside *in) {
+    const uint64_t words[DP_HASH_WORDS] = {in->addr.word[0],
+                                           in->addr.word[1],
+                                           (uint64_t)in->vni << 16 | in->place,
+                                           (uint64_t)in->port << 8 | in->proto,
+                                           1,
+                                           0};
+    return (uint32_t)dp_hash(&b->key, words);
+}
+
+static uint32_t hash_out(const struct dp_bindings *b, const struct dp_binding_outside *out) {
+    const uint64_t words[DP_HASH_WORDS] = {
+        out->addr.word[0], out->addr.word[1], (uint64_t)out->port << 8 | out->proto, 0, 2, 0};
+    return (uint32_t)dp_hash(&b->key, words);
+}
+
+static bool inside_equal(const struct dp_binding_inside *a, const struct dp_binding_inside *b) {
+    return dp_addr_equal(&a->addr, &b->addr) && a->vni == b->vni && a->place == b->place &&
+           a->port == b->port && a->proto == b->proto;
+}
+
+static bool outside_equal(const struct dp_binding_outside *a, const struct dp_binding_outside *b) {
+    return dp_addr_equal(&a->addr, &b->addr) && a->port == b->port && a->proto == b->proto;
+}
+
+static bool in_pool(const struct dp_binding_outside *out, const struct dp_pool *pool) {
+    const struct dp_addr addr = dp_addr_load(pool->addr);
+    return dp_addr_equal(&out->addr, &addr) && out->port >= pool->lo && out->port <= pool->hi;
+}
+
+bool dp_bindings_init(struct dp_bindings *b, uint32_t max, const uint8_t seed[32]) {
+    uint32_t heads = 16;
+    while (heads < max) {
+        heads *= 2;
+    }
+    *b = (struct dp_bindings){.max = max, .mask = heads - 1};
+    dp_hash_key_init(&b->key, seed, 3);
+    b->heads_in = calloc(heads, sizeof *b->heads_in);
+    b->heads_out = calloc(heads, sizeof *b->heads_out);
+    b->items = calloc((size_t)max + 1, sizeof *b->items);
+    if (!b->heads_in || !b->heads_out || !b->items) {
+        dp_bindings_fini(b);
+        return false;
+    }
+    dp_bindings_clear(b);
+    return true;
+}
+
+void dp_bindings_fini(struct dp_bindings *b) {
+    free(b->heads_in);
+    free(b->heads_out);
+    free(b->items);
+    *b = (struct dp_bindings){0};
+}
+
+void dp_bindings_clear(struct dp_bindings *b) {
+    memset(b->heads_in, 0, ((size_t)b->mask + 1) * sizeof *b->heads_in);
+    memset(b->heads_out, 0, ((size_t)b->mask + 1) * sizeof *b->heads_out);
+    for (uint32_t i = 0; i < b->max; i++) {
+        b->items[i].used = false;
+        b->items[i].next_in = i + 1 < b->max ? i + 2 : 0;
+    }
+    b->free = b->max ? 1 : 0;
+    b->used = 0;
+    b->sweep = 0;
+}
+
+uint32_t dp_bindings_find(const struct dp_bindings *b, const struct dp_binding_inside *in,
+                          const struct dp_pool *pool, uint64_t now_ns) {
+    for (uint32_t i = b->heads_in[hash_in(b, in) & b->mask]; i; i = b->items[i - 1].next_in) {
+        const struct dp_binding *item = &b->items[i - 1];
+        if (inside_equal(&item->in, in) && in_pool(&item->out, pool) &&
+            !dp_binding_idle(item, now_ns)) {
+            return i - 1;
+        }
+    }
+    return DP_NONE;
+}
+
+static uint32_t find_outside(const struct dp_bindings *b, const struct dp_binding_outside *out) {
+    for (uint32_t i = b->heads_out[hash_out(b, out) & b->mask]; i; i = b->items[i - 1].next_out) {
+        if (outside_equal(&b->items[i - 1].out, out)) {
+            return i - 1;
+        }
+    }
+    return DP_NONE;
+}
+
+uint16_t dp_bindings_choose(const struct dp_bindings *b, const struct dp_binding_inside *in,
+                            const struct dp_pool *pool, uint64_t now_ns) {
+    const uint32_t size = (uint32_t)pool->hi - pool->lo + 1;
+    const uint32_t start = hash_in(b, in) % size;
+    for (uint32_t i = 0; i < PORT_PROBES && i < size; i++) {
+        const uint16_t port = (uint16_t)(pool->lo + (start + i) % size);
+        const struct dp_binding_outside out = {dp_addr_load(pool->addr), port, in->proto};
+        const uint32_t taken = find_outside(b, &out);
+        if (taken == DP_NONE || dp_binding_idle(&b->items[taken], now_ns)) {
+            return port;
+        }
+    }
+    return 0;
+}
+
+static void unlink_in(struct dp_bindings *b, uint32_t i) {
+    uint32_t *at = &b->heads_in[hash_in(b, &b->items[i].in) & b->mask];
+    while (*at != i + 1) {
+        at = &b->items[*at - 1].next_in;
+    }
+    *at = b->items[i].next_in;
+}
+
+static void unlink_out(struct dp_bindings *b, uint32_t i) {
+    uint32_t *at = &b->heads_out[hash_out(b, &b->items[i].out) & b->mask];
+    while (*at != i + 1) {
+        at = &b->items[*at - 1].next_out;
+    }
+    *at = b->items[i].next_out;
+}
+
+static void drop(struct dp_bindings *b, uint32_t i) {
+    unlink_in(b, i);
+    unlink_out(b, i);
+    b->items[i].used = false;
+    b->items[i].next_in = b->free;
+    b->free = i + 1;
+    b->used--;
+}
+
+uint32_t dp_bindings_add(struct dp_bindings *b, const struct dp_binding_inside *in,
+                         const struct dp_pool *pool, uint16_t port, uint64_t now_ns,
+                         uint64_t idle_ns) {
+    const struct dp_binding_outside out = {dp_addr_load(pool->addr), port, in->proto};
+    const uint32_t stale = find_outside(b, &out);
+    if (stale != DP_NONE) {
+        drop(b, stale);
+    }
+    if (!b->free) {
+        return DP_NONE;
+    }
+    const uint32_t i = b->free - 1;
+    struct dp_binding *item = &b->items[i];
+    b->free = item->next_in;
+    b->used++;
+    uint32_t *head_in = &b->heads_in[hash_in(b, in) & b->mask];
+    uint32_t *head_out = &b->heads_out[hash_out(b, &out) & b->mask];
+    *item = (struct dp_binding){.in = *in,
+                                .out = out,
+                                .next_in = *head_in,
+                                .next_out = *head_out,
+                                .used = true,
+                                .last_ns = now_ns,
+                                .idle_ns = idle_ns};
+    *head_in = i + 1;
+    *head_out = i + 1;
+    return i;
+}
+
+uint32_t dp_bindings_expire(struct dp_bindings *b, uint64_t now_ns, uint32_t budget) {
+    uint32_t gone = 0;
+    for (uint32_t n = 0; n < budget && n < b->max; n++) {
+        b->sweep = b->sweep < b->max ? b->sweep : 0;
+        struct dp_binding *item = &b->items[b->sweep++];
+        if (item->used && dp_binding_idle(item, now_ns)) {
+            drop(b, (uint32_t)(item - b->items));
+            gone++;
+        }
+    }
+    return gone;
+}

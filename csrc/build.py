@@ -1,0 +1,40 @@
+"""The cffi builder: the cdef is cut out of the C headers, so that there is one text and no drift."""
+
+import os
+from pathlib import Path
+
+from cffi import FFI
+
+ROOT = Path(__file__).resolve().parent.parent
+CSRC = ROOT / "csrc"
+HEADERS = [h for h in ("dp.h", "dp_io.h", "dp_bench.h") if (CSRC / h).exists()]
+BEGIN, END = "/* cffi:begin */", "/* cffi:end */"
+
+
+def cdef() -> str:
+    """What stands between the markers of the public headers."""
+    texts = [(CSRC / header).read_text() for header in HEADERS]
+    return "\n".join(text.partition(BEGIN)[2].partition(END)[0] for text in texts)
+
+
+ffi = FFI()
+ffi.cdef(cdef())
+ffi.set_source(
+    "dataplane._engine",
+    "\n".join(f'#include "{header}"' for header in HEADERS),
+    sources=sorted(str(path.relative_to(ROOT)) for path in CSRC.glob("*.c")),
+    include_dirs=["csrc"],
+    depends=sorted(str(p.relative_to(ROOT)) for g in ("*.h", "*.def") for p in CSRC.glob(g)),
+    extra_compile_args=[
+        "-std=c11",
+        "-D_GNU_SOURCE",
+        "-O3",
+        "-g",
+        "-fvisibility=hidden",
+        "-flto=auto",
+        "-Wall",
+        "-Wextra",
+        *os.environ.get("DATAPLANE_CFLAGS", "").split(),
+    ],
+    extra_link_args=["-flto=auto", *os.environ.get("DATAPLANE_LDFLAGS", "").split()],
+)

@@ -1,0 +1,346 @@
+/* dp.h: the whole public interface of the engine.
+ *
+ * The engine is a function of (state, frames, now): it reads no clock, opens no socket, starts
+ * no thread. Frames enter and leave in the caller's arena and are changed in place.
+ *
+ * Threads: one thread at a time may be inside dp_process, dp_expire, dp_trace, dp_flows or
+ * dp_flush of one engine (a second one gets DP_EBUSY). dp_commit and dp_counters may run on another
+ * thread at the same time. Tables and snapshots are immutable once created; retain and release
+ * are thread safe. Engines are independent of each other.
+ *
+ * Addresses are 16 bytes in network order, IPv4 as ::ffff:a.b.c.d; prefix lengths count those
+ * 128 bits (10.0.0.0/8 has length 104). Ports, VNIs and lengths are in host order.
+ *
+ * The text between the markers is the cffi declaration as it stands. */
+#ifndef DP_H
+#define DP_H
+#include <stddef.h>
+#include <stdint.h>
+
+/* cffi:begin */
+enum { DP_ABI = 1, DP_HEADROOM = 128, DP_BURST = 256, DP_NONE = 0x7fffffff, DP_PORT_NONE = 0xffff };
+
+/* ---- frames ------------------------------------------------------------------------------ */
+
+enum dp_verdict {
+    DP_FORWARD = 0, /* sent on, to .port */
+    DP_DROP = 1,    /* dropped for .reason; if .port is set, the arena now holds an ICMP error */
+    DP_ANSWER = 2   /* consumed; the arena now holds the answer (ARP, echo), for .port */
+};
+
+enum dp_frame_flag {
+    DP_CSUM_PARTIAL =
+        1, /* L4 checksum field holds the pseudo-header sum only (virtio NEEDS_CSUM) */
+    DP_CSUM_UNKNOWN = 2,  /* in: a kernel peer may have left the inner checksum partial; find out */
+    DP_OUTER_CHECKED = 4, /* in: outer checksums were verified by who received the frame */
+    DP_MISS = 8           /* out: took the miss path */
+};
+
+struct dp_frame {
+    uint32_t off;    /* first byte, from the start of the arena; DP_HEADROOM bytes free before it */
+    uint32_t len;    /* bytes */
+    uint16_t port;   /* in: ingress port id; out: egress port id or DP_PORT_NONE */
+    uint8_t verdict; /* out: enum dp_verdict */
+    uint8_t reason;  /* out: index into reason.def, 0 unless dropped */
+    uint8_t flags;   /* enum dp_frame_flag */
+    uint8_t gso_type;    /* virtio-net gso_type: 0 none, 1 TCPv4, 4 TCPv6, 5 UDP */
+    uint16_t gso_size;   /* payload bytes per segment of a super-frame, else 0 */
+    uint16_t csum_start; /* with DP_CSUM_PARTIAL: from .off to the transport header */
+    uint16_t csum_field; /* with DP_CSUM_PARTIAL: from the transport header to the field */
+    uint32_t rule;       /* out: id of the rule that decided, or DP_NONE */
+    uint32_t generation; /* out: of the policy that judged the frame */
+};
+
+/* ---- policy: immutable tables, then a snapshot of them ------------------------------------ */
+
+enum dp_layer {
+    DP_LAYER_GUARD = 0,
+    DP_LAYER_ACL = 1,
+    DP_LAYER_LB = 2,
+    DP_LAYER_NAT = 3,
+    DP_LAYER_VNET = 4,
+    DP_LAYER_UNDERLAY = 5,
+    DP_LAYERS = 6
+};
+enum dp_direction { DP_OUT = 0, DP_IN = 1 }; /* seen from the endpoint */
+enum dp_action {
+    DP_ALLOW = 0,
+    DP_BLOCK = 1,
+    DP_PASS = 2,   /* leave this group without a verdict */
+    DP_REJECT = 3, /* block, and tell the sender */
+    DP_SNAT = 4    /* source to an address and port of pool .arg */
+};
+enum dp_rule_flag { DP_TERMINATING = 1, DP_STATEFUL = 2 };
+enum dp_route_kind {
+    DP_TO_ENDPOINT = 0, /* .target: endpoint index */
+    DP_TO_REMOTE = 1,   /* .target: adjacency index */
+    DP_TO_GATEWAY = 2,  /* the distributed router itself */
+    DP_TO_SUBNET = 3    /* on-link, owned by no one */
+};
+enum dp_port_kind {
+    DP_PORT_UNUSED = 0,
+    DP_PORT_ENDPOINT = 1,
+    DP_PORT_UNDERLAY = 2,
+    DP_PORT_HOST = 3
+};
+
+struct dp_route {
+    uint8_t prefix[16];
+    uint8_t len;
+    uint8_t kind;
+    uint16_t zero;
+    uint32_t target;
+};
+struct dp_span {
+    uint32_t first;
+    uint32_t count;
+}; /* a slice of an array; count 0 = any */
+struct dp_prefix {
+    uint8_t addr[16];
+    uint8_t len;
+    uint8_t zero[3];
+};
+struct dp_range {
+    uint16_t lo;
+    uint16_t hi;
+}; /* both inclusive */
+
+/* One rule: the conditions are AND-ed, the values of one condition OR-ed. For ICMP the destination
+ * port is type << 8 | code and the source port the echo id. */
+struct dp_rule {
+    uint32_t id;          /* counter slot, below the engine's max_rules */
+    uint16_t priority;    /* lower is evaluated first; equal: the order given */
+    uint8_t action;       /* enum dp_action */
+    uint8_t flags;        /* enum dp_rule_flag */
+    uint32_t idle_s;      /* idle time of the flows it decides, 0 = by protocol */
+    uint32_t arg;         /* DP_SNAT: pool index */
+    struct dp_span src;   /* of prefixes */
+    struct dp_span dst;   /* of prefixes */
+    struct dp_span sport; /* of ranges */
+    struct dp_span dport; /* of ranges */
+    struct dp_span proto; /* of ranges, 0-255 */
+};
+
+struct dp_port {
+    uint16_t id;  /* below the engine's max_ports */
+    uint8_t kind; /* enum dp_port_kind */
+    uint8_t zero;
+    uint16_t mtu;        /* largest IP packet the port carries */
+    uint16_t udp_port;   /* underlay: VXLAN destination port */
+    uint8_t mac[6];      /* our side: underlay and host */
+    uint8_t peer_mac[6]; /* host: the TAP's own MAC */
+    uint8_t ip4[16];     /* our side: VTEP or host link address; all zero = none */
+    uint8_t ip6[16];
+};
+struct dp_network {
+    uint32_t vni;
+    uint16_t mtu;         /* largest inner IP packet */
+    uint8_t dr_mac[6];    /* distributed router */
+    struct dp_span vteps; /* of addresses: the allow-list of provider addresses; count 0 = nobody */
+    uint32_t routes;      /* index into dp_policy.routes */
+    uint8_t gateway4[16]; /* source of ICMP errors; zero = none */
+    uint8_t gateway6[16];
+};
+struct dp_endpoint {
+    uint32_t network;
+    uint16_t port;
+    uint8_t mac[6];
+    struct dp_span addrs;     /* of addresses */
+    struct dp_span groups[2]; /* [DP_OUT, DP_IN] of groups, in the order they are walked */
+    uint8_t fallback[2];      /* DP_ALLOW or DP_BLOCK where no ACL rule matches, by direction */
+    uint16_t zero;
+    uint32_t stamp; /* generation that last changed what this endpoint may do */
+};
+/* A VTEP of one network as this node reaches it. Ids are stable from commit to commit. */
+struct dp_adjacency {
+    uint32_t network;
+    uint16_t port;        /* underlay port */
+    uint16_t mtu;         /* largest inner IP packet on this path */
+    uint8_t remote[16];   /* provider address */
+    uint8_t dr_mac[6];    /* inner destination MAC */
+    uint8_t outer_mac[6]; /* next hop on the underlay */
+};
+struct dp_pool {
+    uint8_t addr[16];
+    uint16_t lo;
+    uint16_t hi;
+}; /* outside address, ports */
+
+struct dp_group;    /* immutable classifier over rules of one layer and direction */
+struct dp_routes;   /* immutable longest-prefix table */
+struct dp_snapshot; /* immutable policy of one generation */
+struct dp_engine;
+
+struct dp_policy {
+    uint32_t generation; /* above every earlier one */
+    const struct dp_port *ports;
+    uint32_t n_ports;
+    const struct dp_network *networks;
+    uint32_t n_networks;
+    const struct dp_endpoint *endpoints;
+    uint32_t n_endpoints;
+    const struct dp_adjacency *adjacencies;
+    uint32_t n_adjacencies;
+    const struct dp_pool *pools;
+    uint32_t n_pools;
+    const uint8_t *addrs;
+    uint32_t n_addrs; /* 16 bytes each */
+    struct dp_group *const *groups;
+    uint32_t n_groups;
+    struct dp_routes *const *routes;
+    uint32_t n_routes;
+};
+
+/* Where a rejected object stands: .what is "rule", "route", "port", …; .index its place. */
+struct dp_error {
+    int status;
+    const char *what;
+    uint32_t index;
+    const char *why;
+};
+
+struct dp_group *dp_group_create(uint8_t layer, uint32_t name, const struct dp_rule *rules,
+                                 uint32_t n_rules, const struct dp_prefix *prefixes,
+                                 uint32_t n_prefixes, const struct dp_range *ranges,
+                                 uint32_t n_ranges, struct dp_error *err);
+void dp_group_release(struct dp_group *group);
+struct dp_routes *dp_routes_create(const struct dp_route *routes, uint32_t n, struct dp_error *err);
+void dp_routes_release(struct dp_routes *routes);
+struct dp_snapshot *dp_snapshot_create(const struct dp_policy *policy, struct dp_error *err);
+void dp_snapshot_release(struct dp_snapshot *snapshot);
+
+/* ---- engine ------------------------------------------------------------------------------- */
+
+struct dp_limits {
+    uint32_t max_flows;    /* flow pairs */
+    uint32_t max_bindings; /* NAT bindings */
+    uint32_t max_ports;
+    uint32_t max_rules;
+};
+struct dp_timers {            /* idle seconds; 0 keeps the default */
+    uint32_t tcp_established; /* 7440: RFC 5382 REQ-5 */
+    uint32_t tcp_transitory;  /* 240: RFC 5382 REQ-5 */
+    uint32_t udp;             /* 300: RFC 4787 REQ-5 */
+    uint32_t icmp;            /* 60: RFC 5508 REQ-2 */
+    uint32_t other;           /* 300 */
+};
+/* key: 32 random bytes of the caller; all tables are hashed under it. */
+struct dp_engine *dp_engine_create(const struct dp_limits *limits, const struct dp_timers *timers,
+                                   const uint8_t key[32], struct dp_error *err);
+void dp_engine_destroy(struct dp_engine *engine);
+/* Publishes a snapshot and waits until no burst still runs on the old one. Takes a reference. */
+int dp_commit(struct dp_engine *engine, struct dp_snapshot *snapshot, struct dp_error *err);
+
+/* Judges n frames in place. now_ns never runs backwards (an earlier one counts as the latest). */
+int dp_process(struct dp_engine *engine, uint8_t *arena, size_t arena_len, struct dp_frame *frames,
+               uint32_t n, uint64_t now_ns);
+/* Looks at up to budget flow pairs and bindings and removes the idle ones; returns how many, or a
+ * status. */
+int dp_expire(struct dp_engine *engine, uint64_t now_ns, uint32_t budget);
+/* Forgets all flows and bindings. */
+int dp_flush(struct dp_engine *engine);
+/* A frame that an egress port could not send: its forward count becomes a drop for the reason. */
+void dp_egress_drop(struct dp_engine *engine, uint16_t port, uint8_t reason, uint32_t frames,
+                    uint64_t bytes);
+
+/* ---- looking ------------------------------------------------------------------------------ */
+
+struct dp_port_counters {
+    uint64_t rx_frames;
+    uint64_t rx_bytes;
+    uint64_t tx_frames; /* forwarded + originated, to this port */
+    uint64_t tx_bytes;
+    uint64_t originated; /* of tx: answers and ICMP errors made here */
+    uint64_t consumed;   /* of rx: answered */
+    uint64_t dropped;    /* of rx: counted under a reason */
+};
+struct dp_totals {
+    uint64_t rx;
+    uint64_t forwarded;
+    uint64_t dropped;
+    uint64_t consumed;
+    uint64_t originated;
+    uint64_t hits;
+    uint64_t misses;
+    uint64_t reconciled;
+    uint64_t flows;    /* pairs alive */
+    uint64_t bindings; /* alive */
+    uint64_t expired;
+    uint64_t generation;
+};
+/* The law: rx == forwarded + dropped + consumed. Any pointer may be NULL. */
+int dp_counters(struct dp_engine *engine, struct dp_totals *totals, uint64_t *reasons,
+                uint32_t n_reasons, struct dp_port_counters *ports, uint32_t n_ports,
+                uint64_t *rules, uint32_t n_rules, uint64_t *layers, uint32_t n_layers);
+
+struct dp_flow_info {
+    uint8_t src[16]; /* initiator's addresses and ports as sent */
+    uint8_t dst[16];
+    uint8_t new_src[16]; /* as they leave */
+    uint8_t new_dst[16];
+    uint16_t sport;
+    uint16_t dport;
+    uint16_t new_sport;
+    uint16_t new_dport;
+    uint8_t proto;
+    uint8_t state; /* 1 initiator seen, 2 responder seen, 4 closing */
+    uint16_t in_port;
+    uint16_t out_port;
+    uint32_t vni;
+    uint32_t adjacency;
+    uint32_t rule;
+    uint32_t generation;
+    uint64_t packets[2]; /* initiator, responder */
+    uint64_t bytes[2];
+    uint64_t last_ns;
+};
+/* Copies up to n flows from *cursor (0 at first) on; returns how many, advances *cursor, 0 at the
+ * end. */
+int dp_flows(struct dp_engine *engine, uint32_t *cursor, struct dp_flow_info *out, uint32_t n);
+
+/* One thing tried on the way of a traced frame. */
+enum dp_step_kind {
+    DP_STEP_PARSE = 0, /* what the parser found */
+    DP_STEP_FLOW = 1,  /* flow lookup: .matched = hit */
+    DP_STEP_LAYER = 2, /* a layer was entered and said .action / .reason */
+    DP_STEP_GROUP = 3, /* .group was walked; .rule matched or DP_NONE */
+    DP_STEP_RULE = 4,  /* .rule of .group was looked at and .matched or not */
+    DP_STEP_VERDICT = 5
+};
+struct dp_step {
+    uint8_t kind;
+    uint8_t layer;     /* enum dp_layer */
+    uint8_t direction; /* enum dp_direction */
+    uint8_t matched;
+    uint8_t action; /* enum dp_action */
+    uint8_t reason;
+    uint16_t port;
+    uint32_t group; /* name given at dp_group_create, or DP_NONE */
+    uint32_t rule;
+    uint32_t adjacency;
+    uint32_t vni;
+    uint8_t src[16]; /* the flow id after this step */
+    uint8_t dst[16];
+    uint16_t sport;
+    uint16_t dport;
+    uint8_t proto;
+    uint8_t ttl;
+    uint16_t zero;
+};
+/* The same path as dp_process for one frame, changing no state and no counter; the frame is
+ * rewritten. Returns the number of steps written (at most n) or a status. */
+int dp_trace(struct dp_engine *engine, uint8_t *arena, size_t arena_len, struct dp_frame *frame,
+             uint64_t now_ns, struct dp_step *steps, uint32_t n);
+
+/* ---- names -------------------------------------------------------------------------------- */
+
+int dp_abi(void);
+uint32_t dp_reason_count(void);
+const char *dp_reason_name(uint32_t i);
+const char *dp_reason_layer(uint32_t i);
+const char *dp_reason_text(uint32_t i);
+const char *dp_status_name(int status);
+const char *dp_status_text(int status);
+/* cffi:end */
+
+#endif

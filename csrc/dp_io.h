@@ -1,0 +1,53 @@
+/* dp_io.h: ports of the operating system and the loop that moves frames between them and an engine.
+ *
+ * Descriptors belong to the caller, who opens them non-blocking and closes them after the loop is
+ * destroyed. A TAP is opened with IFF_TAP | IFF_NO_PI | IFF_VNET_HDR (10 byte header) and without
+ * receive offloads. An underlay is a set of UDP sockets: those bound to the VXLAN port receive,
+ * those on source ports of 49152-65535 send. Threads: one inside dp_loop_run at a time;
+ * dp_loop_stop and dp_loop_counters from any. */
+#ifndef DP_IO_H
+#define DP_IO_H
+#include "dp.h"
+
+/* cffi:begin */
+struct dp_underlay_sockets {
+    int receive4; /* bound to the VXLAN port, or -1 */
+    int receive6;
+    const int *send4; /* n_send sockets, each with a source port of its own; NULL without IPv4 */
+    const int *send6;
+    uint32_t n_send;
+    uint8_t ip4[16]; /* own provider addresses, as in struct dp_port */
+    uint8_t ip6[16];
+    uint16_t udp_port;
+};
+
+struct dp_io_counters {
+    uint64_t rx_frames;
+    uint64_t rx_calls; /* system calls */
+    uint64_t tx_frames;
+    uint64_t tx_calls;
+    uint64_t rx_errors; /* receive calls that failed, ICMP errors of the underlay among them */
+    uint64_t tx_errors; /* frames the device refused, each a counted drop of the engine */
+    uint64_t truncated;
+    uint64_t gso_frames; /* super-frames handed to the device for segmentation */
+};
+
+struct dp_loop;
+
+struct dp_loop *dp_loop_create(struct dp_engine *engine, struct dp_error *err);
+void dp_loop_destroy(struct dp_loop *loop);
+/* mtu: of the device; larger frames are handed over as super-frames of segments that fit. */
+int dp_loop_add_tap(struct dp_loop *loop, uint16_t port, int fd, uint16_t mtu,
+                    struct dp_error *err);
+int dp_loop_add_underlay(struct dp_loop *loop, uint16_t port,
+                         const struct dp_underlay_sockets *sockets, struct dp_error *err);
+/* Moves frames until stopped (1), or until the timeout or a signal (0); < 0 is a status. Negative:
+ * no timeout. */
+int dp_loop_run(struct dp_loop *loop, int64_t timeout_ns);
+void dp_loop_stop(struct dp_loop *loop);
+/* An epoll descriptor that is readable when a turn of dp_loop_run(loop, 0) has something to do. */
+int dp_loop_fd(const struct dp_loop *loop);
+int dp_loop_counters(const struct dp_loop *loop, uint16_t port, struct dp_io_counters *out);
+/* cffi:end */
+
+#endif

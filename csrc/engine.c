@@ -1,0 +1,580 @@
+/* engine.c: the packet's way.
+ *
+ *   rx ─► parse ─► admit ─► lookup ─ hit ─► transpose ─► (encap|decap) ─► tx
+ *                             │               ▲
+ *                             └ miss ─► walk ─┘
+ *
+ * A burst goes through one stage after the other. Each frame leaves by exactly one exit: forwarded,
+ * answered, or dropped under one reason of reason.def. The functions follow in the order packets
+ * meet them. */
+#include "engine.h"
+#include "checksum.h"
+#include "parse.h"
+#include "respond.h"
+#include "transpose.h"
+
+/* What one call works with: the policy it has seen, and whether it may change anything. */
+struct pass {
+    struct dp_engine *e;
+    struct dp_worker *w;
+    const struct dp_snapshot *policy;
+    struct dp_counters *count;
+    struct dp_trace *trace; /* not NULL: look, but touch nothing */
+    uint8_t *arena;
+    size_t arena_len;
+};
+
+/* ---- rx ----------------------------------------------------------------------------------- */
+
+static const struct dp_port_slot *slot_of(const struct dp_snapshot *s, uint16_t port) {
+    const struct dp_port_slot *slot = port < s->n_slots ? &s->slots[port] : NULL;
+    const bool ready =
+        slot && slot->port && (slot->port->kind != DP_PORT_ENDPOINT || slot->endpoint);
+    return ready ? slot : NULL;
+}
+
+static enum dp_reason receive(const struct pass *x, struct dp_packet *p, struct dp_frame *f) {
+    memset(p, 0, sizeof *p);
+    p->frame = f;
+    p->key.port = f->port;
+    p->network = DP_NONE;
+    f->flags &= DP_CSUM_PARTIAL | DP_CSUM_UNKNOWN | DP_OUTER_CHECKED;
+    if (f->off > x->arena_len || f->len > x->arena_len - f->off || f->len > 65535 + 64) {
+        return DP_R_bad_descriptor;
+    }
+    p->data = x->arena + f->off;
+    p->len = f->len;
+    if (f->port < x->count->n_ports) {
+        dp_count(&x->count->ports[f->port].rx_frames, 1);
+        dp_count(&x->count->ports[f->port].rx_bytes, f->len);
+    }
+    if (f->off < DP_HEADROOM) {
+        return DP_R_no_headroom;
+    }
+    return slot_of(x->policy, f->port) ? DP_R_none : DP_R_port_not_configured;
+}
+
+/* ---- parse, admit ------------------------------------------------------------------------- */
+
+/* Outer headers off, and whether this VTEP may speak on this network. */
+static enum dp_reason from_underlay(const struct pass *x, struct dp_packet *p,
+                                    const struct dp_port *port) {
+    const enum dp_reason r = dp_parse_outer(p, port);
+    if (r) {
+        return r;
+    }
+    p->network = dp_snapshot_network(x->policy, p->key.vni);
+    if (p->network == DP_NONE) {
+        return DP_R_unknown_vni;
+    }
+    return dp_snapshot_has_vtep(x->policy, p->network, &p->outer_src) ? DP_R_none
+                                                                      : DP_R_unknown_vtep;
+}
+
+/* The MAC addresses, which are no part of the flow id and so are looked at for every frame. */
+static enum dp_reason admit(const struct pass *x, struct dp_packet *p,
+                            const struct dp_port_slot *slot) {
+    const struct dp_eth *eth = dp_packet_eth(p);
+    const uint8_t *router =
+        p->kind == DP_PORT_HOST ? slot->port->mac : x->policy->networks[p->network].dr_mac;
+    if (slot->endpoint && !dp_mac_equal(eth->src, slot->endpoint->mac)) {
+        return DP_R_guard_mac;
+    }
+    if (p->family == 0) {
+        return p->kind == DP_PORT_UNDERLAY ? DP_R_guard_arp : DP_R_none;
+    }
+    if (eth->dst[0] & 1) {
+        return DP_R_multicast;
+    }
+    p->l2 = dp_mac_equal(eth->dst, router) ? DP_L2_ROUTED : DP_L2_SWITCHED;
+    return p->kind == DP_PORT_HOST && p->l2 == DP_L2_SWITCHED ? DP_R_not_our_mac : DP_R_none;
+}
+
+static enum dp_reason parse(const struct pass *x, struct dp_packet *p) {
+    const struct dp_port_slot *slot = &x->policy->slots[p->key.port];
+    p->kind = slot->port->kind;
+    enum dp_reason r = DP_R_none;
+    if (slot->endpoint) {
+        p->network = slot->endpoint->network;
+        p->key.vni = x->policy->networks[p->network].vni;
+    } else if (p->kind == DP_PORT_UNDERLAY) {
+        r = from_underlay(x, p, slot->port);
+    }
+    if (r || (r = dp_parse(p))) {
+        return r;
+    }
+    if (p->frame->flags & DP_CSUM_UNKNOWN) {
+        dp_parse_partial_checksum(p);
+    }
+    return admit(x, p, slot);
+}
+
+/* ---- exits -------------------------------------------------------------------------------- */
+
+static void settle(const struct pass *x, struct dp_packet *p, uint16_t egress) {
+    struct dp_frame *f = p->frame;
+    f->off = (uint32_t)(p->data - x->arena);
+    f->len = p->len;
+    f->port = egress;
+    f->flags &= DP_CSUM_PARTIAL | DP_MISS;
+    if (egress < x->count->n_ports) {
+        dp_count(&x->count->ports[egress].tx_frames, 1);
+        dp_count(&x->count->ports[egress].tx_bytes, p->len);
+    }
+}
+
+static void forward(const struct pass *x, struct dp_packet *p, uint16_t egress) {
+    p->frame->verdict = DP_FORWARD;
+    p->frame->reason = DP_R_none;
+    dp_count(&x->count->totals.forwarded, 1);
+    settle(x, p, egress);
+}
+
+static void originate(const struct pass *x, struct dp_packet *p) {
+    const uint16_t port = p->key.port;
+    dp_count(&x->count->totals.originated, 1);
+    dp_count(&x->count->ports[port].originated, 1);
+    settle(x, p, port);
+}
+
+static void answer(const struct pass *x, struct dp_packet *p) {
+    p->frame->verdict = DP_ANSWER;
+    p->frame->reason = DP_R_none;
+    dp_count(&x->count->totals.consumed, 1);
+    dp_count(&x->count->ports[p->key.port].consumed, 1);
+    originate(x, p);
+}
+
+static void drop(const struct pass *x, struct dp_packet *p, enum dp_reason reason) {
+    struct dp_frame *f = p->frame;
+    f->verdict = DP_DROP;
+    f->reason = (uint8_t)reason;
+    f->port = DP_PORT_NONE;
+    dp_count(&x->count->totals.dropped, 1);
+    dp_count(&x->count->reasons[reason], 1);
+    if (p->key.port < x->count->n_ports) {
+        dp_count(&x->count->ports[p->key.port].dropped, 1);
+    }
+}
+
+/* A drop that its sender is told of, where an ICMP error is due. */
+static void drop_loudly(const struct pass *x, struct dp_packet *p, enum dp_reason reason,
+                        uint16_t mtu) {
+    const struct dp_port_slot *slot = &x->policy->slots[p->key.port];
+    struct dp_speaker speaker = {.mac = slot->port->mac,
+                                 .ip4 = dp_addr_load(slot->port->ip4),
+                                 .ip6 = dp_addr_load(slot->port->ip6)};
+    if (slot->endpoint) {
+        const struct dp_network *n = &x->policy->networks[p->network];
+        speaker =
+            (struct dp_speaker){n->dr_mac, dp_addr_load(n->gateway4), dp_addr_load(n->gateway6)};
+    }
+    drop(x, p, reason);
+    if (dp_respond_error(p, reason, mtu, &speaker)) {
+        originate(x, p);
+    }
+}
+
+/* ---- answers ------------------------------------------------------------------------------ */
+
+static enum dp_reason arp_from_endpoint(const struct pass *x, struct dp_packet *p,
+                                        const uint8_t **mac) {
+    const struct dp_arp *arp = (const struct dp_arp *)(dp_packet_eth(p) + 1);
+    const struct dp_endpoint *e = x->policy->slots[p->key.port].endpoint;
+    const struct dp_network *n = &x->policy->networks[p->network];
+    const struct dp_addr sender = dp_addr_from4(arp->spa);
+    const struct dp_addr target = dp_addr_from4(arp->tpa);
+    const bool probe = sender.word[1] >> 32 == 0;
+    if (be16_get(arp->op) != 1 || !dp_mac_equal(arp->sha, e->mac) ||
+        (!probe && !dp_endpoint_owns(x->policy, e, &sender))) {
+        return DP_R_guard_arp;
+    }
+    if (dp_endpoint_owns(x->policy, e, &target)) {
+        return DP_R_arp_announcement;
+    }
+    const struct dp_route *r = dp_routes_lookup(x->policy->routes[n->routes], &target);
+    if (!r || r->kind == DP_TO_SUBNET) {
+        return DP_R_arp_unknown_target;
+    }
+    *mac = r->kind == DP_TO_ENDPOINT ? x->policy->endpoints[r->target].mac : n->dr_mac;
+    return DP_R_none;
+}
+
+static enum dp_reason arp_from_host(const struct pass *x, struct dp_packet *p,
+                                    const uint8_t **mac) {
+    const struct dp_arp *arp = (const struct dp_arp *)(dp_packet_eth(p) + 1);
+    const struct dp_port *port = x->policy->slots[p->key.port].port;
+    *mac = port->mac;
+    return be16_get(arp->op) == 1 && memcmp(arp->tpa, port->ip4 + 12, 4) == 0
+               ? DP_R_none
+               : DP_R_arp_unknown_target;
+}
+
+static dp_cold void answer_arp(const struct pass *x, struct dp_packet *p) {
+    const uint8_t *mac = NULL;
+    const enum dp_reason r =
+        p->kind == DP_PORT_HOST ? arp_from_host(x, p, &mac) : arp_from_endpoint(x, p, &mac);
+    if (r) {
+        drop(x, p, r);
+        return;
+    }
+    dp_respond_arp(p, mac);
+    answer(x, p);
+}
+
+/* ---- hit ---------------------------------------------------------------------------------- */
+
+static uint32_t stamp_of(const struct dp_snapshot *s, uint16_t port) {
+    return port < s->n_slots ? s->slots[port].stamp : UINT32_MAX;
+}
+
+static bool adjacency_stands(const struct dp_snapshot *s, uint32_t i) {
+    return i == DP_NONE || (i < s->n_adjacencies && s->adjacencies[i].port != DP_PORT_NONE);
+}
+
+/* Nothing the flow depends on has changed since it was composed. */
+static bool fresh(const struct dp_snapshot *s, const struct dp_half *half) {
+    const struct dp_act *act = &half->act;
+    return act->generation >= stamp_of(s, half->key.port) &&
+           act->generation >= stamp_of(s, act->egress) && adjacency_stands(s, act->adjacency);
+}
+
+static void note_use(const struct pass *x, struct dp_packet *p, struct dp_pair *pair,
+                     struct dp_half *half) {
+    half->act.last_ns = x->w->now_ns;
+    half->act.packets++;
+    half->act.bytes += p->len;
+    uint8_t state =
+        pair->half[0].state | (half == &pair->half[0] ? DP_FLOW_INITIATOR : DP_FLOW_RESPONDER);
+    if (p->key.proto == DP_IP_TCP && !p->key.fragment) {
+        const uint8_t flags = ((const struct dp_tcp *)dp_packet_l4(p))->flags;
+        if (flags & (DP_TCP_FIN | DP_TCP_RST)) {
+            state |= DP_FLOW_CLOSING;
+        } else if ((flags & (DP_TCP_SYN | DP_TCP_ACK)) == DP_TCP_SYN) {
+            state = half == &pair->half[0] ? DP_FLOW_INITIATOR : DP_FLOW_RESPONDER;
+        }
+    }
+    pair->half[0].state = state;
+}
+
+/* What is left of a packet's way once its transposition said r. */
+static void conclude(const struct pass *x, struct dp_packet *p, const struct dp_act *act,
+                     enum dp_reason r) {
+    if (dp_likely(r == DP_R_none)) {
+        forward(x, p, act->egress);
+    } else {
+        drop_loudly(x, p, r, act->mtu);
+    }
+}
+
+/* An outer source that is not the flow's VTEP may not speak for it. */
+static bool vtep_differs(const struct pass *x, const struct dp_packet *p,
+                         const struct dp_act *act) {
+    return (act->flags & DP_ACT_DECAP) &&
+           !dp_addr_equal(&x->policy->tunnels[act->adjacency].remote, &p->outer_src);
+}
+
+/* Applies a flow that stands: the last checks are per packet, so they are made here. */
+static void apply(const struct pass *x, struct dp_packet *p, const struct dp_half *half,
+                  const struct dp_half *other) {
+    p->frame->rule = half->act.rule;
+    if (dp_unlikely(vtep_differs(x, p, &half->act))) {
+        drop(x, p, DP_R_source_not_behind_vtep);
+        return;
+    }
+    conclude(x, p, &half->act, dp_transpose(p, half, other, x->policy));
+}
+
+/* The side-th half's packet: counted, then applied. */
+static void apply_hit(const struct pass *x, struct dp_packet *p, struct dp_pair *pair,
+                      uint32_t side) {
+    note_use(x, p, pair, &pair->half[side]);
+    apply(x, p, &pair->half[side], &pair->half[!side]);
+}
+
+/* ---- miss --------------------------------------------------------------------------------- */
+
+static struct dp_walk new_walk(const struct pass *x, const struct dp_packet *p, bool initiator) {
+    return (struct dp_walk){.policy = x->policy,
+                            .flows = &x->e->flows,
+                            .bindings = &x->e->bindings,
+                            .count = x->count,
+                            .trace = x->trace,
+                            .entropy = &x->e->entropy,
+                            .now_ns = x->w->now_ns,
+                            .outer_src =
+                                initiator && p->kind == DP_PORT_UNDERLAY ? &p->outer_src : NULL};
+}
+
+static void refuse(const struct pass *x, struct dp_packet *p, const struct dp_walk *w,
+                   enum dp_reason r) {
+    p->frame->rule = w->rule;
+    if (r == DP_R_to_gateway && p->l2 == DP_L2_ROUTED && dp_is_echo_request(p)) {
+        dp_respond_echo(p);
+        answer(x, p);
+    } else {
+        drop_loudly(x, p, r, 0);
+    }
+}
+
+static void hold_binding(const struct pass *x, const struct dp_walk *w) {
+    if (w->binding != DP_NONE) {
+        dp_bindings_hold(&x->e->bindings, w->binding);
+    }
+}
+
+static void miss(const struct pass *x, struct dp_packet *p) {
+    struct dp_walk w = new_walk(x, p, true);
+    p->frame->flags |= DP_MISS;
+    dp_count(&x->count->totals.misses, 1);
+    const enum dp_reason r = dp_walk_flow(&w, &p->key);
+    if (dp_unlikely(r)) {
+        refuse(x, p, &w, r);
+        return;
+    }
+    if (x->trace) {
+        apply(x, p, &w.pair.half[0], &w.pair.half[1]);
+        return;
+    }
+    const uint32_t ref = dp_flow_add(&x->e->flows, &w.pair);
+    if (!ref) {
+        drop(x, p, DP_R_flow_table_full);
+        return;
+    }
+    hold_binding(x, &w);
+    apply_hit(x, p, dp_flow_pair(&x->e->flows, ref), 0);
+}
+
+/* Judges a flow of an older policy again, by its initiator's key, and replaces both halves at once
+ * or ends it. */
+static dp_cold void reconcile(const struct pass *x, struct dp_packet *p, struct dp_pair *pair,
+                              uint32_t side) {
+    const bool initiator = side == 0;
+    struct dp_walk w = new_walk(x, p, initiator);
+    const struct dp_key key = pair->half[0].key;
+    const enum dp_reason r = dp_walk_flow(&w, &key);
+    dp_count(&x->count->totals.reconciled, 1);
+    if (x->trace) {
+        if (r) {
+            refuse(x, p, &w, r);
+        } else {
+            apply(x, p, &w.pair.half[side], &w.pair.half[!side]);
+        }
+        return;
+    }
+    if (r) {
+        dp_engine_forget(x->e, pair);
+        refuse(x, p, &w, r);
+        return;
+    }
+    hold_binding(x, &w);
+    const uint32_t old = pair->half[0].act.binding;
+    const uint64_t last = dp_pair_last(pair);
+    const bool kept = dp_flow_replace(&x->e->flows, pair, &w.pair);
+    if (old != DP_NONE) {
+        dp_bindings_leave(&x->e->bindings, old, last);
+    }
+    if (!kept && w.binding != DP_NONE) {
+        dp_bindings_leave(&x->e->bindings, w.binding, last);
+    }
+    const struct dp_half *half = &pair->half[side];
+    if (!kept || !dp_key_equal(&half->key, &p->key) || !(half->act.flags & DP_ACT_INDEXED)) {
+        miss(x, p); /* the answer's flow id is another one now, or must be allowed by itself */
+        return;
+    }
+    apply_hit(x, p, pair, side);
+}
+
+/* ---- ICMP errors -------------------------------------------------------------------------- */
+
+/* An ICMP error about a packet of a standing flow goes the way of that flow's answers, whatever the
+ * rules say, and neither refreshes nor ends it (RFC 5508 REQ-6). False: related to no flow, so a
+ * packet as any other. */
+static dp_cold bool relate(const struct pass *x, struct dp_packet *p) {
+    struct dp_flows *flows = &x->e->flows;
+    const struct dp_endpoint *from = x->policy->slots[p->key.port].endpoint;
+    struct dp_quote q;
+    if ((from && !dp_endpoint_owns(x->policy, from, &p->key.src)) || !dp_parse_quote(p, &q)) {
+        return false;
+    }
+    const uint32_t ref = dp_flow_find(flows, &q.answer, dp_flow_hash(flows, &q.answer));
+    const struct dp_pair *pair = ref ? dp_flow_pair(flows, ref) : NULL;
+    const struct dp_half *half = ref ? dp_flow_half(flows, ref) : NULL;
+    if (!ref || dp_flow_is_idle(flows, pair, x->w->now_ns) || !fresh(x->policy, half) ||
+        vtep_differs(x, p, &half->act)) {
+        return false;
+    }
+    p->frame->rule = half->act.rule;
+    dp_count(&x->count->totals.hits, 1);
+    conclude(x, p, &half->act,
+             dp_transpose_error(p, &q, half, &pair->half[half == &pair->half[0]], x->policy));
+    return true;
+}
+
+/* ---- the stages --------------------------------------------------------------------------- */
+
+static uint32_t receive_burst(const struct pass *x, struct dp_frame *frames, uint32_t n) {
+    uint32_t alive = 0;
+    for (uint32_t i = 0; i < n; i++) {
+        struct dp_packet *p = &x->w->packets[alive];
+        struct dp_frame *f = &frames[i];
+        enum dp_reason r = receive(x, p, f);
+        f->generation = x->policy->generation;
+        f->rule = DP_NONE;
+        r = r ? r : parse(x, p);
+        if (dp_unlikely(r)) {
+            drop(x, p, r);
+        } else if (dp_unlikely(p->family == 0)) {
+            answer_arp(x, p);
+        } else {
+            p->hash = dp_flow_hash(&x->e->flows, &p->key);
+            dp_flow_prefetch(&x->e->flows, p->hash);
+            alive++;
+        }
+    }
+    dp_count(&x->count->totals.rx, n);
+    return alive;
+}
+
+static void judge_packet(const struct pass *x, struct dp_packet *p) {
+    struct dp_flows *flows = &x->e->flows;
+    const uint32_t ref = dp_flow_find(flows, &p->key, p->hash);
+    if (dp_unlikely(!ref)) {
+        if (!dp_key_is_icmp_error(&p->key) || p->key.fragment || p->more_fragments ||
+            !relate(x, p)) {
+            miss(x, p);
+        }
+        return;
+    }
+    struct dp_pair *pair = dp_flow_pair(flows, ref);
+    if (dp_unlikely(dp_flow_is_idle(flows, pair, x->w->now_ns))) {
+        if (!x->trace) {
+            dp_engine_forget(x->e, pair);
+        }
+        miss(x, p);
+        return;
+    }
+    const uint32_t side = (ref - 1) & 1;
+    const struct dp_half *half = &pair->half[side];
+    struct dp_step *s = dp_trace_step(x->trace, DP_STEP_FLOW, &p->key);
+    if (s) {
+        s->matched = 1;
+        s->rule = half->act.rule;
+        s->adjacency = half->act.adjacency;
+        s->port = half->act.egress;
+    }
+    dp_count(&x->count->totals.hits, 1);
+    if (dp_unlikely(!fresh(x->policy, half))) {
+        reconcile(x, p, pair, side);
+    } else if (dp_unlikely(x->trace != NULL)) {
+        apply(x, p, half, &pair->half[!side]);
+    } else {
+        apply_hit(x, p, pair, side);
+    }
+}
+
+static void process_burst(const struct pass *x, struct dp_frame *frames, uint32_t n) {
+    const uint32_t alive = receive_burst(x, frames, n);
+    for (uint32_t i = 0; i < alive; i++) {
+        dp_flow_candidate(&x->e->flows, x->w->packets[i].hash);
+    }
+    for (uint32_t i = 0; i < alive; i++) {
+        judge_packet(x, &x->w->packets[i]);
+    }
+}
+
+/* ---- entry -------------------------------------------------------------------------------- */
+
+/* The committed policy, kept from release until dp_leave: named first, then looked at again, so
+ * that a commit that swapped it in between sees the name or is seen. */
+static const struct dp_snapshot *read_policy(struct dp_engine *e) {
+    struct dp_snapshot *s = atomic_load(&e->policy);
+    for (;;) {
+        atomic_store(&e->worker.reading, s);
+        struct dp_snapshot *again = atomic_load(&e->policy);
+        if (again == s) {
+            return s;
+        }
+        s = again;
+    }
+}
+
+static void advance(struct dp_worker *w, uint64_t now_ns) {
+    w->now_ns = now_ns > w->now_ns ? now_ns : w->now_ns;
+}
+
+bool dp_enter(struct dp_engine *e) {
+    return !atomic_flag_test_and_set_explicit(&e->worker.busy, memory_order_acquire);
+}
+
+void dp_leave(struct dp_engine *e) {
+    atomic_store(&e->worker.reading, NULL);
+    atomic_flag_clear_explicit(&e->worker.busy, memory_order_release);
+}
+
+int dp_process(struct dp_engine *e, uint8_t *arena, size_t arena_len, struct dp_frame *frames,
+               uint32_t n, uint64_t now_ns) {
+    if (!e || (n && (!arena || !frames))) {
+        return DP_EINVAL;
+    }
+    if (!dp_enter(e)) {
+        return DP_EBUSY;
+    }
+    advance(&e->worker, now_ns);
+    for (uint32_t done = 0; done < n; done += DP_BURST) {
+        const struct pass x = {.e = e,
+                               .w = &e->worker,
+                               .policy = read_policy(e),
+                               .count = &e->worker.count,
+                               .arena = arena,
+                               .arena_len = arena_len};
+        process_burst(&x, frames + done, n - done < DP_BURST ? n - done : DP_BURST);
+    }
+    dp_leave(e);
+    return DP_OK;
+}
+
+static void trace_parse(struct dp_trace *t, const struct dp_packet *p) {
+    struct dp_step *s = dp_trace_step(t, DP_STEP_PARSE, &p->key);
+    if (s) {
+        s->ttl = p->family == 4   ? dp_packet_ip4(p)->ttl
+                 : p->family == 6 ? dp_packet_ip6(p)->hops
+                                  : 0;
+        s->matched = p->family;
+    }
+}
+
+int dp_trace(struct dp_engine *e, uint8_t *arena, size_t arena_len, struct dp_frame *frame,
+             uint64_t now_ns, struct dp_step *steps, uint32_t n) {
+    if (!e || !arena || !frame || (n && !steps)) {
+        return DP_EINVAL;
+    }
+    if (!dp_enter(e)) {
+        return DP_EBUSY;
+    }
+    const uint64_t before = e->worker.now_ns;
+    struct dp_trace trace = {steps, n, 0};
+    const struct pass x = {.e = e,
+                           .w = &e->worker,
+                           .policy = read_policy(e),
+                           .count = &e->scratch,
+                           .trace = &trace,
+                           .arena = arena,
+                           .arena_len = arena_len};
+    advance(&e->worker, now_ns);
+    const uint32_t alive = receive_burst(&x, frame, 1);
+    if (alive) {
+        trace_parse(&trace, &e->worker.packets[0]);
+        judge_packet(&x, &e->worker.packets[0]);
+    }
+    struct dp_step *s = dp_trace_step(&trace, DP_STEP_VERDICT, &e->worker.packets[0].key);
+    if (s) {
+        s->action = frame->verdict;
+        s->reason = frame->reason;
+        s->rule = frame->rule;
+        s->port = frame->port;
+    }
+    e->worker.now_ns = before;
+    dp_leave(e);
+    return (int)trace.n;
+}

@@ -1,0 +1,36 @@
+/* engine.h: the engine's state, for engine.c (the packet's way) and api.c (life, commit, counters).
+ */
+#ifndef DP_ENGINE_H
+#define DP_ENGINE_H
+#include "walk.h"
+
+/* What belongs to one thread at a time: scratch, counters, and the policy it is reading just now.
+ */
+struct dp_worker {
+    atomic_flag busy;
+    _Atomic(struct dp_snapshot *) reading; /* a snapshot named here is not released */
+    uint64_t now_ns;
+    struct dp_counters count;
+    struct dp_packet packets[DP_BURST];
+    struct dp_half *halves[DP_BURST];
+};
+
+struct dp_engine {
+    struct dp_limits limits;
+    _Atomic(struct dp_snapshot *) policy;
+    struct dp_flows flows;
+    struct dp_bindings bindings;
+    struct dp_hash_key
+        entropy; /* of outer source ports; not the tables' key, which must not leak */
+    struct dp_worker worker;
+    struct dp_counters scratch; /* what a trace counts, and nobody reads */
+};
+
+/* One thread at a time: false if another one is inside. */
+bool dp_enter(struct dp_engine *e);
+void dp_leave(struct dp_engine *e);
+
+/* Ends a pair: out of the table, and its binding one flow less. */
+void dp_engine_forget(struct dp_engine *e, struct dp_pair *pair);
+
+#endif

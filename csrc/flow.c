@@ -1,0 +1,246 @@
+/* flow.c: lookup, insertion, expiry of the unified flow table. */
+#include "flow.h"
+#include <stdlib.h>
+#include <sys/mman.h>
+
+static bool matches(const struct dp_flows *t, uint32_t ref, const struct dp_key *key) {
+    return dp_key_equal(&dp_flow_half(t, ref)->key, key);
+}
+
+uint32_t dp_flow_candidate(const struct dp_flows *t, uint64_t hash) {
+    const uint16_t tag = dp_flow_tag(hash);
+    for (int which = 0; which < 2; which++) {
+        const struct dp_bucket *b = &t->buckets[dp_flow_bucket(t, hash, which)];
+        for (int i = 0; i < DP_BUCKET_SLOTS; i++) {
+            if (b->tag[i] == tag && b->ref[i]) {
+                const struct dp_half *half = dp_flow_half(t, b->ref[i]);
+                dp_prefetch(&half->key);
+                dp_prefetch(&half->act);
+                return b->ref[i];
+            }
+        }
+    }
+    return 0;
+}
+
+uint32_t dp_flow_find(const struct dp_flows *t, const struct dp_key *key, uint64_t hash) {
+    const uint16_t tag = dp_flow_tag(hash);
+    for (int which = 0; which < 2; which++) {
+        const struct dp_bucket *b = &t->buckets[dp_flow_bucket(t, hash, which)];
+        for (int i = 0; i < DP_BUCKET_SLOTS; i++) {
+            if (b->tag[i] == tag && b->ref[i] && matches(t, b->ref[i], key)) {
+                return b->ref[i];
+            }
+        }
+    }
+    return 0;
+}
+
+uint64_t dp_flow_idle_ns(const struct dp_flows *t, const struct dp_pair *p) {
+    const struct dp_half *h = &p->half[0];
+    if (h->idle_s) {
+        return (uint64_t)h->idle_s * 1000000000u;
+    }
+    switch (h->key.proto) {
+    case DP_IP_TCP:
+        return h->state == (DP_FLOW_INITIATOR | DP_FLOW_RESPONDER) ? t->timers.tcp_established
+                                                                   : t->timers.tcp_transitory;
+    case DP_IP_UDP:
+        return t->timers.udp;
+    case DP_IP_ICMP:
+    case DP_IP_ICMP6:
+        return t->timers.icmp;
+    default:
+        return t->timers.other;
+    }
+}
+
+/* ---- index -------------------------------------------------------------------------------- */
+
+/* A free slot for the hash in the emptier of its two buckets, or NULL. */
+static uint32_t *free_slot(struct dp_flows *t, uint64_t hash, uint16_t **tag) {
+    uint32_t *best = NULL;
+    int most = 0;
+    for (int which = 0; which < 2; which++) {
+        struct dp_bucket *b = &t->buckets[dp_flow_bucket(t, hash, which)];
+        int count = 0;
+        int slot = 0;
+        for (int i = 0; i < DP_BUCKET_SLOTS; i++) {
+            if (!b->ref[i]) {
+                count++;
+                slot = i;
+            }
+        }
+        if (count > most) {
+            most = count;
+            best = &b->ref[slot];
+            *tag = &b->tag[slot];
+        }
+    }
+    return best;
+}
+
+static bool index_half(struct dp_flows *t, struct dp_half *half, uint32_t ref) {
+    const uint64_t hash = dp_flow_hash(t, &half->key);
+    if (dp_flow_find(t, &half->key, hash)) {
+        half->act.flags &= (uint16_t)~DP_ACT_INDEXED;
+        return true;
+    }
+    uint16_t *tag = NULL;
+    uint32_t *slot = free_slot(t, hash, &tag);
+    if (!slot) {
+        half->act.flags &= (uint16_t)~DP_ACT_INDEXED;
+        return false;
+    }
+    *tag = dp_flow_tag(hash);
+    __atomic_store_n(slot, ref, __ATOMIC_RELEASE);
+    return true;
+}
+
+static void unindex_half(struct dp_flows *t, const struct dp_half *half, uint32_t ref) {
+    if (!(half->act.flags & DP_ACT_INDEXED)) {
+        return;
+    }
+    const uint64_t hash = dp_flow_hash(t, &half->key);
+    for (int which = 0; which < 2; which++) {
+        struct dp_bucket *b = &t->buckets[dp_flow_bucket(t, hash, which)];
+        for (int i = 0; i < DP_BUCKET_SLOTS; i++) {
+            if (b->ref[i] == ref) {
+                __atomic_store_n(&b->ref[i], 0u, __ATOMIC_RELEASE);
+                return;
+            }
+        }
+    }
+}
+
+static uint32_t ref_of(const struct dp_flows *t, const struct dp_pair *p, uint32_t half) {
+    return (uint32_t)(p - t->pairs) * 2 + half + 1;
+}
+
+static bool index_pair(struct dp_flows *t, struct dp_pair *p) {
+    for (uint32_t h = 0; h < 2; h++) {
+        if ((p->half[h].act.flags & DP_ACT_INDEXED) &&
+            !index_half(t, &p->half[h], ref_of(t, p, h))) {
+            return false;
+        }
+    }
+    return true;
+}
+
+static void unindex_pair(struct dp_flows *t, struct dp_pair *p) {
+    unindex_half(t, &p->half[0], ref_of(t, p, 0));
+    unindex_half(t, &p->half[1], ref_of(t, p, 1));
+}
+
+/* ---- pairs -------------------------------------------------------------------------------- */
+
+static void release(struct dp_flows *t, struct dp_pair *p) {
+    p->half[0].used = 0;
+    p->half[0].key.vni = t->free;
+    t->free = (uint32_t)(p - t->pairs) + 1;
+    t->used--;
+}
+
+uint32_t dp_flow_add(struct dp_flows *t, const struct dp_pair *draft) {
+    if (!t->free) {
+        return 0;
+    }
+    struct dp_pair *p = &t->pairs[t->free - 1];
+    t->free = p->half[0].key.vni;
+    t->used++;
+    *p = *draft;
+    p->half[0].used = 1;
+    if (!index_pair(t, p)) {
+        unindex_pair(t, p);
+        release(t, p);
+        return 0;
+    }
+    return ref_of(t, p, 0);
+}
+
+static void keep_history(struct dp_half *new, const struct dp_half *old) {
+    new->act.packets = old->act.packets;
+    new->act.bytes = old->act.bytes;
+    new->act.last_ns = old->act.last_ns;
+    new->state = old->state;
+    new->used = old->used;
+}
+
+bool dp_flow_replace(struct dp_flows *t, struct dp_pair *pair, const struct dp_pair *draft) {
+    unindex_pair(t, pair);
+    struct dp_pair new = *draft;
+    keep_history(&new.half[0], &pair->half[0]);
+    keep_history(&new.half[1], &pair->half[1]);
+    *pair = new;
+    if (!index_pair(t, pair)) {
+        unindex_pair(t, pair);
+        release(t, pair);
+        return false;
+    }
+    return true;
+}
+
+void dp_flow_remove(struct dp_flows *t, struct dp_pair *pair) {
+    unindex_pair(t, pair);
+    release(t, pair);
+}
+
+struct dp_pair *dp_flows_next_idle(struct dp_flows *t, uint64_t now_ns, uint32_t *budget) {
+    while (*budget > 0 && t->max > 0) {
+        (*budget)--;
+        t->sweep = t->sweep < t->max ? t->sweep : 0;
+        struct dp_pair *p = &t->pairs[t->sweep++];
+        if (p->half[0].used && dp_flow_is_idle(t, p, now_ns)) {
+            return p;
+        }
+    }
+    return NULL;
+}
+
+/* ---- life --------------------------------------------------------------------------------- */
+
+static void *huge_alloc(size_t bytes) {
+    const size_t huge = (size_t)2 << 20;
+    const size_t size = (bytes + huge - 1) / huge * huge;
+    void *p = aligned_alloc(size >= huge ? huge : 64, size);
+    if (p) {
+        (void)madvise(p, size, MADV_HUGEPAGE);
+        memset(p, 0, size);
+    }
+    return p;
+}
+
+bool dp_flows_init(struct dp_flows *t, uint32_t max, const struct dp_flow_timers *timers,
+                   const uint8_t seed[32]) {
+    uint32_t buckets = 16;
+    while ((uint64_t)buckets * DP_BUCKET_SLOTS < (uint64_t)max * 4) {
+        buckets *= 2;
+    }
+    *t = (struct dp_flows){.max = max, .mask = buckets - 1, .timers = *timers};
+    dp_hash_key_init(&t->key, seed, 1);
+    t->buckets = huge_alloc((size_t)buckets * sizeof *t->buckets);
+    t->pairs = huge_alloc(((size_t)max + 1) * sizeof *t->pairs);
+    if (!t->buckets || !t->pairs) {
+        dp_flows_fini(t);
+        return false;
+    }
+    dp_flows_clear(t);
+    return true;
+}
+
+void dp_flows_fini(struct dp_flows *t) {
+    free(t->buckets);
+    free(t->pairs);
+    *t = (struct dp_flows){0};
+}
+
+void dp_flows_clear(struct dp_flows *t) {
+    memset(t->buckets, 0, ((size_t)t->mask + 1) * sizeof *t->buckets);
+    for (uint32_t i = 0; i < t->max; i++) {
+        t->pairs[i].half[0].used = 0;
+        t->pairs[i].half[0].key.vni = i + 1 < t->max ? i + 2 : 0;
+    }
+    t->free = t->max ? 1 : 0;
+    t->used = 0;
+    t->sweep = 0;
+}

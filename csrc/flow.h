@@ -1,0 +1,151 @@
+/* flow.h: the unified flow table: flow id -> one composed header transposition, both directions in
+ * one record.
+ *
+ * A pair is four cache lines: key and transposition of the initiator's direction, then of the
+ * responder's. The header after transposition is the other half's key, mirrored, so it is stored
+ * once. Buckets of eight tags and references form the index; a key lives in one of two buckets, so
+ * a lookup reads at most two lines of it.
+ *
+ *   index bucket (64 B)                    pair (256 B)
+ *   | tag x8 | ref x8 | pad |  ref ──►  | key 0 | act 0 | key 1 | act 1 |
+ *
+ * Bounded: all memory is taken at creation. A full table refuses the new flow and harms no old one.
+ * Threads: one writer. A reference is published by a release store after its pair is whole. */
+#ifndef DP_FLOW_H
+#define DP_FLOW_H
+#include "hash.h"
+#include "packet.h"
+
+enum dp_act_flag {
+    DP_ACT_ENCAP = 1,   /* push the adjacency's outer headers */
+    DP_ACT_DECAP = 2,   /* came with outer headers: they are popped, the outer source is checked */
+    DP_ACT_NAT = 4,     /* modify addresses, ports or id to the other key's, mirrored */
+    DP_ACT_TTL = 8,     /* a router's hop where routed */
+    DP_ACT_INDEXED = 16 /* this half can be found */
+};
+enum dp_flow_state { DP_FLOW_INITIATOR = 1, DP_FLOW_RESPONDER = 2, DP_FLOW_CLOSING = 4 };
+
+/* The composed header transposition of one direction, and what it has done. One cache line. */
+struct dp_act {
+    uint64_t packets;
+    uint64_t bytes;
+    uint64_t last_ns;
+    uint32_t generation;
+    uint32_t adjacency; /* encap: where to; decap: where from; else DP_NONE */
+    uint32_t binding;   /* NAT binding, or DP_NONE */
+    uint32_t rule;      /* id of the rule that decided, or DP_NONE */
+    uint16_t flags;     /* enum dp_act_flag */
+    uint16_t egress;    /* port id */
+    uint16_t mtu;       /* largest IP packet on the way; 0 = no limit */
+    uint16_t mss;       /* largest TCP MSS to let through */
+    uint8_t dst_mac[6]; /* of the frame as it leaves, where routed */
+    uint8_t src_mac[6];
+    uint16_t outer_sport;
+    uint16_t zero;
+};
+
+struct dp_half {
+    struct dp_key key;
+    uint32_t idle_s; /* half 0: idle time by rule, 0 = by protocol */
+    uint8_t state;   /* half 0: enum dp_flow_state of the pair */
+    uint8_t used;    /* half 0: the pair is alive */
+    uint16_t zero;
+    uint32_t delta_addr; /* NAT: checksum delta of the addresses that change */
+    uint32_t delta_port; /* NAT: of the port or echo id that changes */
+    struct dp_act act dp_line;
+};
+_Static_assert(sizeof(struct dp_act) == 64, "a transposition is one cache line");
+_Static_assert(sizeof(struct dp_half) == 128, "a half is two cache lines");
+
+struct dp_pair {
+    struct dp_half half[2];
+} dp_line;
+_Static_assert(sizeof(struct dp_pair) == 256, "a flow, both ways, is 256 bytes");
+
+enum { DP_BUCKET_SLOTS = 8 };
+struct dp_bucket {
+    uint16_t tag[DP_BUCKET_SLOTS];
+    uint32_t ref[DP_BUCKET_SLOTS]; /* pair * 2 + half + 1; 0 = free */
+    uint8_t pad[16];
+} dp_line;
+_Static_assert(sizeof(struct dp_bucket) == 64, "a bucket is one cache line");
+
+struct dp_flow_timers { /* nanoseconds */
+    uint64_t tcp_established;
+    uint64_t tcp_transitory;
+    uint64_t udp;
+    uint64_t icmp;
+    uint64_t other;
+};
+
+struct dp_flows {
+    uint32_t max;
+    uint32_t used;
+    uint32_t free; /* index + 1 of the first free pair; chained through half 0's key.vni */
+    uint32_t sweep;
+    uint32_t mask; /* buckets - 1 */
+    struct dp_bucket *buckets;
+    struct dp_pair *pairs;
+    struct dp_hash_key key;
+    struct dp_flow_timers timers;
+};
+
+bool dp_flows_init(struct dp_flows *t, uint32_t max, const struct dp_flow_timers *timers,
+                   const uint8_t seed[32]);
+void dp_flows_fini(struct dp_flows *t);
+void dp_flows_clear(struct dp_flows *t);
+
+static inline uint64_t dp_flow_hash(const struct dp_flows *t, const struct dp_key *key) {
+    uint64_t m[DP_HASH_WORDS];
+    dp_key_words(key, m);
+    return dp_hash(&t->key, m);
+}
+static inline uint16_t dp_flow_tag(uint64_t hash) {
+    return (uint16_t)(hash >> 48);
+}
+static inline uint32_t dp_flow_bucket(const struct dp_flows *t, uint64_t hash, int which) {
+    return (uint32_t)(which ? hash >> 20 : hash) & t->mask;
+}
+static inline struct dp_half *dp_flow_half(const struct dp_flows *t, uint32_t ref) {
+    return &t->pairs[(ref - 1) / 2].half[(ref - 1) & 1];
+}
+static inline struct dp_pair *dp_flow_pair(const struct dp_flows *t, uint32_t ref) {
+    return &t->pairs[(ref - 1) / 2];
+}
+static inline uint64_t dp_pair_last(const struct dp_pair *p) {
+    return p->half[0].act.last_ns > p->half[1].act.last_ns ? p->half[0].act.last_ns
+                                                           : p->half[1].act.last_ns;
+}
+
+/* Asks for the lines a lookup of the hash will read: first the buckets, then the pair they may
+ * point to. */
+static inline void dp_flow_prefetch(const struct dp_flows *t, uint64_t hash) {
+    dp_prefetch(&t->buckets[dp_flow_bucket(t, hash, 0)]);
+    dp_prefetch(&t->buckets[dp_flow_bucket(t, hash, 1)]);
+}
+/* The first reference with the hash's tag, its pair's lines asked for; 0 = none, so there is no
+ * such flow. */
+uint32_t dp_flow_candidate(const struct dp_flows *t, uint64_t hash);
+/* The reference of the key's half, or 0. */
+uint32_t dp_flow_find(const struct dp_flows *t, const struct dp_key *key, uint64_t hash);
+
+/* How long the pair may be idle. */
+uint64_t dp_flow_idle_ns(const struct dp_flows *t, const struct dp_pair *p);
+static inline bool dp_flow_is_idle(const struct dp_flows *t, const struct dp_pair *p,
+                                   uint64_t now_ns) {
+    return now_ns - dp_pair_last(p) > dp_flow_idle_ns(t, p);
+}
+
+/* Adds a pair as drafted; halves with DP_ACT_INDEXED can be found from then on, unless their key is
+ * taken already. Returns the reference of half 0, or 0 when the table or both of its buckets are
+ * full. */
+uint32_t dp_flow_add(struct dp_flows *t, const struct dp_pair *draft);
+/* Puts the draft in the place of a pair, keeping counters, state and times. The initiator's key
+ * must be the same. */
+bool dp_flow_replace(struct dp_flows *t, struct dp_pair *pair, const struct dp_pair *draft);
+void dp_flow_remove(struct dp_flows *t, struct dp_pair *pair);
+/* The next idle pair among the *budget ones the sweep looks at from here on, or NULL when the
+ * budget is spent. */
+struct dp_pair *dp_flows_next_idle(struct dp_flows *t, uint64_t now_ns, uint32_t *budget);
+
+#endif

@@ -1,0 +1,49 @@
+/* io.h: what the loop and its ports have in common: a burst of frames in slots of one arena. */
+#ifndef DP_IO_INTERNAL_H
+#define DP_IO_INTERNAL_H
+#include "counters.h"
+#include "dp_io.h"
+#include "packet.h"
+
+enum {
+    IO_BURST = 64,
+    IO_FRONT = 256, /* bytes in front of a received frame: headroom, virtio and outer headers */
+    IO_SLOT = IO_FRONT + 65536 + 256, /* a super-frame of 64 KiB fits */
+    IO_VNET_HDR = 10,
+};
+
+struct io_port {
+    uint16_t id;
+    uint8_t kind; /* enum dp_port_kind: endpoint (a TAP) or underlay */
+    bool dead;    /* the device is gone: no longer polled */
+    uint16_t mtu;
+    int fd; /* TAP */
+    struct dp_underlay_sockets sockets;
+    int *sending; /* n_send IPv4 sockets, then n_send IPv6 ones */
+    struct dp_io_counters count;
+};
+
+struct io_burst {
+    uint8_t *arena;
+    struct dp_frame frames[IO_BURST];
+    uint32_t n;
+};
+
+static inline uint8_t *io_slot(const struct io_burst *b, uint32_t i) {
+    return b->arena + (size_t)i * IO_SLOT;
+}
+
+/* Receive up to IO_BURST frames into the slots; set b->n. False: the device is gone for good. */
+bool io_tap_receive(struct io_port *p, struct io_burst *b);
+void io_underlay_receive(struct io_port *p, int fd, struct io_burst *b);
+
+/* Send frames of the burst; what the device refuses is counted with dp_egress_drop. */
+void io_tap_send(struct io_port *p, struct dp_engine *e, uint8_t *arena,
+                 struct dp_frame *const *frames, uint32_t n);
+void io_underlay_send(struct io_port *p, struct dp_engine *e, uint8_t *arena,
+                      struct dp_frame *const *frames, uint32_t n);
+
+/* The frame could not be sent for the errno. */
+void io_refused(struct io_port *p, struct dp_engine *e, const struct dp_frame *f, int error);
+
+#endif

@@ -1,0 +1,297 @@
+/* io_loop.c: the forwarder's turn: wait, receive a burst from each port that has one, let the
+ * engine judge it, send what it forwards. Between turns idle flows are removed. The only place that
+ * reads the clock. */
+#include "io.h"
+#include <errno.h>
+#include <sched.h>
+#include <stdlib.h>
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
+#include <sys/mman.h>
+#include <time.h>
+#include <unistd.h>
+
+enum { PORTS_MAX = 4096, EVENTS = 64, TURN_MS = 100, EXPIRE_BUDGET = 8192 };
+enum { ON_STOP = INT32_MAX, ON_V6 = 1 }; /* epoll data: port index * 2 + family, or the stop */
+
+struct dp_loop {
+    struct dp_engine *engine;
+    int epoll;
+    int stop; /* eventfd */
+    uint32_t n_ports;
+    struct io_port *ports[PORTS_MAX];
+    uint64_t expired_ns; /* when idle flows were last looked for */
+    struct io_burst burst;
+};
+
+static uint64_t clock_ns(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
+}
+
+/* ---- a turn ------------------------------------------------------------------------------- */
+
+void io_refused(struct io_port *p, struct dp_engine *e, const struct dp_frame *f, int error) {
+    uint8_t reason = DP_R_egress_down;
+    if (error == EAGAIN || error == ENOBUFS || error == ENOMEM) {
+        reason = DP_R_egress_busy;
+    } else if (error == EMSGSIZE || error == EINVAL) {
+        reason = DP_R_egress_too_big;
+    }
+    dp_count(&p->count.tx_errors, 1);
+    dp_egress_drop(e, p->id, reason, 1, f->len);
+}
+
+static struct io_port *port_of(const struct dp_loop *l, uint16_t id) {
+    for (uint32_t i = 0; i < l->n_ports; i++) {
+        if (l->ports[i]->id == id) {
+            return l->ports[i];
+        }
+    }
+    return NULL;
+}
+
+/* Sends the frames of the burst that leave by the first one's port, in order, and marks them done.
+ */
+static void send_port(struct dp_loop *l, uint32_t first) {
+    struct dp_frame *run[IO_BURST];
+    uint32_t n = 0;
+    struct io_burst *b = &l->burst;
+    const uint16_t id = b->frames[first].port;
+    for (uint32_t i = first; i < b->n; i++) {
+        if (b->frames[i].port == id) {
+            run[n++] = &b->frames[i];
+        }
+    }
+    struct io_port *p = port_of(l, id);
+    if (!p) {
+        for (uint32_t i = 0; i < n; i++) {
+            dp_egress_drop(l->engine, id, DP_R_egress_down, 1, run[i]->len);
+        }
+    } else if (p->kind == DP_PORT_UNDERLAY) {
+        io_underlay_send(p, l->engine, b->arena, run, n);
+    } else {
+        io_tap_send(p, l->engine, b->arena, run, n);
+    }
+    for (uint32_t i = 0; i < n; i++) {
+        run[i]->port = DP_PORT_NONE;
+    }
+}
+
+static void forward_burst(struct dp_loop *l) {
+    struct io_burst *b = &l->burst;
+    int status;
+    while ((status = dp_process(l->engine, b->arena, (size_t)IO_BURST * IO_SLOT, b->frames, b->n,
+                                clock_ns())) == DP_EBUSY) {
+        sched_yield(); /* somebody traces or lists flows: a moment */
+    }
+    for (uint32_t i = 0; i < b->n; i++) {
+        if (b->frames[i].port != DP_PORT_NONE) {
+            send_port(l, i);
+        }
+    }
+}
+
+static void serve(struct dp_loop *l, struct io_port *p, bool v6) {
+    if (p->dead) {
+        return;
+    }
+    bool alive = true;
+    if (p->kind == DP_PORT_UNDERLAY) {
+        io_underlay_receive(p, v6 ? p->sockets.receive6 : p->sockets.receive4, &l->burst);
+    } else {
+        alive = io_tap_receive(p, &l->burst);
+    }
+    if (!alive) {
+        p->dead = true;
+        (void)epoll_ctl(l->epoll, EPOLL_CTL_DEL, p->fd, NULL);
+    }
+    if (l->burst.n) {
+        dp_count(&p->count.rx_frames, l->burst.n);
+        forward_burst(l);
+    }
+}
+
+static void housekeeping(struct dp_loop *l, uint64_t now) {
+    if (now - l->expired_ns >= TURN_MS * 1000000u) {
+        l->expired_ns = now;
+        (void)dp_expire(l->engine, now, EXPIRE_BUDGET);
+    }
+}
+
+/* How long to wait: until the deadline, and never past the next housekeeping. */
+static int wait_ms(uint64_t now, int64_t timeout_ns, uint64_t deadline) {
+    if (timeout_ns < 0) {
+        return TURN_MS;
+    }
+    const uint64_t left = deadline > now ? (deadline - now + 999999) / 1000000 : 0;
+    return left < TURN_MS ? (int)left : TURN_MS;
+}
+
+int dp_loop_run(struct dp_loop *l, int64_t timeout_ns) {
+    if (!l) {
+        return DP_EINVAL;
+    }
+    uint64_t now = clock_ns();
+    const uint64_t deadline = now + (timeout_ns > 0 ? (uint64_t)timeout_ns : 0);
+    for (;;) {
+        struct epoll_event events[EVENTS];
+        const int n = epoll_wait(l->epoll, events, EVENTS, wait_ms(now, timeout_ns, deadline));
+        if (n < 0) {
+            return errno == EINTR ? DP_OK : DP_EIO;
+        }
+        for (int i = 0; i < n; i++) {
+            const uint64_t what = events[i].data.u64;
+            if (what == ON_STOP) {
+                uint64_t count;
+                return read(l->stop, &count, sizeof count) > 0 ? 1 : DP_EIO;
+            }
+            serve(l, l->ports[what >> 1], what & ON_V6);
+        }
+        now = clock_ns();
+        housekeeping(l, now);
+        if (timeout_ns >= 0 && now >= deadline) {
+            return DP_OK;
+        }
+    }
+}
+
+void dp_loop_stop(struct dp_loop *l) {
+    const uint64_t one = 1;
+    if (l && write(l->stop, &one, sizeof one) < 0) {
+        return; /* the counter is full, so it is readable already */
+    }
+}
+
+/* ---- life --------------------------------------------------------------------------------- */
+
+static bool watch(const struct dp_loop *l, int fd, uint64_t what) {
+    struct epoll_event event = {.events = EPOLLIN, .data.u64 = what};
+    return epoll_ctl(l->epoll, EPOLL_CTL_ADD, fd, &event) == 0;
+}
+
+static void *touched_arena(void) {
+    const size_t size = (size_t)IO_BURST * IO_SLOT;
+    void *p = aligned_alloc(4096, (size + 4095) / 4096 * 4096);
+    if (p) {
+        (void)madvise(p, size, MADV_HUGEPAGE);
+        memset(p, 0, size);
+    }
+    return p;
+}
+
+struct dp_loop *dp_loop_create(struct dp_engine *engine, struct dp_error *err) {
+    struct dp_loop *l = calloc(1, sizeof *l);
+    *err = (struct dp_error){DP_ENOMEM, "loop", 0, "no memory"};
+    if (!l) {
+        return NULL;
+    }
+    l->engine = engine;
+    l->epoll = epoll_create1(EPOLL_CLOEXEC);
+    l->stop = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    l->burst.arena = touched_arena();
+    if (!engine || l->epoll < 0 || l->stop < 0 || !l->burst.arena || !watch(l, l->stop, ON_STOP)) {
+        *err = (struct dp_error){engine ? DP_EIO : DP_EINVAL, "loop", 0,
+                                 "no engine, descriptor or memory"};
+        dp_loop_destroy(l);
+        return NULL;
+    }
+    *err = (struct dp_error){DP_OK, NULL, 0, NULL};
+    return l;
+}
+
+void dp_loop_destroy(struct dp_loop *l) {
+    if (!l) {
+        return;
+    }
+    for (uint32_t i = 0; i < l->n_ports; i++) {
+        free(l->ports[i]->sending);
+        free(l->ports[i]);
+    }
+    if (l->epoll >= 0) {
+        close(l->epoll);
+    }
+    if (l->stop >= 0) {
+        close(l->stop);
+    }
+    free(l->burst.arena);
+    free(l);
+}
+
+static struct io_port *new_port(struct dp_loop *l, uint16_t id, uint8_t kind,
+                                struct dp_error *err) {
+    if (!l || l->n_ports == PORTS_MAX || port_of(l, id)) {
+        *err =
+            (struct dp_error){DP_EDUP, "port", id, "no loop, too many ports, or a port id twice"};
+        return NULL;
+    }
+    struct io_port *p = calloc(1, sizeof *p);
+    if (!p) {
+        *err = (struct dp_error){DP_ENOMEM, "port", id, "no memory"};
+        return NULL;
+    }
+    p->id = id;
+    p->kind = kind;
+    p->fd = -1;
+    *err = (struct dp_error){DP_OK, NULL, 0, NULL};
+    return p;
+}
+
+/* The port joins the loop if its descriptors can be polled; else it is freed. */
+static int join(struct dp_loop *l, struct io_port *p, bool polled, struct dp_error *err) {
+    if (!polled) {
+        *err = (struct dp_error){DP_EIO, "port", p->id, "its descriptor cannot be polled"};
+        free(p->sending);
+        free(p);
+        return err->status;
+    }
+    l->ports[l->n_ports++] = p;
+    return DP_OK;
+}
+
+int dp_loop_add_tap(struct dp_loop *l, uint16_t port, int fd, uint16_t mtu, struct dp_error *err) {
+    struct io_port *p = new_port(l, port, DP_PORT_ENDPOINT, err);
+    if (!p) {
+        return err->status;
+    }
+    p->fd = fd;
+    p->mtu = mtu;
+    return join(l, p, watch(l, fd, (uint64_t)l->n_ports << 1), err);
+}
+
+int dp_loop_add_underlay(struct dp_loop *l, uint16_t port, const struct dp_underlay_sockets *s,
+                         struct dp_error *err) {
+    if (!s || s->n_send == 0 || s->n_send > 16384) {
+        *err = (struct dp_error){DP_EINVAL, "port", port,
+                                 "an underlay has 1 to 16384 sending sockets"};
+        return err->status;
+    }
+    struct io_port *p = new_port(l, port, DP_PORT_UNDERLAY, err);
+    if (!p) {
+        return err->status;
+    }
+    p->sockets = *s;
+    p->sending = calloc((size_t)s->n_send * 2, sizeof *p->sending);
+    for (uint32_t i = 0; p->sending && i < s->n_send; i++) {
+        p->sending[i] = s->send4 ? s->send4[i] : -1;
+        p->sending[s->n_send + i] = s->send6 ? s->send6[i] : -1;
+    }
+    const uint64_t what = (uint64_t)l->n_ports << 1;
+    const bool polled = p->sending && (s->receive4 < 0 || watch(l, s->receive4, what)) &&
+                        (s->receive6 < 0 || watch(l, s->receive6, what | ON_V6));
+    return join(l, p, polled, err);
+}
+
+int dp_loop_fd(const struct dp_loop *l) {
+    return l ? l->epoll : DP_EINVAL;
+}
+
+int dp_loop_counters(const struct dp_loop *l, uint16_t port, struct dp_io_counters *out) {
+    const struct io_port *p = l && out ? port_of(l, port) : NULL;
+    if (!p) {
+        return DP_EINVAL;
+    }
+    *out = p->count;
+    return DP_OK;
+}

@@ -1,0 +1,232 @@
+/* io_udp.c: the underlay through UDP sockets. The engine speaks whole outer frames; here the kernel
+ * writes and reads the outer headers, so on receipt they are made up from what it tells in control
+ * messages, and on sending read back from what the engine wrote. */
+#include "checksum.h"
+#include "io.h"
+#include "wire.h"
+#include <arpa/inet.h>
+#include <errno.h>
+#include <netinet/in.h>
+#include <sys/socket.h>
+
+enum { CONTROL = 128, FRONT4 = 42, FRONT6 = 62 };
+
+union io_address {
+    struct sockaddr any;
+    struct sockaddr_in v4;
+    struct sockaddr_in6 v6;
+};
+
+/* Buffers of one call of recvmmsg or sendmmsg. */
+struct io_messages {
+    struct mmsghdr head[IO_BURST];
+    struct iovec data[IO_BURST];
+    union io_address address[IO_BURST];
+    _Alignas(struct cmsghdr) uint8_t control[IO_BURST][CONTROL];
+};
+
+/* ---- receive ------------------------------------------------------------------------------ */
+
+static void prepare(struct io_messages *m, const struct io_burst *b) {
+    for (uint32_t i = 0; i < IO_BURST; i++) {
+        m->data[i] = (struct iovec){io_slot(b, i) + IO_FRONT, IO_SLOT - IO_FRONT};
+        m->head[i].msg_hdr = (struct msghdr){.msg_name = &m->address[i],
+                                             .msg_namelen = sizeof m->address[i],
+                                             .msg_iov = &m->data[i],
+                                             .msg_iovlen = 1,
+                                             .msg_control = m->control[i],
+                                             .msg_controllen = CONTROL};
+    }
+}
+
+static void read_control(struct msghdr *h, uint8_t *tos, uint8_t *ttl) {
+    *tos = 0;
+    *ttl = 64;
+    for (struct cmsghdr *c = CMSG_FIRSTHDR(h); c; c = CMSG_NXTHDR(h, c)) {
+        int value = 0;
+        if (c->cmsg_level == IPPROTO_IP && c->cmsg_type == IP_TOS) {
+            *tos = *(uint8_t *)CMSG_DATA(c);
+        } else if (c->cmsg_level == IPPROTO_IP && c->cmsg_type == IP_TTL) {
+            memcpy(&value, CMSG_DATA(c), sizeof value);
+            *ttl = (uint8_t)value;
+        } else if (c->cmsg_level == IPPROTO_IPV6 && c->cmsg_type == IPV6_TCLASS) {
+            memcpy(&value, CMSG_DATA(c), sizeof value);
+            *tos = (uint8_t)value;
+        } else if (c->cmsg_level == IPPROTO_IPV6 && c->cmsg_type == IPV6_HOPLIMIT) {
+            memcpy(&value, CMSG_DATA(c), sizeof value);
+            *ttl = (uint8_t)value;
+        }
+    }
+}
+
+static uint8_t *front4(const struct io_port *p, uint8_t *payload, uint32_t len,
+                       const union io_address *from, uint8_t tos, uint8_t ttl) {
+    struct dp_outer4 *o = (struct dp_outer4 *)(payload - FRONT4);
+    memset(o, 0, FRONT4);
+    o->eth.type = be16_put(DP_ETH_IP4);
+    o->ip = (struct dp_ip4){.version_ihl = 0x45,
+                            .tos = tos,
+                            .total = be16_put(len + 28),
+                            .ttl = ttl,
+                            .proto = DP_IP_UDP};
+    memcpy(o->ip.src, &from->v4.sin_addr, 4);
+    memcpy(o->ip.dst, p->sockets.ip4 + 12, 4);
+    o->udp = (struct dp_udp){.sport = {from->v4.sin_port},
+                             .dport = be16_put(p->sockets.udp_port),
+                             .len = be16_put(len + 8)};
+    return payload - FRONT4;
+}
+
+static uint8_t *front6(const struct io_port *p, uint8_t *payload, uint32_t len,
+                       const union io_address *from, uint8_t tos, uint8_t ttl) {
+    struct dp_outer6 *o = (struct dp_outer6 *)(payload - FRONT6);
+    memset(o, 0, FRONT6);
+    o->eth.type = be16_put(DP_ETH_IP6);
+    o->ip = (struct dp_ip6){.version_class_flow = be32_put(6u << 28 | (uint32_t)tos << 20),
+                            .payload = be16_put(len + 8),
+                            .next = DP_IP_UDP,
+                            .hops = ttl};
+    memcpy(o->ip.src, &from->v6.sin6_addr, 16);
+    memcpy(o->ip.dst, p->sockets.ip6, 16);
+    o->udp = (struct dp_udp){.sport = {from->v6.sin6_port},
+                             .dport = be16_put(p->sockets.udp_port),
+                             .len = be16_put(len + 8)};
+    return payload - FRONT6;
+}
+
+void io_underlay_receive(struct io_port *p, int fd, struct io_burst *b) {
+    struct io_messages m;
+    prepare(&m, b);
+    b->n = 0;
+    const int got = recvmmsg(fd, m.head, IO_BURST, MSG_DONTWAIT, NULL);
+    dp_count(&p->count.rx_calls, 1);
+    if (got < 0) {
+        /* an ICMP error of an earlier packet comes back here: counted, and the next call reads on
+         */
+        dp_count(&p->count.rx_errors, errno == EAGAIN || errno == EINTR ? 0 : 1);
+        return;
+    }
+    for (int i = 0; i < got; i++) {
+        uint8_t tos;
+        uint8_t ttl;
+        uint8_t *payload = m.data[i].iov_base;
+        const uint32_t len = m.head[i].msg_len;
+        const union io_address *from = &m.address[i];
+        const bool v4 = from->any.sa_family == AF_INET;
+        const uint32_t front = v4 ? FRONT4 : FRONT6;
+        read_control(&m.head[i].msg_hdr, &tos, &ttl);
+        if ((m.head[i].msg_hdr.msg_flags & MSG_TRUNC) || len > 65535 - 48) {
+            dp_count(&p->count.truncated, 1);
+            continue;
+        }
+        uint8_t *frame =
+            v4 ? front4(p, payload, len, from, tos, ttl) : front6(p, payload, len, from, tos, ttl);
+        b->frames[b->n++] = (struct dp_frame){.off = (uint32_t)(frame - b->arena),
+                                              .len = len + front,
+                                              .port = p->id,
+                                              .flags = DP_OUTER_CHECKED | DP_CSUM_UNKNOWN};
+    }
+}
+
+/* ---- send --------------------------------------------------------------------------------- */
+
+/* The inner checksum that a TAP left to its device, made whole: nobody behind a tunnel would. */
+static void complete(const struct dp_frame *f, uint8_t *frame, uint32_t outer) {
+    if (f->flags & DP_CSUM_PARTIAL) {
+        uint8_t *l4 = frame + outer + f->csum_start;
+        const uint32_t len = f->len - outer - f->csum_start;
+        const uint16_t sum = (uint16_t)~dp_csum_fold(dp_csum_add(0, l4, len));
+        memcpy(l4 + f->csum_field, &sum, 2);
+    }
+}
+
+static void set_tos(struct msghdr *h, uint8_t *control, bool v4, uint8_t tos) {
+    if (tos == 0) {
+        return;
+    }
+    const int value = tos;
+    h->msg_control = control;
+    h->msg_controllen = CMSG_SPACE(sizeof value);
+    struct cmsghdr *c = CMSG_FIRSTHDR(h);
+    *c = (struct cmsghdr){.cmsg_len = CMSG_LEN(sizeof value),
+                          .cmsg_level = v4 ? IPPROTO_IP : IPPROTO_IPV6,
+                          .cmsg_type = v4 ? IP_TOS : IPV6_TCLASS};
+    memcpy(CMSG_DATA(c), &value, sizeof value);
+}
+
+/* Fills message i from the outer headers of a frame; returns the socket for its source port. */
+static int address(const struct io_port *p, struct io_messages *m, uint32_t i,
+                   const struct dp_frame *f, uint8_t *frame) {
+    const bool v4 = be16_get(((const struct dp_eth *)frame)->type) == DP_ETH_IP4;
+    const uint32_t front = v4 ? FRONT4 : FRONT6;
+    struct msghdr *h = &m->head[i].msg_hdr;
+    complete(f, frame, front + (uint32_t)sizeof(struct dp_vxlan));
+    m->data[i] = (struct iovec){frame + front, f->len - front};
+    *h = (struct msghdr){.msg_name = &m->address[i], .msg_iov = &m->data[i], .msg_iovlen = 1};
+    uint8_t tos;
+    uint16_t sport;
+    if (v4) {
+        const struct dp_outer4 *o = (const struct dp_outer4 *)frame;
+        m->address[i].v4 =
+            (struct sockaddr_in){.sin_family = AF_INET, .sin_port = o->udp.dport.net};
+        memcpy(&m->address[i].v4.sin_addr, o->ip.dst, 4);
+        h->msg_namelen = sizeof m->address[i].v4;
+        tos = o->ip.tos;
+        sport = be16_get(o->udp.sport);
+    } else {
+        const struct dp_outer6 *o = (const struct dp_outer6 *)frame;
+        m->address[i].v6 =
+            (struct sockaddr_in6){.sin6_family = AF_INET6, .sin6_port = o->udp.dport.net};
+        memcpy(&m->address[i].v6.sin6_addr, o->ip.dst, 16);
+        h->msg_namelen = sizeof m->address[i].v6;
+        tos = (uint8_t)(be32_get(o->ip.version_class_flow) >> 20);
+        sport = be16_get(o->udp.sport);
+    }
+    set_tos(h, m->control[i], v4, tos);
+    return p->sending[(v4 ? 0 : p->sockets.n_send) + sport % p->sockets.n_send];
+}
+
+static bool is_echo_of_icmp(int error) {
+    return error == ECONNREFUSED || error == EHOSTUNREACH || error == ENETUNREACH ||
+           error == EHOSTDOWN;
+}
+
+/* Sends messages [first, last) through one socket. An error belongs to the first that was not sent;
+ * one that tells of an earlier packet's ICMP is taken off by the failed call, so that message is
+ * tried once more. */
+static void send_run(struct io_port *p, struct dp_engine *e, int fd, struct io_messages *m,
+                     struct dp_frame *const *frames, uint32_t first, uint32_t last) {
+    bool tried = false;
+    while (first < last) {
+        const int sent = sendmmsg(fd, &m->head[first], last - first, MSG_DONTWAIT);
+        dp_count(&p->count.tx_calls, 1);
+        if (sent > 0) {
+            dp_count(&p->count.tx_frames, (uint64_t)sent);
+            first += (uint32_t)sent;
+            tried = false;
+        } else if (errno == EINTR || (is_echo_of_icmp(errno) && !tried)) {
+            tried = true;
+            dp_count(&p->count.rx_errors, 1);
+        } else {
+            io_refused(p, e, frames[first++], errno);
+            tried = false;
+        }
+    }
+}
+
+void io_underlay_send(struct io_port *p, struct dp_engine *e, uint8_t *arena,
+                      struct dp_frame *const *frames, uint32_t n) {
+    struct io_messages m;
+    int fds[IO_BURST];
+    for (uint32_t i = 0; i < n; i++) {
+        fds[i] = address(p, &m, i, frames[i], arena + frames[i]->off);
+    }
+    for (uint32_t first = 0; first < n;) {
+        uint32_t last = first + 1;
+        while (last < n && fds[last] == fds[first]) {
+            last++;
+        }
+        send_run(p, e, fds[first], &m, frames, first, last);
+        first = last;
+    }
+}

@@ -1,0 +1,106 @@
+/* packet.h: one frame under way, and the unified flow id. Above: parse, layers, transpose. Below:
+ * wire.h. */
+#ifndef DP_PACKET_H
+#define DP_PACKET_H
+#include "wire.h"
+
+/* The unified flow id (UFID). No padding: compared as words, hashed as words. */
+struct dp_key {
+    struct dp_addr src;
+    struct dp_addr dst;
+    uint32_t vni;   /* 0 on the host port */
+    uint16_t sport; /* ICMP echo: the id */
+    uint16_t dport; /* ICMP: type << 8 | code */
+    uint16_t port;  /* ingress port id */
+    uint8_t proto;
+    uint8_t fragment; /* 1: a non-first fragment, whose ports are unknown */
+    uint32_t zero;
+};
+_Static_assert(sizeof(struct dp_key) == 48, "a key is six words");
+
+static inline void dp_key_words(const struct dp_key *k, uint64_t m[6]) {
+    memcpy(m, k, sizeof *k);
+}
+static inline bool dp_key_equal(const struct dp_key *a, const struct dp_key *b) {
+    uint64_t x[6];
+    uint64_t y[6];
+    dp_key_words(a, x);
+    dp_key_words(b, y);
+    return ((x[0] ^ y[0]) | (x[1] ^ y[1]) | (x[2] ^ y[2]) | (x[3] ^ y[3]) | (x[4] ^ y[4]) |
+            (x[5] ^ y[5])) == 0;
+}
+static inline bool dp_proto_is_icmp(uint8_t proto) {
+    return proto == DP_IP_ICMP || proto == DP_IP_ICMP6;
+}
+static inline bool dp_proto_has_ports(uint8_t proto) {
+    return proto == DP_IP_TCP || proto == DP_IP_UDP;
+}
+/* An echo request or reply: its id is a port in all but name. */
+static inline bool dp_key_is_echo(const struct dp_key *k) {
+    return (k->proto == DP_IP_ICMP && (k->dport == DP_ICMP_ECHO << 8 || k->dport == 0)) ||
+           (k->proto == DP_IP_ICMP6 && (k->dport | 0x100) == DP_ICMP6_ECHO_REPLY << 8);
+}
+/* The flow id of the answer, as far as the packet says: the ingress port and VNI stay. */
+static inline struct dp_key dp_key_mirrored(const struct dp_key *k) {
+    struct dp_key m = *k;
+    m.src = k->dst;
+    m.dst = k->src;
+    if (!dp_proto_is_icmp(k->proto)) {
+        m.sport = k->dport;
+        m.dport = k->sport;
+    } else if (dp_key_is_echo(k)) {
+        m.dport = k->proto == DP_IP_ICMP ? k->dport ^ DP_ICMP_ECHO << 8 : k->dport ^ 1 << 8;
+    }
+    return m;
+}
+
+/* ICMP that reports an error must never be answered with one (RFC 1122 section 3.2.2, RFC 4443
+ * section 2.4). */
+static inline bool dp_key_is_icmp_error(const struct dp_key *k) {
+    const uint8_t type = (uint8_t)(k->dport >> 8);
+    if (k->proto == DP_IP_ICMP6) {
+        return type < 128 || type == 137;
+    }
+    return k->proto == DP_IP_ICMP &&
+           (type == 3 || type == 4 || type == 5 || type == 11 || type == 12);
+}
+
+/* Which check of a destination MAC the packet passed. */
+enum dp_l2 { DP_L2_ROUTED = 0, DP_L2_SWITCHED = 1 };
+
+struct dp_packet {
+    struct dp_key key;
+    struct dp_frame *frame;
+    uint8_t *data;  /* first byte of the inner frame */
+    uint32_t len;   /* bytes of it; trailing bytes beyond IP are cut */
+    uint16_t l3;    /* offsets from .data */
+    uint16_t l4;    /* 0: no transport header within reach (non-first fragment, ARP) */
+    uint8_t family; /* 4, 6, or 0 for ARP */
+    uint8_t l2;     /* enum dp_l2 */
+    uint8_t kind;   /* enum dp_port_kind of the ingress */
+    uint8_t reason; /* nonzero: dropped */
+    uint8_t outer_tos;
+    uint8_t more_fragments; /* 1: first fragment */
+    uint16_t place;         /* endpoint ingress: endpoint index + 1 */
+    uint32_t network;       /* index, or DP_NONE on the host port */
+    struct dp_addr outer_src;
+    uint64_t hash;
+};
+
+static inline struct dp_eth *dp_packet_eth(const struct dp_packet *p) {
+    return (struct dp_eth *)p->data;
+}
+static inline struct dp_ip4 *dp_packet_ip4(const struct dp_packet *p) {
+    return (struct dp_ip4 *)(p->data + p->l3);
+}
+static inline struct dp_ip6 *dp_packet_ip6(const struct dp_packet *p) {
+    return (struct dp_ip6 *)(p->data + p->l3);
+}
+static inline void *dp_packet_l4(const struct dp_packet *p) {
+    return p->data + p->l4;
+}
+static inline bool dp_mac_equal(const uint8_t a[6], const uint8_t b[6]) {
+    return memcmp(a, b, 6) == 0;
+}
+
+#endif

@@ -1,0 +1,236 @@
+/* parse.c: Ethernet, ARP, IPv4, IPv6 and transport headers of the inner frame, in the order they
+ * are met. */
+#include "parse.h"
+#include "checksum.h"
+#include "cursor.h"
+
+enum { EXTENSIONS_MAX = 8, ICMP_QUERY_MIN = 8 };
+
+static enum dp_reason parse_arp(struct dp_cursor *c) {
+    const struct dp_arp *arp = dp_peek(c, sizeof *arp);
+    if (!arp || be16_get(arp->htype) != 1 || be16_get(arp->ptype) != DP_ETH_IP4 || arp->hlen != 6 ||
+        arp->plen != 4) {
+        return DP_R_bad_arp;
+    }
+    return DP_R_none;
+}
+
+/* Source and destination that no host may have (RFC 1122 section 3.2.1.3); multicast is judged
+ * later. */
+static bool bad_ip4_addresses(const struct dp_ip4 *ip) {
+    const uint8_t s = ip->src[0];
+    const uint8_t d = ip->dst[0];
+    const bool broadcast = (ip->dst[0] & ip->dst[1] & ip->dst[2] & ip->dst[3]) == 0xff;
+    return s == 0 || s == 127 || s >= 224 || d == 0 || d == 127 || (d >= 240 && !broadcast);
+}
+
+static dp_cold enum dp_reason check_ip4_options(const uint8_t *at, uint32_t left) {
+    while (left > 0 && at[0] != 0) {
+        if (at[0] == 1) {
+            at++;
+            left--;
+            continue;
+        }
+        if (left < 2 || at[1] < 2 || at[1] > left) {
+            return DP_R_bad_ip4;
+        }
+        if (at[0] == 131 || at[0] == 137) {
+            return DP_R_source_route;
+        }
+        left -= at[1];
+        at += at[1];
+    }
+    return DP_R_none;
+}
+
+/* With a reason of "cut" replaced where a fragment ought to hold the whole header chain (RFC 7112,
+ * RFC 3128). */
+static enum dp_reason cut(const struct dp_packet *p) {
+    return p->more_fragments ? DP_R_bad_fragment : DP_R_bad_transport;
+}
+
+static enum dp_reason parse_icmp(struct dp_packet *p, struct dp_cursor *c) {
+    const struct dp_icmp *icmp = dp_peek(c, ICMP_QUERY_MIN);
+    if (!icmp) {
+        return cut(p);
+    }
+    p->key.dport = (uint16_t)(icmp->type << 8 | icmp->code);
+    if (dp_key_is_echo(&p->key)) {
+        p->key.sport = be16_get(icmp->id);
+    }
+    return DP_R_none;
+}
+
+static enum dp_reason parse_transport(struct dp_packet *p, struct dp_cursor *c) {
+    p->l4 = (uint16_t)(c->at - p->data);
+    const uint8_t proto = p->key.proto;
+    if (proto == DP_IP_TCP) {
+        const struct dp_tcp *tcp = dp_peek(c, sizeof *tcp);
+        if (!tcp || tcp->offset >> 4 < 5 || (uint32_t)(tcp->offset >> 4) * 4 > c->left) {
+            return cut(p);
+        }
+        p->key.sport = be16_get(tcp->sport);
+        p->key.dport = be16_get(tcp->dport);
+    } else if (proto == DP_IP_UDP) {
+        const struct dp_udp *udp = dp_peek(c, sizeof *udp);
+        if (!udp || be16_get(udp->len) < sizeof *udp ||
+            (!p->more_fragments && be16_get(udp->len) > c->left)) {
+            return cut(p);
+        }
+        p->key.sport = be16_get(udp->sport);
+        p->key.dport = be16_get(udp->dport);
+    } else if (proto == (p->family == 4 ? DP_IP_ICMP : DP_IP_ICMP6)) {
+        return parse_icmp(p, c);
+    }
+    return DP_R_none;
+}
+
+/* Notes a fragment; true if the transport header is in another one. */
+static enum dp_reason parse_fragment(struct dp_packet *p, const struct dp_cursor *c,
+                                     uint32_t offset, bool more) {
+    if (offset * 8 + c->left > 65535 || (p->key.proto == DP_IP_TCP && offset == 1)) {
+        return DP_R_bad_fragment;
+    }
+    p->key.fragment = offset > 0;
+    p->more_fragments = more && offset == 0;
+    return DP_R_none;
+}
+
+static enum dp_reason parse_ip4(struct dp_packet *p, struct dp_cursor *c) {
+    const struct dp_ip4 *ip = dp_peek(c, sizeof *ip);
+    if (!ip) {
+        return DP_R_bad_ip4;
+    }
+    const uint32_t header = (uint32_t)(ip->version_ihl & 15) * 4;
+    const uint32_t total = be16_get(ip->total);
+    if (ip->version_ihl >> 4 != 4 || header < sizeof *ip || total < header || !dp_trim(c, total)) {
+        return DP_R_bad_ip4;
+    }
+    dp_pull(c, header);
+    if (dp_csum_fold(dp_csum_add(0, ip, header)) != 0xffff) {
+        return DP_R_bad_ip4_checksum;
+    }
+    if (dp_unlikely(header > sizeof *ip)) {
+        const enum dp_reason r =
+            check_ip4_options((const uint8_t *)(ip + 1), header - (uint32_t)sizeof *ip);
+        if (r) {
+            return r;
+        }
+    }
+    if (bad_ip4_addresses(ip)) {
+        return DP_R_bad_address;
+    }
+    p->len = (uint32_t)p->l3 + total;
+    p->key.src = dp_addr_from4(ip->src);
+    p->key.dst = dp_addr_from4(ip->dst);
+    p->key.proto = ip->proto;
+    const uint32_t frag = be16_get(ip->frag);
+    if (dp_unlikely(frag & (DP_IP4_MF | DP_IP4_OFFSET))) {
+        const enum dp_reason r = parse_fragment(p, c, frag & DP_IP4_OFFSET, frag & DP_IP4_MF);
+        if (r || p->key.fragment) {
+            return r;
+        }
+    }
+    return parse_transport(p, c);
+}
+
+static bool bad_ip6_addresses(const struct dp_addr *src, const struct dp_addr *dst) {
+    static const struct dp_addr loopback = {{0, (uint64_t)1 << 56}};
+    return dp_addr_bytes(src)[0] == 0xff || dp_addr_is_zero(src) || dp_addr_is_zero(dst) ||
+           dp_addr_equal(src, &loopback) || dp_addr_equal(dst, &loopback) || dp_addr_is_v4(src) ||
+           dp_addr_is_v4(dst);
+}
+
+/* Steps over one extension header of type next; sets *next to what follows. */
+static enum dp_reason parse_extension(struct dp_packet *p, struct dp_cursor *c, uint8_t *next) {
+    const uint8_t *head = dp_peek(c, 8);
+    if (!head) {
+        return DP_R_bad_extension;
+    }
+    if (*next == DP_IP_FRAGMENT) {
+        const struct dp_ip6_fragment *f = dp_pull(c, sizeof *f);
+        const uint32_t field = be16_get(f->offset_more);
+        *next = f->next;
+        p->key.proto = f->next;
+        return parse_fragment(p, c, field >> 3, field & 1);
+    }
+    if (*next == DP_IP_ROUTING && head[2] == 0) {
+        return DP_R_source_route;
+    }
+    const uint32_t len =
+        *next == DP_IP_AUTH ? ((uint32_t)head[1] + 2) * 4 : ((uint32_t)head[1] + 1) * 8;
+    *next = head[0];
+    return dp_pull(c, len) ? DP_R_none : DP_R_bad_extension;
+}
+
+static bool is_extension(uint8_t next, int nth) {
+    return (next == DP_IP_HOPOPTS && nth == 0) || next == DP_IP_ROUTING || next == DP_IP_FRAGMENT ||
+           next == DP_IP_AUTH || next == DP_IP_DSTOPTS;
+}
+
+static enum dp_reason parse_ip6(struct dp_packet *p, struct dp_cursor *c) {
+    const struct dp_ip6 *ip = dp_pull(c, sizeof *ip);
+    if (!ip || be32_get(ip->version_class_flow) >> 28 != 6 || !dp_trim(c, be16_get(ip->payload))) {
+        return DP_R_bad_ip6;
+    }
+    p->len = (uint32_t)p->l3 + (uint32_t)sizeof *ip + c->left;
+    p->key.src = dp_addr_load(ip->src);
+    p->key.dst = dp_addr_load(ip->dst);
+    if (bad_ip6_addresses(&p->key.src, &p->key.dst)) {
+        return DP_R_bad_address;
+    }
+    uint8_t next = ip->next;
+    for (int nth = 0; is_extension(next, nth) && !p->key.fragment; nth++) {
+        const enum dp_reason r =
+            nth < EXTENSIONS_MAX ? parse_extension(p, c, &next) : DP_R_bad_extension;
+        if (r) {
+            return r;
+        }
+    }
+    if (next == DP_IP_HOPOPTS) {
+        return DP_R_bad_extension;
+    }
+    p->key.proto = next;
+    return p->key.fragment ? DP_R_none : parse_transport(p, c);
+}
+
+enum dp_reason dp_parse(struct dp_packet *p) {
+    struct dp_cursor c = {p->data, p->len};
+    const struct dp_eth *eth = dp_pull(&c, sizeof *eth);
+    if (!eth) {
+        return DP_R_short_ethernet;
+    }
+    p->l3 = sizeof *eth;
+    switch (be16_get(eth->type)) {
+    case DP_ETH_IP4:
+        p->family = 4;
+        return parse_ip4(p, &c);
+    case DP_ETH_IP6:
+        p->family = 6;
+        return parse_ip6(p, &c);
+    case DP_ETH_ARP:
+        return parse_arp(&c);
+    case DP_ETH_VLAN:
+    case DP_ETH_QINQ:
+    case DP_ETH_QINQ_OLD:
+        return DP_R_vlan_tagged;
+    default:
+        return DP_R_not_ip;
+    }
+}
+
+void dp_parse_partial_checksum(struct dp_packet *p) {
+    const uint8_t proto = p->key.proto;
+    if (!dp_proto_has_ports(proto) || p->key.fragment || p->more_fragments) {
+        return;
+    }
+    const uint16_t field =
+        proto == DP_IP_TCP ? offsetof(struct dp_tcp, csum) : offsetof(struct dp_udp, csum);
+    uint16_t found;
+    memcpy(&found, p->data + p->l4 + field, 2);
+    if (found == dp_csum_fold(dp_csum_pseudo(&p->key.src, &p->key.dst, proto, p->len - p->l4))) {
+        p->frame->flags |= DP_CSUM_PARTIAL;
+        p->frame->csum_start = p->l4;
+        p->frame->csum_field = field;
+    }
+}

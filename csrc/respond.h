@@ -1,0 +1,24 @@
+/* respond.h: packets the engine originates, each made in place of the one that caused it: ARP and
+ * echo answers (which consume it) and ICMP errors (which go with its drop). */
+#ifndef DP_RESPOND_H
+#define DP_RESPOND_H
+#include "packet.h"
+
+/* Who speaks: the router's or host link's MAC, and its addresses (zero: none, so no ICMP error). */
+struct dp_speaker {
+    const uint8_t *mac;
+    struct dp_addr ip4;
+    struct dp_addr ip6;
+};
+
+/* Turns an ARP request into the answer that mac has the target address. */
+void dp_respond_arp(struct dp_packet *p, const uint8_t mac[6]);
+/* Whether the packet is a whole ICMP echo request, which dp_respond_echo turns into its reply. */
+bool dp_is_echo_request(const struct dp_packet *p);
+void dp_respond_echo(struct dp_packet *p);
+/* Turns a dropped packet into the ICMP error that tells its sender, quoting it as it came (RFC 1812
+ * section 4.3.2, RFC 4443 section 2.4). False, with the packet untouched, where no error is due. */
+bool dp_respond_error(struct dp_packet *p, enum dp_reason reason, uint16_t mtu,
+                      const struct dp_speaker *speaker);
+
+#endif

@@ -1,0 +1,351 @@
+/* snapshot.c: copy, check every reference, index. */
+#include "snapshot.h"
+#include <stdlib.h>
+
+enum {
+    PORT_ID_MAX = 65535,
+    OVERLAY_MTU_MAX = 65535 - 14 - (int)sizeof(struct dp_outer6), /* the outer length has 16 bits */
+};
+
+static uint32_t vtep_hash(uint32_t network, const struct dp_addr *a) {
+    uint64_t h = (a->word[0] ^ network) * 0x9e3779b97f4a7c15u;
+    h = (h ^ h >> 32 ^ a->word[1]) * 0xbf58476d1ce4e5b9u;
+    return (uint32_t)(h >> 32);
+}
+
+bool dp_snapshot_has_vtep(const struct dp_snapshot *s, uint32_t network, const struct dp_addr *a) {
+    for (uint32_t at = vtep_hash(network, a);; at++) {
+        const struct dp_vtep_slot *slot = &s->vteps[at & s->vtep_mask];
+        if (slot->network == 0) {
+            return false;
+        }
+        if (slot->network == network + 1 && dp_addr_equal(&slot->addr, a)) {
+            return true;
+        }
+    }
+}
+
+/* ---- checks ------------------------------------------------------------------------------- */
+
+static bool fault(struct dp_error *err, int status, const char *what, uint32_t index,
+                  const char *why) {
+    *err = (struct dp_error){status, what, index, why};
+    return false;
+}
+
+static bool span_fits(struct dp_span s, uint32_t n) {
+    return s.first <= n && s.count <= n - s.first;
+}
+
+static bool is_underlay(const struct dp_snapshot *s, uint16_t id) {
+    return id < s->n_slots && s->slots[id].port && s->slots[id].port->kind == DP_PORT_UNDERLAY;
+}
+
+static bool check_ports(struct dp_snapshot *s, struct dp_error *err) {
+    for (uint32_t i = 0; i < s->n_slots; i++) {
+        s->slots[i].stamp = UINT32_MAX; /* no flow over a port that is gone is fresh */
+    }
+    for (uint32_t i = 0; i < s->n_ports; i++) {
+        const struct dp_port *p = &s->ports[i];
+        if (p->kind == DP_PORT_UNUSED || p->kind > DP_PORT_HOST) {
+            return fault(err, DP_EINVAL, "port", i, "unknown kind");
+        }
+        if (s->slots[p->id].port) {
+            return fault(err, DP_EDUP, "port", i, "the same port id twice");
+        }
+        if (p->kind == DP_PORT_HOST && s->host != DP_PORT_NONE) {
+            return fault(err, DP_EDUP, "port", i, "a second host port");
+        }
+        if (p->mtu < 68) {
+            return fault(err, DP_EINVAL, "port", i, "MTU below 68");
+        }
+        s->slots[p->id].port = p;
+        s->slots[p->id].place = DP_NONE;
+        s->slots[p->id].stamp = p->kind == DP_PORT_ENDPOINT ? UINT32_MAX : 0;
+        s->host = p->kind == DP_PORT_HOST ? p->id : s->host;
+    }
+    return true;
+}
+
+static bool check_networks(struct dp_snapshot *s, struct dp_error *err) {
+    for (uint32_t i = 0; i < s->n_networks; i++) {
+        const struct dp_network *n = &s->networks[i];
+        if (n->vni >= 1u << 24) {
+            return fault(err, DP_EINVAL, "network", i, "VNI beyond 24 bits");
+        }
+        if (dp_snapshot_network(s, n->vni) != DP_NONE) {
+            return fault(err, DP_EDUP, "network", i, "the same VNI twice");
+        }
+        if (n->mtu < 68 || n->mtu > OVERLAY_MTU_MAX) {
+            return fault(err, DP_EINVAL, "network", i, "MTU is not in 68-65451");
+        }
+        if (n->routes >= s->n_routes || !span_fits(n->vteps, s->n_addrs)) {
+            return fault(err, DP_EREF, "network", i, "routes or provider addresses out of range");
+        }
+        uint32_t at = n->vni * 0x9e3779b1u >> 7;
+        while (s->vnis[at & s->vni_mask].network) {
+            at++;
+        }
+        s->vnis[at & s->vni_mask] = (struct dp_vni_slot){n->vni, i + 1};
+        for (uint32_t a = 0; a < n->vteps.count; a++) {
+            const struct dp_addr *addr = &s->addrs[n->vteps.first + a];
+            if (!dp_snapshot_has_vtep(s, i, addr)) {
+                uint32_t v = vtep_hash(i, addr);
+                while (s->vteps[v & s->vtep_mask].network) {
+                    v++;
+                }
+                s->vteps[v & s->vtep_mask] = (struct dp_vtep_slot){*addr, i + 1};
+            }
+        }
+    }
+    return true;
+}
+
+static bool check_groups(struct dp_snapshot *s, const struct dp_endpoint *e, uint32_t i,
+                         struct dp_error *err) {
+    for (int d = 0; d < 2; d++) {
+        if (!span_fits(e->groups[d], s->n_groups)) {
+            return fault(err, DP_EREF, "endpoint", i, "groups out of range");
+        }
+        if (e->fallback[d] != DP_ALLOW && e->fallback[d] != DP_BLOCK) {
+            return fault(err, DP_EINVAL, "endpoint", i, "fallback is neither allow nor block");
+        }
+    }
+    return true;
+}
+
+static bool check_endpoints(struct dp_snapshot *s, struct dp_error *err) {
+    for (uint32_t i = 0; i < s->n_endpoints; i++) {
+        const struct dp_endpoint *e = &s->endpoints[i];
+        if (e->network >= s->n_networks) {
+            return fault(err, DP_EREF, "endpoint", i, "no such network");
+        }
+        if (e->port >= s->n_slots || !s->slots[e->port].port ||
+            s->slots[e->port].port->kind != DP_PORT_ENDPOINT) {
+            return fault(err, DP_EREF, "endpoint", i, "its port is not an endpoint port");
+        }
+        if (s->slots[e->port].endpoint) {
+            return fault(err, DP_EDUP, "endpoint", i, "its port belongs to another endpoint");
+        }
+        if (!span_fits(e->addrs, s->n_addrs)) {
+            return fault(err, DP_EREF, "endpoint", i, "addresses out of range");
+        }
+        if (!check_groups(s, e, i, err)) {
+            return false;
+        }
+        s->slots[e->port].endpoint = e;
+        s->slots[e->port].place = i;
+        s->slots[e->port].stamp = e->stamp;
+    }
+    return true;
+}
+
+static bool check_adjacencies(struct dp_snapshot *s, struct dp_error *err) {
+    for (uint32_t i = 0; i < s->n_adjacencies; i++) {
+        const struct dp_adjacency *a = &s->adjacencies[i];
+        if (a->port == DP_PORT_NONE) {
+            continue; /* a hole: the id is not in use */
+        }
+        if (a->network >= s->n_networks || !is_underlay(s, a->port)) {
+            return fault(err, DP_EREF, "adjacency", i, "no such network or underlay port");
+        }
+        if (a->mtu < 68 || a->mtu > OVERLAY_MTU_MAX) {
+            return fault(err, DP_EINVAL, "adjacency", i, "MTU is not in 68-65451");
+        }
+        const struct dp_addr remote = dp_addr_load(a->remote);
+        const struct dp_port *port = s->slots[a->port].port;
+        const struct dp_addr own = dp_addr_load(dp_addr_is_v4(&remote) ? port->ip4 : port->ip6);
+        if (dp_addr_is_zero(&remote) || dp_addr_is_zero(&own)) {
+            return fault(err, DP_EINVAL, "adjacency", i,
+                         "no provider address of the remote's family");
+        }
+        dp_tunnel_init(&s->tunnels[i], a, &s->networks[a->network], port);
+    }
+    return true;
+}
+
+static bool check_routes(const struct dp_snapshot *s, struct dp_error *err) {
+    for (uint32_t n = 0; n < s->n_networks; n++) {
+        const struct dp_routes *t = s->routes[s->networks[n].routes];
+        for (uint32_t i = 0; i < t->n; i++) {
+            const struct dp_route *r = &t->routes[i];
+            const bool endpoint = r->kind == DP_TO_ENDPOINT;
+            const bool remote = r->kind == DP_TO_REMOTE;
+            if ((endpoint &&
+                 (r->target >= s->n_endpoints || s->endpoints[r->target].network != n)) ||
+                (remote &&
+                 (r->target >= s->n_adjacencies || s->adjacencies[r->target].port == DP_PORT_NONE ||
+                  s->adjacencies[r->target].network != n))) {
+                return fault(err, DP_EREF, "route", i, "its target is not of the network");
+            }
+        }
+    }
+    return true;
+}
+
+static bool check_rules(struct dp_snapshot *s, struct dp_error *err) {
+    for (uint32_t g = 0; g < s->n_groups; g++) {
+        for (uint32_t i = 0; i < s->groups[g]->n_rules; i++) {
+            const struct dp_rule *r = &s->groups[g]->rules[i];
+            if (r->action == DP_SNAT && r->arg >= s->n_pools) {
+                return fault(err, DP_EREF, "rule", i, "no such NAT pool");
+            }
+            s->max_rule = r->id > s->max_rule ? r->id : s->max_rule;
+        }
+    }
+    for (uint32_t i = 0; i < s->n_pools; i++) {
+        if (s->pools[i].lo > s->pools[i].hi || s->pools[i].lo == 0) {
+            return fault(err, DP_EINVAL, "pool", i, "ports are 1-65535, first not above last");
+        }
+    }
+    return true;
+}
+
+/* ---- build -------------------------------------------------------------------------------- */
+
+static void *copy_of(const void *data, size_t n, size_t size, bool *ok) {
+    void *copy = malloc(n * size + 1);
+    if (copy && n) {
+        memcpy(copy, data, n * size);
+    }
+    *ok = *ok && copy;
+    return copy;
+}
+
+static uint32_t power_above(uint32_t n) {
+    uint32_t size = 16;
+    while (size < n * 2) {
+        size *= 2;
+    }
+    return size;
+}
+
+static bool copy_policy(struct dp_snapshot *s, const struct dp_policy *p) {
+    bool ok = true;
+    s->ports = copy_of(p->ports, p->n_ports, sizeof *p->ports, &ok);
+    s->networks = copy_of(p->networks, p->n_networks, sizeof *p->networks, &ok);
+    s->endpoints = copy_of(p->endpoints, p->n_endpoints, sizeof *p->endpoints, &ok);
+    s->adjacencies = copy_of(p->adjacencies, p->n_adjacencies, sizeof *p->adjacencies, &ok);
+    s->pools = copy_of(p->pools, p->n_pools, sizeof *p->pools, &ok);
+    s->addrs = copy_of(p->addrs, p->n_addrs, sizeof *s->addrs, &ok);
+    s->groups = calloc((size_t)p->n_groups + 1, sizeof *s->groups);
+    s->routes = calloc((size_t)p->n_routes + 1, sizeof *s->routes);
+    s->tunnels = calloc((size_t)p->n_adjacencies + 1, sizeof *s->tunnels);
+    s->n_slots = 1;
+    for (uint32_t i = 0; i < p->n_ports; i++) {
+        s->n_slots = p->ports[i].id >= s->n_slots ? p->ports[i].id + 1u : s->n_slots;
+    }
+    s->slots = calloc(s->n_slots, sizeof *s->slots);
+    s->vni_mask = power_above(p->n_networks) - 1;
+    uint32_t vteps = 0;
+    for (uint32_t i = 0; i < p->n_networks; i++) {
+        vteps += p->networks[i].vteps.count;
+    }
+    s->vtep_mask = power_above(vteps) - 1;
+    s->vnis = calloc((size_t)s->vni_mask + 1, sizeof *s->vnis);
+    s->vteps = calloc((size_t)s->vtep_mask + 1, sizeof *s->vteps);
+    if (!ok || !s->groups || !s->routes || !s->tunnels || !s->slots || !s->vnis || !s->vteps) {
+        return false;
+    }
+    for (; s->n_groups < p->n_groups; s->n_groups++) {
+        s->groups[s->n_groups] = dp_group_retain(p->groups[s->n_groups]);
+    }
+    for (; s->n_routes < p->n_routes; s->n_routes++) {
+        s->routes[s->n_routes] = dp_routes_retain(p->routes[s->n_routes]);
+    }
+    s->n_ports = p->n_ports;
+    s->n_networks = p->n_networks;
+    s->n_endpoints = p->n_endpoints;
+    s->n_adjacencies = p->n_adjacencies;
+    s->n_pools = p->n_pools;
+    s->n_addrs = p->n_addrs;
+    return true;
+}
+
+static bool check_input(const struct dp_policy *p, struct dp_error *err) {
+    const uint32_t limit = 1u << 24;
+    if (p->n_ports > PORT_ID_MAX || p->n_networks > limit || p->n_endpoints > PORT_ID_MAX ||
+        p->n_adjacencies > limit || p->n_pools > limit || p->n_addrs > limit ||
+        p->n_groups > limit || p->n_routes > limit) {
+        return fault(err, DP_ELIMIT, "policy", 0, "more objects than can be numbered");
+    }
+    for (uint32_t i = 0; i < p->n_ports; i++) {
+        if (p->ports[i].id >= DP_PORT_NONE) {
+            return fault(err, DP_EINVAL, "port", i, "port id 65535 is no port");
+        }
+    }
+    uint64_t vteps = 0;
+    for (uint32_t i = 0; i < p->n_networks; i++) {
+        vteps += p->networks[i].vteps.count;
+        if (vteps > limit) {
+            return fault(err, DP_ELIMIT, "network", i,
+                         "more provider addresses than can be numbered");
+        }
+    }
+    for (uint32_t i = 0; i < p->n_groups; i++) {
+        if (!p->groups[i]) {
+            return fault(err, DP_EREF, "group", i, "no group");
+        }
+    }
+    for (uint32_t i = 0; i < p->n_routes; i++) {
+        if (!p->routes[i]) {
+            return fault(err, DP_EREF, "routes", i, "no routes");
+        }
+    }
+    return true;
+}
+
+struct dp_snapshot *dp_snapshot_create(const struct dp_policy *policy, struct dp_error *err) {
+    if (!check_input(policy, err)) {
+        return NULL;
+    }
+    struct dp_snapshot *s = calloc(1, sizeof *s);
+    fault(err, DP_ENOMEM, "policy", 0, "no memory");
+    if (!s) {
+        return NULL;
+    }
+    s->references = 1;
+    if (!copy_policy(s, policy)) {
+        dp_snapshot_release(s);
+        return NULL;
+    }
+    s->generation = policy->generation;
+    s->host = DP_PORT_NONE;
+    if (!check_ports(s, err) || !check_networks(s, err) || !check_endpoints(s, err) ||
+        !check_adjacencies(s, err) || !check_routes(s, err) || !check_rules(s, err)) {
+        dp_snapshot_release(s);
+        return NULL;
+    }
+    *err = (struct dp_error){DP_OK, NULL, 0, NULL};
+    return s;
+}
+
+struct dp_snapshot *dp_snapshot_retain(struct dp_snapshot *s) {
+    atomic_fetch_add(&s->references, 1);
+    return s;
+}
+
+void dp_snapshot_release(struct dp_snapshot *s) {
+    if (!s || atomic_fetch_sub(&s->references, 1) != 1) {
+        return;
+    }
+    for (uint32_t i = 0; i < s->n_groups; i++) {
+        dp_group_release(s->groups[i]);
+    }
+    for (uint32_t i = 0; i < s->n_routes; i++) {
+        dp_routes_release(s->routes[i]);
+    }
+    free(s->ports);
+    free(s->networks);
+    free(s->endpoints);
+    free(s->adjacencies);
+    free(s->tunnels);
+    free(s->pools);
+    free(s->addrs);
+    free(s->groups);
+    free(s->routes);
+    free(s->slots);
+    free(s->vnis);
+    free(s->vteps);
+    free(s);
+}

@@ -1,0 +1,80 @@
+/* snapshot.h: the policy of one generation: immutable, checked whole before it can be committed, so
+ * that the data path follows its indices without looking back. Holds no pointer into the caller's
+ * memory. */
+#ifndef DP_SNAPSHOT_H
+#define DP_SNAPSHOT_H
+#include "encap.h"
+#include "group.h"
+#include "routes.h"
+
+struct dp_vni_slot {
+    uint32_t vni;
+    uint32_t network; /* index + 1, 0 = free */
+};
+struct dp_vtep_slot {
+    struct dp_addr addr;
+    uint32_t network; /* index + 1, 0 = free */
+};
+
+/* What the data path wants to know of a port, by port id. */
+struct dp_port_slot {
+    const struct dp_port *port;         /* NULL: not in the policy */
+    const struct dp_endpoint *endpoint; /* endpoint ports only */
+    uint32_t place;                     /* index of the endpoint */
+    uint32_t stamp;                     /* generation that last changed it */
+};
+
+struct dp_snapshot {
+    atomic_uint references;
+    uint32_t generation;
+    uint32_t n_ports, n_networks, n_endpoints, n_adjacencies, n_pools, n_addrs, n_groups, n_routes;
+    struct dp_port *ports;
+    struct dp_network *networks;
+    struct dp_endpoint *endpoints;
+    struct dp_adjacency *adjacencies;
+    struct dp_tunnel *tunnels; /* by adjacency */
+    struct dp_pool *pools;
+    struct dp_addr *addrs;
+    struct dp_group **groups;
+    struct dp_routes **routes;
+    uint32_t n_slots; /* one above the highest port id */
+    struct dp_port_slot *slots;
+    uint32_t vni_mask;
+    struct dp_vni_slot *vnis;
+    uint32_t vtep_mask;
+    struct dp_vtep_slot *vteps;
+    uint16_t host;     /* port id of the way out, or DP_PORT_NONE */
+    uint32_t max_rule; /* highest rule id */
+};
+
+struct dp_snapshot *dp_snapshot_retain(struct dp_snapshot *s);
+
+/* Index of the network with the VNI, or DP_NONE. */
+static inline uint32_t dp_snapshot_network(const struct dp_snapshot *s, uint32_t vni) {
+    for (uint32_t at = vni * 0x9e3779b1u >> 7;; at++) {
+        const struct dp_vni_slot *slot = &s->vnis[at & s->vni_mask];
+        if (slot->network == 0) {
+            return DP_NONE;
+        }
+        if (slot->vni == vni) {
+            return slot->network - 1;
+        }
+    }
+}
+
+/* Whether the address is a provider address the network accepts packets from. */
+bool dp_snapshot_has_vtep(const struct dp_snapshot *s, uint32_t network, const struct dp_addr *a);
+
+/* Whether the endpoint owns the address. */
+static inline bool dp_endpoint_owns(const struct dp_snapshot *s, const struct dp_endpoint *e,
+                                    const struct dp_addr *a) {
+    const struct dp_addr *own = s->addrs + e->addrs.first;
+    for (uint32_t i = 0; i < e->addrs.count; i++) {
+        if (dp_addr_equal(&own[i], a)) {
+            return true;
+        }
+    }
+    return false;
+}
+
+#endif

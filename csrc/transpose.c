@@ -1,0 +1,319 @@
+/* transpose.c: the checks first, none of which changes the packet, then the rewrite from the
+ * outside in. */
+#include "transpose.h"
+#include "checksum.h"
+#include "encap.h"
+
+enum { MSS_OPTION = 2, IP4_MIN = 20, IP6_MIN = 40 };
+
+/* ---- checks ------------------------------------------------------------------------------- */
+
+static bool l2_allowed(const struct dp_packet *p, const struct dp_act *act) {
+    return p->l2 == DP_L2_ROUTED ||
+           (!(act->flags & DP_ACT_ENCAP) && dp_mac_equal(dp_packet_eth(p)->dst, act->dst_mac));
+}
+
+static uint8_t ttl_of(const struct dp_packet *p) {
+    return p->family == 4 ? dp_packet_ip4(p)->ttl : dp_packet_ip6(p)->hops;
+}
+
+/* Bytes of IP packet the way has to carry: of a super-frame, those of one segment. */
+static uint32_t wire_size(const struct dp_packet *p) {
+    if (dp_likely(p->frame->gso_size == 0)) {
+        return p->len - p->l3;
+    }
+    const uint32_t l4 = p->key.proto == DP_IP_TCP
+                            ? (uint32_t)(((struct dp_tcp *)dp_packet_l4(p))->offset >> 4) * 4
+                            : (uint32_t)sizeof(struct dp_udp);
+    return (uint32_t)(p->l4 - p->l3) + l4 + p->frame->gso_size;
+}
+
+static enum dp_reason check_size(const struct dp_packet *p, uint16_t mtu) {
+    if (dp_likely(mtu == 0 || wire_size(p) <= mtu)) {
+        return DP_R_none;
+    }
+    if (p->family == 4 && !(be16_get(dp_packet_ip4(p)->frag) & DP_IP4_DF)) {
+        return DP_R_needs_fragmentation;
+    }
+    return DP_R_too_big;
+}
+
+static uint8_t tos_of(const struct dp_packet *p) {
+    if (p->family == 4) {
+        return dp_packet_ip4(p)->tos;
+    }
+    return (uint8_t)(be32_get(dp_packet_ip6(p)->version_class_flow) >> 20);
+}
+
+/* ---- rewrite ------------------------------------------------------------------------------ */
+
+static void *l4_checksum(const struct dp_packet *p) {
+    uint8_t *l4 = dp_packet_l4(p);
+    switch (p->key.proto) {
+    case DP_IP_TCP:
+        return l4 + offsetof(struct dp_tcp, csum);
+    case DP_IP_UDP:
+        return l4 + offsetof(struct dp_udp, csum);
+    default:
+        return l4 + offsetof(struct dp_icmp, csum);
+    }
+}
+
+static void fix(void *field, uint32_t delta) {
+    uint16_t csum;
+    memcpy(&csum, field, 2);
+    csum = dp_csum_fix(csum, delta);
+    memcpy(field, &csum, 2);
+}
+
+static void fix_transport(struct dp_packet *p, const struct dp_half *half) {
+    void *field = l4_checksum(p);
+    if (p->frame->flags & DP_CSUM_PARTIAL) {
+        uint16_t sum;
+        memcpy(&sum, field, 2);
+        sum = dp_csum_fix_partial(sum, half->delta_addr);
+        memcpy(field, &sum, 2);
+        return;
+    }
+    uint16_t csum;
+    memcpy(&csum, field, 2);
+    if (p->key.proto == DP_IP_UDP && csum == 0 && p->family == 4) {
+        return; /* none was made: RFC 768 */
+    }
+    const bool pseudo = p->key.proto != DP_IP_ICMP;
+    csum = dp_csum_fix(csum, half->delta_port + (pseudo ? half->delta_addr : 0));
+    csum = p->key.proto == DP_IP_UDP && csum == 0 ? 0xffff : csum;
+    memcpy(field, &csum, 2);
+}
+
+/* Modifies addresses, ports and echo id to the other half's key, mirrored. */
+static void translate(struct dp_packet *p, const struct dp_half *half,
+                      const struct dp_key *mirror) {
+    if (p->family == 4) {
+        struct dp_ip4 *ip = dp_packet_ip4(p);
+        memcpy(ip->src, dp_addr_v4(&mirror->dst), 4);
+        memcpy(ip->dst, dp_addr_v4(&mirror->src), 4);
+        fix((uint8_t *)ip + offsetof(struct dp_ip4, csum), half->delta_addr);
+    } else {
+        struct dp_ip6 *ip = dp_packet_ip6(p);
+        memcpy(ip->src, &mirror->dst, 16);
+        memcpy(ip->dst, &mirror->src, 16);
+    }
+    if (dp_proto_has_ports(p->key.proto)) {
+        struct dp_udp *ports = dp_packet_l4(p);
+        ports->sport = be16_put(mirror->dport);
+        ports->dport = be16_put(mirror->sport);
+    } else {
+        ((struct dp_icmp *)dp_packet_l4(p))->id = be16_put(mirror->sport);
+    }
+    fix_transport(p, half);
+}
+
+/* Lowers a SYN's MSS option to mss, never raises it, never adds one (RFC 9293 section 3.7.1). */
+static void clamp_mss(struct dp_packet *p, uint16_t mss) {
+    struct dp_tcp *tcp = dp_packet_l4(p);
+    uint8_t *at = (uint8_t *)(tcp + 1);
+    uint32_t left = (uint32_t)(tcp->offset >> 4) * 4 - (uint32_t)sizeof *tcp;
+    while (left >= 2 && at[0] != 0) {
+        if (at[0] == 1) {
+            at++;
+            left--;
+            continue;
+        }
+        if (at[1] < 2 || at[1] > left) {
+            return;
+        }
+        if (at[0] == MSS_OPTION && at[1] == 4) {
+            const uint16_t old = (uint16_t)(at[2] << 8 | at[3]);
+            if (old > mss) {
+                /* at an odd offset the two bytes lie in two words of the sum, each in the other's
+                 * place */
+                const bool odd = (size_t)(at + 2 - (uint8_t *)tcp) & 1;
+                const uint16_t was = odd ? old : be16_put(old).net;
+                const uint16_t is = odd ? mss : be16_put(mss).net;
+                at[2] = (uint8_t)(mss >> 8);
+                at[3] = (uint8_t)mss;
+                if (!(p->frame->flags & DP_CSUM_PARTIAL)) {
+                    fix(l4_checksum(p), dp_csum_term(was, is));
+                }
+            }
+            return;
+        }
+        left -= at[1];
+        at += at[1];
+    }
+}
+
+static void hop(struct dp_packet *p) {
+    if (p->family == 6) {
+        dp_packet_ip6(p)->hops--;
+        return;
+    }
+    struct dp_ip4 *ip = dp_packet_ip4(p);
+    uint16_t old;
+    uint16_t new;
+    memcpy(&old, &ip->ttl, 2);
+    ip->ttl--;
+    memcpy(&new, &ip->ttl, 2);
+    fix((uint8_t *)ip + offsetof(struct dp_ip4, csum), dp_csum_term(old, new));
+}
+
+static void set_ecn(struct dp_packet *p, uint8_t ecn) {
+    if (p->family == 6) {
+        struct dp_ip6 *ip = dp_packet_ip6(p);
+        const uint32_t word = be32_get(ip->version_class_flow);
+        ip->version_class_flow = be32_put((word & ~(3u << 20)) | (uint32_t)ecn << 20);
+        return;
+    }
+    struct dp_ip4 *ip = dp_packet_ip4(p);
+    uint16_t old;
+    uint16_t new;
+    memcpy(&old, ip, 2);
+    ip->tos = (uint8_t)((ip->tos & ~3) | ecn);
+    memcpy(&new, ip, 2);
+    fix((uint8_t *)ip + offsetof(struct dp_ip4, csum), dp_csum_term(old, new));
+}
+
+static bool is_syn(const struct dp_packet *p) {
+    return p->key.proto == DP_IP_TCP && !p->key.fragment &&
+           (((struct dp_tcp *)dp_packet_l4(p))->flags & DP_TCP_SYN);
+}
+
+/* Puts n new bytes in the place of old ones inside an ICMP message; returns the delta of its
+ * checksum. */
+static uint32_t replace(void *at, const void *new, size_t n) {
+    const uint32_t delta = dp_csum_delta(at, new, n);
+    memcpy(at, new, n);
+    return delta;
+}
+
+static uint32_t restore_quoted_ip(struct dp_packet *p, const struct dp_quote *q,
+                                  const struct dp_key *sent, uint32_t *addresses) {
+    if (p->family == 6) {
+        struct dp_ip6 *ip = (struct dp_ip6 *)(p->data + q->l3);
+        *addresses = replace(ip->src, &sent->src, 16) + replace(ip->dst, &sent->dst, 16);
+        return *addresses;
+    }
+    struct dp_ip4 *ip = (struct dp_ip4 *)(p->data + q->l3);
+    *addresses =
+        replace(ip->src, dp_addr_v4(&sent->src), 4) + replace(ip->dst, dp_addr_v4(&sent->dst), 4);
+    const uint16_t csum = dp_csum_fix(ip->csum, *addresses);
+    return *addresses + replace((uint8_t *)ip + offsetof(struct dp_ip4, csum), &csum, 2);
+}
+
+/* The quoted packet went out as the mirror of half's key; it was sent as other's key says. Returns
+ * the delta of the bytes quoted. TCP's checksum lies behind the eight bytes that are always there,
+ * and is left. */
+static uint32_t restore_quote(struct dp_packet *p, const struct dp_quote *q,
+                              const struct dp_key *sent) {
+    uint32_t addresses = 0;
+    const uint32_t delta = restore_quoted_ip(p, q, sent, &addresses);
+    const be16 sport = be16_put(sent->sport);
+    const be16 dport = be16_put(sent->dport);
+    if (!dp_proto_has_ports(sent->proto)) {
+        struct dp_icmp *echo = (struct dp_icmp *)(p->data + q->l4);
+        return delta + replace(&echo->id, &sport, 2);
+    }
+    struct dp_udp *udp = (struct dp_udp *)(p->data + q->l4);
+    const uint32_t ports = replace(&udp->sport, &sport, 2) + replace(&udp->dport, &dport, 2);
+    if (sent->proto != DP_IP_UDP || udp->csum == 0) {
+        return delta + ports;
+    }
+    const uint16_t csum = dp_csum_fix(udp->csum, addresses + ports);
+    return delta + ports + replace((uint8_t *)udp + offsetof(struct dp_udp, csum), &csum, 2);
+}
+
+static void translate_error(struct dp_packet *p, const struct dp_quote *q,
+                            const struct dp_key *sent) {
+    uint32_t delta = restore_quote(p, q, sent);
+    if (p->family == 4) {
+        struct dp_ip4 *ip = dp_packet_ip4(p);
+        fix((uint8_t *)ip + offsetof(struct dp_ip4, csum),
+            replace(ip->dst, dp_addr_v4(&sent->src), 4));
+    } else {
+        delta += replace(dp_packet_ip6(p)->dst, &sent->src, 16);
+    }
+    fix((uint8_t *)dp_packet_l4(p) + offsetof(struct dp_icmp, csum), delta);
+}
+
+/* All that can refuse the packet; *ecn is what its inner header will say. */
+static enum dp_reason check(const struct dp_packet *p, const struct dp_act *act, uint8_t *ecn) {
+    *ecn = tos_of(p) & 3;
+    if (!l2_allowed(p, act)) {
+        return DP_R_not_our_mac;
+    }
+    if (p->l2 == DP_L2_ROUTED && (act->flags & DP_ACT_TTL) && ttl_of(p) <= 1) {
+        return DP_R_ttl_expired;
+    }
+    if (act->flags & DP_ACT_DECAP) {
+        *ecn = dp_ecn_decap(*ecn, p->outer_tos);
+        return *ecn > 3 ? DP_R_ecn_ce_on_not_ect : DP_R_none;
+    }
+    return check_size(p, act->mtu);
+}
+
+/* The router's part: hop, MAC addresses, outer headers. */
+static void route(struct dp_packet *p, const struct dp_act *act, uint8_t ecn,
+                  const struct dp_snapshot *policy) {
+    if (dp_unlikely(ecn != (tos_of(p) & 3))) {
+        set_ecn(p, ecn);
+    }
+    if (p->l2 == DP_L2_ROUTED) {
+        if (act->flags & DP_ACT_TTL) {
+            hop(p);
+        }
+        struct dp_eth *eth = dp_packet_eth(p);
+        memcpy(eth->dst, act->dst_mac, 6);
+        memcpy(eth->src, act->src_mac, 6);
+    }
+    if (act->flags & DP_ACT_ENCAP) {
+        dp_encap(p, &policy->tunnels[act->adjacency], act->outer_sport, ecn);
+    }
+}
+
+enum dp_reason dp_transpose(struct dp_packet *p, const struct dp_half *half,
+                            const struct dp_half *other, const struct dp_snapshot *policy) {
+    uint8_t ecn;
+    const enum dp_reason r = check(p, &half->act, &ecn);
+    if (dp_unlikely(r)) {
+        return r;
+    }
+    if (dp_unlikely(is_syn(p))) {
+        clamp_mss(p, half->act.mss);
+    }
+    if (half->act.flags & DP_ACT_NAT) {
+        translate(p, half, &other->key);
+    }
+    route(p, &half->act, ecn, policy);
+    return DP_R_none;
+}
+
+enum dp_reason dp_transpose_error(struct dp_packet *p, const struct dp_quote *q,
+                                  const struct dp_half *half, const struct dp_half *other,
+                                  const struct dp_snapshot *policy) {
+    uint8_t ecn;
+    const enum dp_reason r = check(p, &half->act, &ecn);
+    if (r) {
+        return r;
+    }
+    if (half->act.flags & DP_ACT_NAT) {
+        translate_error(p, q, &other->key);
+    }
+    route(p, &half->act, ecn, policy);
+    return DP_R_none;
+}
+
+void dp_transpose_deltas(struct dp_half *half, const struct dp_half *other) {
+    const struct dp_key *old = &half->key;
+    const struct dp_key *new = &other->key; /* mirrored: its destination is our new source */
+    const size_t skip = dp_addr_is_v4(&old->src) ? 12 : 0;
+    half->delta_addr =
+        dp_csum_delta(dp_addr_bytes(&old->src) + skip, dp_addr_bytes(&new->dst) + skip, 16 - skip) +
+        dp_csum_delta(dp_addr_bytes(&old->dst) + skip, dp_addr_bytes(&new->src) + skip, 16 - skip);
+    if (dp_proto_has_ports(old->proto)) {
+        half->delta_port = dp_csum_term(be16_put(old->sport).net, be16_put(new->dport).net) +
+                           dp_csum_term(be16_put(old->dport).net, be16_put(new->sport).net);
+    } else {
+        half->delta_port = dp_csum_term(be16_put(old->sport).net, be16_put(new->sport).net);
+    }
+}

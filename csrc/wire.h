@@ -1,0 +1,155 @@
+/* wire.h: headers as they stand on the wire, and nothing else. */
+#ifndef DP_WIRE_H
+#define DP_WIRE_H
+#include "base.h"
+
+enum {
+    DP_ETH_IP4 = 0x0800,
+    DP_ETH_ARP = 0x0806,
+    DP_ETH_VLAN = 0x8100,
+    DP_ETH_QINQ = 0x88a8,
+    DP_ETH_QINQ_OLD = 0x9100,
+    DP_ETH_IP6 = 0x86dd,
+};
+enum {
+    DP_IP_HOPOPTS = 0,
+    DP_IP_ICMP = 1,
+    DP_IP_TCP = 6,
+    DP_IP_UDP = 17,
+    DP_IP_ROUTING = 43,
+    DP_IP_FRAGMENT = 44,
+    DP_IP_AUTH = 51,
+    DP_IP_ICMP6 = 58,
+    DP_IP_DSTOPTS = 60,
+};
+enum {
+    DP_ICMP_ECHO_REPLY = 0,
+    DP_ICMP_UNREACHABLE = 3,
+    DP_ICMP_ECHO = 8,
+    DP_ICMP_TIME_EXCEEDED = 11
+};
+enum {
+    DP_ICMP6_UNREACHABLE = 1,
+    DP_ICMP6_TOO_BIG = 2,
+    DP_ICMP6_TIME_EXCEEDED = 3,
+    DP_ICMP6_ECHO = 128,
+    DP_ICMP6_ECHO_REPLY = 129,
+};
+enum { DP_TCP_FIN = 1, DP_TCP_SYN = 2, DP_TCP_RST = 4, DP_TCP_ACK = 16 };
+enum { DP_IP4_DF = 0x4000, DP_IP4_MF = 0x2000, DP_IP4_OFFSET = 0x1fff };
+
+struct dp_eth {
+    uint8_t dst[6];
+    uint8_t src[6];
+    be16 type;
+} dp_packed;
+_Static_assert(sizeof(struct dp_eth) == 14, "IEEE 802.3");
+
+struct dp_arp { /* Ethernet over IPv4, RFC 826 */
+    be16 htype;
+    be16 ptype;
+    uint8_t hlen;
+    uint8_t plen;
+    be16 op;
+    uint8_t sha[6];
+    uint8_t spa[4];
+    uint8_t tha[6];
+    uint8_t tpa[4];
+} dp_packed;
+_Static_assert(sizeof(struct dp_arp) == 28, "RFC 826");
+
+struct dp_ip4 { /* RFC 791 section 3.1 */
+    uint8_t version_ihl;
+    uint8_t tos;
+    be16 total;
+    be16 id;
+    be16 frag;
+    uint8_t ttl;
+    uint8_t proto;
+    uint16_t csum;
+    uint8_t src[4];
+    uint8_t dst[4];
+} dp_packed;
+_Static_assert(sizeof(struct dp_ip4) == 20, "RFC 791");
+
+struct dp_ip6 { /* RFC 8200 section 3 */
+    be32 version_class_flow;
+    be16 payload;
+    uint8_t next;
+    uint8_t hops;
+    uint8_t src[16];
+    uint8_t dst[16];
+} dp_packed;
+_Static_assert(sizeof(struct dp_ip6) == 40, "RFC 8200");
+
+struct dp_ip6_fragment { /* RFC 8200 section 4.5 */
+    uint8_t next;
+    uint8_t zero;
+    be16 offset_more;
+    be32 id;
+} dp_packed;
+_Static_assert(sizeof(struct dp_ip6_fragment) == 8, "RFC 8200");
+
+struct dp_tcp { /* RFC 9293 section 3.1 */
+    be16 sport;
+    be16 dport;
+    be32 seq;
+    be32 ack;
+    uint8_t offset;
+    uint8_t flags;
+    be16 window;
+    uint16_t csum;
+    be16 urgent;
+} dp_packed;
+_Static_assert(sizeof(struct dp_tcp) == 20, "RFC 9293");
+
+struct dp_udp { /* RFC 768 */
+    be16 sport;
+    be16 dport;
+    be16 len;
+    uint16_t csum;
+} dp_packed;
+_Static_assert(sizeof(struct dp_udp) == 8, "RFC 768");
+
+struct dp_icmp { /* RFC 792, RFC 4443; .rest is id and sequence, or the next hop's MTU */
+    uint8_t type;
+    uint8_t code;
+    uint16_t csum;
+    be16 id;
+    be16 seq;
+} dp_packed;
+_Static_assert(sizeof(struct dp_icmp) == 8, "RFC 792");
+
+/* VXLAN, RFC 7348 section 5: the I flag says that the VNI is valid; the rest is zero on send and
+ * ignored on receipt. 0 1 2 3 4 5 6 7 |R|R|R|R|I|R|R|R|       Reserved (24)      | | VNI (24) |
+ * Reserved (8) | */
+struct dp_vxlan {
+    uint8_t flags;
+    uint8_t zero[3];
+    uint8_t vni[3];
+    uint8_t zero2;
+} dp_packed;
+_Static_assert(sizeof(struct dp_vxlan) == 8, "RFC 7348");
+enum { DP_VXLAN_I = 0x08 };
+
+static inline uint32_t dp_vxlan_vni(const struct dp_vxlan *v) {
+    return (uint32_t)v->vni[0] << 16 | (uint32_t)v->vni[1] << 8 | v->vni[2];
+}
+
+/* All that is pushed in front of an inner frame. */
+struct dp_outer4 {
+    struct dp_eth eth;
+    struct dp_ip4 ip;
+    struct dp_udp udp;
+    struct dp_vxlan vxlan;
+} dp_packed;
+struct dp_outer6 {
+    struct dp_eth eth;
+    struct dp_ip6 ip;
+    struct dp_udp udp;
+    struct dp_vxlan vxlan;
+} dp_packed;
+_Static_assert(sizeof(struct dp_outer4) == 50 && sizeof(struct dp_outer6) == 70,
+               "RFC 7348 section 5");
+
+#endif

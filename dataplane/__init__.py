@@ -1,0 +1,1 @@
+"""A userspace VXLAN dataplane: VFP's layers and unified flow table, programmed from Python."""

@@ -1,0 +1,199 @@
+"""Batch: frames in one arena and their descriptors, shared with the engine without a copy."""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, SupportsBytes
+
+from dataplane._engine import ffi, lib
+from dataplane.errors import DataplaneError
+from dataplane.ids import Ids
+from dataplane.reasons import Reason, Verdict
+from dataplane.records import dtype
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+Buffer = bytes | bytearray | memoryview
+Frame = Buffer | SupportsBytes  # anything that bytes() turns into a frame, such as a scapy packet
+
+MAX_SLOT = 1 << 20
+MAX_ARENA = (1 << 32) - 1
+
+
+class Batch:
+    """Room for `capacity` frames of up to `slot - headroom` bytes, each without FCS.
+
+    `arena` is uint8[capacity, slot], `frames` a record array of `struct dp_frame`: both may be
+    written directly, `count` says how many are in use. Not safe for two threads at once.
+    """
+
+    def __init__(
+        self, capacity: int = 256, slot: int = 2048, headroom: int = lib.DP_HEADROOM
+    ) -> None:
+        import numpy as np
+
+        if capacity < 1 or not headroom < slot <= MAX_SLOT or capacity * slot > MAX_ARENA:
+            raise ValueError(
+                f"a batch of {capacity} slots of {slot} bytes with {headroom} bytes of headroom:"
+                f" at least one slot, headroom below slot, slot up to {MAX_SLOT} bytes,"
+                f" all of them up to {MAX_ARENA}"
+            )
+        if headroom < lib.DP_HEADROOM:
+            raise ValueError(f"headroom of {headroom} bytes: at least {lib.DP_HEADROOM} are needed")
+        self.capacity, self.slot, self.headroom = capacity, slot, headroom
+        self.arena: NDArray[np.uint8] = np.zeros((capacity, slot), np.uint8)
+        self.frames: NDArray[np.void] = np.zeros(capacity, dtype("dp_frame"))
+        self.count = 0
+        self.serial = 0  # counts what makes earlier results invalid
+        self._named: dict[str, list[int]] = {}
+        self._bytes = memoryview(self.arena).cast("B")
+        self._c_arena = ffi.from_buffer("uint8_t[]", self.arena, require_writable=True)
+        self._c_frames = ffi.from_buffer("struct dp_frame[]", self.frames, require_writable=True)
+
+    def clear(self) -> "Batch":
+        self.count = 0
+        self.serial += 1
+        self._named.clear()
+        return self
+
+    def load(self, frames: Iterable[Frame], port: int | str, flags: int = 0) -> "Batch":
+        """Copies the frames in, instead of those that were here."""
+        return self.clear().add(frames, port, flags)
+
+    def add(self, frames: Iterable[Frame], port: int | str, flags: int = 0) -> "Batch":
+        """Copies more frames in. A port's name is looked up when the batch is processed."""
+        for frame in frames:
+            self._put(frame if isinstance(frame, Buffer) else bytes(frame), port, flags)
+        return self
+
+    def _put(self, frame: Buffer, port: int | str, flags: int) -> None:
+        place = self.count
+        if place == self.capacity:
+            raise ValueError(f"the batch is full: {self.capacity} frames")
+        length = frame.nbytes if isinstance(frame, memoryview) else len(frame)
+        if length > self.slot - self.headroom:
+            raise ValueError(f"frame of {length} bytes: a slot takes {self.slot - self.headroom}")
+        start = place * self.slot + self.headroom
+        self._bytes[start : start + length] = memoryview(frame).cast("B")
+        number = port if isinstance(port, int) else lib.DP_PORT_NONE
+        self.frames[place] = 0
+        described = self.frames[place]
+        described["off"], described["len"], described["port"] = start, length, number
+        described["flags"] = flags
+        if isinstance(port, str):
+            self._named.setdefault(port, []).append(place)
+        self.count += 1
+
+    def prepare(self, port_id: Callable[[str], int]) -> tuple[Any, int, Any, int]:
+        """Arena, its size, descriptors and their number, as `dp_process` takes them."""
+        if not 0 <= self.count <= self.capacity:
+            raise ValueError(f"count is {self.count}, the batch holds up to {self.capacity}")
+        for name, places in self._named.items():
+            self.frames["port"][places] = port_id(name)
+        self._named.clear()
+        self.serial += 1
+        return self._c_arena, self.arena.nbytes, self._c_frames, self.count
+
+    def view(self, place: int) -> memoryview:
+        """The bytes of a frame as it stands now."""
+        described = self.frames[place]
+        start = int(described["off"])
+        return self._bytes[start : start + int(described["len"])]
+
+
+class Result:
+    """What became of a batch: views of its descriptors, valid until it is changed or processed again."""
+
+    def __init__(self, batch: Batch, generations: Mapping[int, Ids]) -> None:
+        self._batch = batch
+        self._serial = batch.serial
+        self._frames = batch.frames[: batch.count]
+        self._generations = generations
+
+    def __len__(self) -> int:
+        return len(self._frames)
+
+    @property
+    def index(self) -> "NDArray[np.intp]":
+        """0 to n - 1, to be masked: `result.index[result.verdict == Verdict.DROP]`."""
+        import numpy as np
+
+        return np.arange(len(self._frames))
+
+    @property
+    def verdict(self) -> "NDArray[np.uint8]":
+        return self._column("verdict")
+
+    @property
+    def reason(self) -> "NDArray[np.uint8]":
+        return self._column("reason")
+
+    @property
+    def port(self) -> "NDArray[np.uint16]":
+        """Egress port, DP_PORT_NONE (65535) where nothing leaves."""
+        return self._column("port")
+
+    @property
+    def rule(self) -> "NDArray[np.uint32]":
+        """Id of the rule that decided, or DP_NONE."""
+        return self._column("rule")
+
+    @property
+    def generation(self) -> "NDArray[np.uint32]":
+        """Of the policy that judged the frame."""
+        return self._column("generation")
+
+    @property
+    def missed(self) -> "NDArray[np.bool_]":
+        """Whether the frame took the miss path."""
+        flags: NDArray[np.uint8] = self._column("flags")
+        return (flags & lib.DP_MISS) != 0
+
+    def to(self, port: int | str) -> "NDArray[np.intp]":
+        """Places of all that leaves by the port: forwarded frames, answers and ICMP errors."""
+        import numpy as np
+
+        if isinstance(port, int):
+            return np.flatnonzero(self.port == port)
+        leaves = np.zeros(len(self), np.bool_)
+        for generation in np.unique(self.generation).tolist():
+            ids = self._generations.get(generation)
+            number = ids.port(port) if ids else None
+            if number is not None:
+                leaves |= (self.generation == generation) & (self.port == number)
+        return np.flatnonzero(leaves)
+
+    def frame(self, place: int) -> memoryview:
+        """The bytes that leave; of a silent drop, the frame as it was left."""
+        self._check()
+        return self._batch.view(range(len(self))[place])
+
+    def verdict_of(self, place: int) -> Verdict:
+        return Verdict(int(self.verdict[place]))
+
+    def reason_of(self, place: int) -> Reason:
+        return Reason(int(self.reason[place]))
+
+    def rule_of(self, place: int) -> str | None:
+        """GROUP/RULE as of the generation that judged the frame."""
+        number = int(self.rule[place])
+        ids = self._generations.get(int(self.generation[place]))
+        if number == lib.DP_NONE:
+            return None
+        return ids.rule_names.get(number) if ids else f"rule {number}"
+
+    def port_of(self, place: int) -> str | None:
+        """Name of the egress port."""
+        number = int(self.port[place])
+        ids = self._generations.get(int(self.generation[place]))
+        if number == lib.DP_PORT_NONE:
+            return None
+        return ids.port_names.get(number) if ids else f"port {number}"
+
+    def _column(self, name: str) -> Any:
+        self._check()
+        return self._frames[name]
+
+    def _check(self) -> None:
+        if self._serial != self._batch.serial:
+            raise DataplaneError("the batch has been changed since: this result is no longer valid")

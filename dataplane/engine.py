@@ -1,0 +1,349 @@
+"""Engine: one dataplane. Frames go in and come out, policy is planned and committed.
+
+A function of (state, frames, now): it reads no clock of its own, opens no socket, starts no thread.
+"""
+
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from dataplane import flows, validate
+from dataplane._engine import ffi, lib
+from dataplane.batch import Batch, Frame, Result
+from dataplane.clock import SimClock
+from dataplane.defaults import resolve
+from dataplane.draft import Draft
+from dataplane.errors import BusyError, DataplaneError, DocumentError, EngineError, Fault, PortError
+from dataplane.ids import Ids
+from dataplane.layers import NOTHING, Built, build
+from dataplane.model import Document, Node
+from dataplane.plan import Plan
+from dataplane.reasons import Reason, Verdict, check
+from dataplane.rules import Tables, compile_node, stamps
+from dataplane.stats import Counters, Stats
+from dataplane.trace import Walk, walk_of
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+assert lib.dp_abi() == lib.DP_ABI, "the extension module is of another version than its headers"
+
+KEPT_GENERATIONS = 16  # whose names are still known
+LARGEST_FRAME = 65535 + 64  # a super-frame with its Ethernet header
+MAX_STEPS = 4096  # of a trace
+
+
+class Clock(Protocol):
+    def now_ns(self) -> int: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timers:
+    """Seconds until an idle flow is forgotten. 0: as the RFCs ask (5382, 4787, 5508)."""
+
+    tcp_established: int = 0  # 7440
+    tcp_transitory: int = 0  # 240
+    udp: int = 0  # 300
+    icmp: int = 0  # 60
+    other: int = 0  # 300
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of one frame. `frame` is what leaves by `port`: itself, an answer or an ICMP error."""
+
+    verdict: Verdict
+    reason: Reason
+    port: str | None
+    frame: bytes
+    rule: str | None
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Committed:
+    """What the next plan and commit start from."""
+
+    generation: int
+    source: Node | None
+    resolved: Node | None
+    tables: Tables | None
+    stamps: dict[int, int]
+    built: Built
+
+
+class Engine:
+    """Owns the C engine; a context manager.
+
+    One thread at a time may process, trace, expire, flush or list flows: a second one gets BusyError.
+    `commit` and `stats` may run on another thread meanwhile. Engines are independent of each other.
+    Without a `now` the engine's `clock` is asked, by default a SimClock that stands still.
+    """
+
+    def __init__(
+        self,
+        *,
+        max_flows: int = 65_536,
+        max_bindings: int = 65_536,
+        max_ports: int = 4_096,
+        max_rules: int = 65_536,
+        timers: Timers | None = None,
+        clock: Clock | None = None,
+        key: bytes | None = None,
+    ) -> None:
+        """`key`: 32 secret bytes that all tables are hashed under; by default random."""
+        key = os.urandom(32) if key is None else key
+        if len(key) != 32:
+            raise ValueError(f"the key has {len(key)} bytes, not 32")
+        self.clock = SimClock() if clock is None else clock
+        self._worker = threading.Lock()
+        self._control = threading.Lock()
+        self._at = _Committed(0, None, None, None, {}, NOTHING)
+        self._generations: dict[int, Ids] = {0: Ids()}
+        self._handle = _create((max_flows, max_bindings, max_ports, max_rules), timers, key)
+        self._counters = Counters(self._handle, max_ports, max_rules)
+        self._single: Batch | None = None
+
+    # ---- life ----------------------------------------------------------------------------------
+
+    @property
+    def handle(self) -> Any:
+        """The `struct dp_engine *`, for those who call C themselves."""
+        if self._handle is None:
+            raise DataplaneError("the engine is closed")
+        return self._handle
+
+    def close(self) -> None:
+        """Frees everything; again is harmless. Raises BusyError while another thread is inside."""
+        with self._control, self.exclusive():
+            if self._handle is not None:
+                ffi.release(self._handle)
+                self._handle = None
+                self._at = _Committed(0, None, None, None, {}, NOTHING)
+
+    def __enter__(self) -> "Engine":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @contextmanager
+    def exclusive(self) -> Iterator[None]:
+        """Keeps other threads out of the packet's way. Raises BusyError if one is inside."""
+        if not self._worker.acquire(blocking=False):
+            raise BusyError("another thread is inside this engine")
+        try:
+            yield
+        finally:
+            self._worker.release()
+
+    # ---- policy --------------------------------------------------------------------------------
+
+    @property
+    def generation(self) -> int:
+        """Of the committed policy; 0 before the first."""
+        return self._at.generation
+
+    @property
+    def node(self) -> Node | None:
+        """The committed policy as it was given."""
+        return self._at.source
+
+    @property
+    def resolved(self) -> Node | None:
+        """The committed policy with all defaults filled in."""
+        return self._at.resolved
+
+    def plan(self, policy: Document | Node, node: str | None = None) -> Plan:
+        """What committing the policy would change. `node` chooses among the nodes of a document.
+
+        Raises DocumentError with all faults. Changes nothing.
+        """
+        target = policy if isinstance(policy, Node) else choose(policy, node)
+        faults = [
+            Fault(target.name, 0, ".".join(map(str, ("$", *f.path[1:]))), f.message, f.fix)
+            for f in validate.check(Document(node=target), partial=False)
+        ]
+        if faults:
+            raise DocumentError(tuple(faults))
+        at = self._at
+        resolved = resolve(target)
+        tables = compile_node(resolved, at.tables)
+        return Plan(at.generation, at.resolved, target, resolved, tables, self._publish)
+
+    def commit(self, policy: Document | Node, node: str | None = None) -> int:
+        """Plans and commits in one go; returns the generation."""
+        return self.plan(policy, node).commit()
+
+    @contextmanager
+    def edit(self) -> Iterator[Draft]:
+        """A draft of the committed policy, committed at the end of the block unless that raises."""
+        if self.node is None:
+            raise DataplaneError("nothing is committed yet: there is nothing to edit")
+        draft = Draft(self.node)
+        yield draft
+        self.plan(draft.node).commit()
+
+    def _publish(self, plan: Plan) -> int:
+        with self._control:
+            at = self._at
+            if plan.base != at.generation:
+                raise EngineError(
+                    -1, f"planned on generation {plan.base}, but {at.generation} is committed"
+                )
+            if plan.is_empty:
+                return at.generation
+            generation = at.generation + 1
+            stamped = stamps(plan.tables, at.tables, at.stamps, generation)
+            built = build(plan.tables, generation, stamped, at.built)
+            self._counters.rebase(self._generations[at.generation], plan.tables.ids)
+            self._swap(generation, built, plan.tables.ids)
+            self._at = _Committed(
+                generation, plan.target, plan.resolved, plan.tables, stamped, built
+            )
+            return generation
+
+    def _swap(self, generation: int, built: Built, ids: Ids) -> None:
+        """Names first: a frame may come out judged by the new policy before this returns."""
+        self._generations[generation] = ids
+        error = ffi.new("struct dp_error *")
+        try:
+            check(lib.dp_commit(self.handle, built.snapshot, error), error)
+        except BaseException:
+            del self._generations[generation]
+            raise
+        self._generations.pop(generation - KEPT_GENERATIONS, None)
+
+    # ---- names ---------------------------------------------------------------------------------
+
+    @property
+    def ids(self) -> Ids:
+        """Names and numbers of the committed policy."""
+        return self._generations[self._at.generation]
+
+    def ids_of(self, generation: int) -> Ids:
+        """Of an earlier generation too, while it is remembered; else of the committed one."""
+        return self._generations.get(generation) or self.ids
+
+    def port_id(self, name: str) -> int:
+        """Of `underlay`, `host`, `NETWORK/ENDPOINT` or `ENDPOINT`. Raises PortError."""
+        ids = self.ids
+        number = ids.port(name)
+        if number is None:
+            known = ", ".join(sorted(ids.ports)) or "none, nothing is committed"
+            raise PortError(f"no port or more than one is called {name!r}; ports are: {known}")
+        return number
+
+    # ---- frames --------------------------------------------------------------------------------
+
+    def process(self, batch: Batch, now: int | None = None) -> Result:
+        """Judges and rewrites all frames of the batch in place, without the GIL. `now` is in ns.
+
+        Raises BusyError, PortError.
+        """
+        now = self.clock.now_ns() if now is None else now
+        with self.exclusive():
+            check(lib.dp_process(self.handle, *batch.prepare(self.port_id), now))
+        return Result(batch, self._generations)
+
+    def process_one(
+        self, frame: Frame, port: int | str, *, now: int | None = None, flags: int = 0
+    ) -> Outcome:
+        """One frame, without FCS, by the way of `process`."""
+        with self.exclusive():
+            batch = self._one(frame, port, flags)
+            now = self.clock.now_ns() if now is None else now
+            check(lib.dp_process(self.handle, *batch.prepare(self.port_id), now))
+            return self._outcome(batch)
+
+    def trace(
+        self, frame: Frame, port: int | str, *, now: int | None = None, flags: int = 0
+    ) -> Walk:
+        """What would become of the frame, and why. Changes no state and no counter."""
+        steps = ffi.new("struct dp_step[]", MAX_STEPS)
+        with self.exclusive():
+            batch = self._one(frame, port, flags)
+            before = bytes(batch.view(0))
+            now = self.clock.now_ns() if now is None else now
+            arena, size, frames, _ = batch.prepare(self.port_id)
+            entry = int(batch.frames["port"][0])
+            n = check(lib.dp_trace(self.handle, arena, size, frames, now, steps, MAX_STEPS))
+            outcome = self._outcome(batch)
+        ids = self.ids_of(outcome.generation)
+        return walk_of(steps[0:n], ids, ids.port_names.get(entry, f"port {entry}"), before, outcome)
+
+    def expire(self, budget: int = 1 << 20, now: int | None = None) -> int:
+        """Forgets idle ones among up to `budget` flows and bindings; returns how many."""
+        now = self.clock.now_ns() if now is None else now
+        with self.exclusive():
+            return check(lib.dp_expire(self.handle, now, budget))
+
+    def flush(self) -> None:
+        """Forgets all flows and bindings."""
+        with self.exclusive():
+            check(lib.dp_flush(self.handle))
+
+    def _one(self, frame: Frame, port: int | str, flags: int) -> Batch:
+        if self._single is None:
+            self._single = Batch(1, lib.DP_HEADROOM + LARGEST_FRAME)
+        return self._single.load([frame], port, flags)
+
+    def _outcome(self, batch: Batch) -> Outcome:
+        result = Result(batch, self._generations)
+        return Outcome(
+            verdict=result.verdict_of(0),
+            reason=result.reason_of(0),
+            port=result.port_of(0),
+            frame=bytes(result.frame(0)),
+            rule=result.rule_of(0),
+            generation=int(result.generation[0]),
+        )
+
+    # ---- looking -------------------------------------------------------------------------------
+
+    def stats(self) -> Stats:
+        """All counters, read at one moment."""
+        with self._control:
+            _ = self.handle
+            return self._counters.stats(self.ids, self.clock.now_ns())
+
+    def flows(self) -> list[flows.Flow]:
+        """The flow table, with names."""
+        return flows.named(self.flow_records(), self.ids)
+
+    def flow_records(self) -> "NDArray[np.void]":
+        """The flow table as an array of `struct dp_flow_info`, for large ones."""
+        with self.exclusive():
+            return flows.read(self.handle)
+
+
+def choose(document: Document, name: str | None = None) -> Node:
+    """The node of that name, or the only one. Raises DataplaneError."""
+    nodes = [document.node] if document.node is not None else list(document.nodes)
+    found = [n for n in nodes if name is None or n.name == name]
+    if len(found) != 1:
+        names = ", ".join(n.name for n in nodes) or "none"
+        raise DataplaneError(
+            f"no node {name!r}; there are: {names}" if name else f"which node? There are: {names}"
+        )
+    return found[0]
+
+
+def _create(limits: tuple[int, ...], timers: Timers | None, key: bytes) -> Any:
+    idle = timers or Timers()
+    error = ffi.new("struct dp_error *")
+    try:
+        c_limits = ffi.new("struct dp_limits *", limits)
+        c_timers = ffi.new(
+            "struct dp_timers *",
+            (idle.tcp_established, idle.tcp_transitory, idle.udp, idle.icmp, idle.other),
+        )
+    except OverflowError as overflow:
+        raise EngineError(-1, f"a limit or timer is out of range: {overflow}") from overflow
+    made = lib.dp_engine_create(c_limits, c_timers, key, error)
+    check(error.status, error)
+    return ffi.gc(made, lib.dp_engine_destroy)

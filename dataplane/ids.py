@@ -1,0 +1,102 @@
+"""Numbers the engine knows names by.
+
+C counts and tells in numbers. A name keeps its number from commit to commit, so that flows, counters
+and ids of earlier generations stay comparable; a number is given again only after it was free for a
+whole generation.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import NamedTuple, TypeVar
+
+from dataplane.address import IP, Mac
+
+UNDERLAY, HOST = "underlay", "host"
+UNDERLAY_PORT, HOST_PORT, FIRST_ENDPOINT_PORT = 0, 1, 2
+
+Key = TypeVar("Key")
+
+
+class GroupName(NamedTuple):
+    """Of a network's own group (`endpoint` is None), or of an endpoint's."""
+
+    network: str
+    endpoint: str | None
+    layer: str
+    direction: str
+
+    def __str__(self) -> str:
+        return self.endpoint or self.network
+
+
+class RuleName(NamedTuple):
+    """Shown as GROUP/RULE; the network keeps equal endpoint names of two networks apart."""
+
+    network: str
+    endpoint: str | None
+    layer: str
+    rule: str
+
+    def __str__(self) -> str:
+        return f"{self.endpoint or self.network}/{self.rule}"
+
+
+class AdjacencyName(NamedTuple):
+    """One VTEP of one network, and the MAC of its distributed router."""
+
+    vni: int
+    provider: IP
+    dr_mac: Mac
+
+    def __str__(self) -> str:
+        return str(self.provider)
+
+
+@dataclass(frozen=True)
+class Ids:
+    """The numbers of one generation, and back."""
+
+    ports: Mapping[str, int] = field(default_factory=dict)
+    groups: Mapping[GroupName, int] = field(default_factory=dict)
+    rules: Mapping[RuleName, int] = field(default_factory=dict)
+    adjacencies: Mapping[AdjacencyName, int] = field(default_factory=dict)
+
+    def port(self, name: str) -> int | None:
+        """`underlay`, `host`, `NETWORK/ENDPOINT`, or an endpoint's name where only one has it."""
+        if name in self.ports:
+            return self.ports[name]
+        found = [n for full, n in self.ports.items() if full.partition("/")[2] == name]
+        return found[0] if len(found) == 1 else None
+
+    @cached_property
+    def port_names(self) -> dict[int, str]:
+        return {number: name for name, number in self.ports.items()}
+
+    @cached_property
+    def group_names(self) -> dict[int, GroupName]:
+        return {number: name for name, number in self.groups.items()}
+
+    @cached_property
+    def rule_names(self) -> dict[int, str]:
+        return {number: str(name) for name, number in self.rules.items()}
+
+    @cached_property
+    def adjacency_names(self) -> dict[int, AdjacencyName]:
+        return {number: name for name, number in self.adjacencies.items()}
+
+
+def allot(old: Mapping[Key, int], keys: Iterable[Key], first: int = 0) -> Mapping[Key, int]:
+    """Numbers for all keys: those they had, else the lowest that nobody has or had in `old`."""
+    numbers = {key: old.get(key, -1) for key in keys}
+    if numbers == old:
+        return old
+    taken = set(old.values())
+    following = first
+    for key, number in numbers.items():
+        if number < 0:
+            while following in taken:
+                following += 1
+            numbers[key] = following
+            following += 1
+    return numbers

@@ -1,0 +1,321 @@
+"""Layers: tables of rules as the C objects of one generation.
+
+Groups and route tables are immutable in C, so those whose content did not change are shared with the
+generation before. Ownership: `ffi.gc` releases what Python holds, the snapshot keeps its own references.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from dataplane._engine import ffi, lib
+from dataplane.errors import EngineError
+from dataplane.ids import UNDERLAY_PORT
+from dataplane.reasons import check
+from dataplane.records import dtype, raw, records
+from dataplane.rules import (
+    Adjacencies,
+    EndpointRow,
+    Group,
+    Pool,
+    Range,
+    RouteKind,
+    RouteTable,
+    Rule,
+    Span,
+    Tables,
+)
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+Item = TypeVar("Item")
+
+LAYERS = {
+    "guard": lib.DP_LAYER_GUARD,
+    "acl": lib.DP_LAYER_ACL,
+    "lb": lib.DP_LAYER_LB,
+    "nat": lib.DP_LAYER_NAT,
+    "vnet": lib.DP_LAYER_VNET,
+    "underlay": lib.DP_LAYER_UNDERLAY,
+}
+ACTIONS = {
+    "allow": lib.DP_ALLOW,
+    "block": lib.DP_BLOCK,
+    "pass": lib.DP_PASS,
+    "reject": lib.DP_REJECT,
+    "snat": lib.DP_SNAT,
+}
+PORT_KINDS = {
+    "endpoint": lib.DP_PORT_ENDPOINT,
+    "underlay": lib.DP_PORT_UNDERLAY,
+    "host": lib.DP_PORT_HOST,
+}
+
+assert (RouteKind.ENDPOINT, RouteKind.REMOTE, RouteKind.GATEWAY, RouteKind.SUBNET) == (
+    lib.DP_TO_ENDPOINT,
+    lib.DP_TO_REMOTE,
+    lib.DP_TO_GATEWAY,
+    lib.DP_TO_SUBNET,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Built:
+    """One generation in C. `groups` and `routes` hold what the next one may share."""
+
+    snapshot: Any  # struct dp_snapshot *
+    groups: dict[tuple[Group, tuple[int, ...]], Any]  # with the places of its pools
+    routes: dict[tuple[bytes, bytes], Any]  # by digest of the routes, and of the endpoints' places
+
+
+NOTHING = Built(snapshot=None, groups={}, routes={})
+
+
+def build(
+    tables: Tables, generation: int, stamps: dict[int, int], known: Built = NOTHING
+) -> Built:
+    """The snapshot of the tables; `stamps` by port id. Raises EngineError, leaving nothing behind."""
+    try:
+        return _build(tables, generation, stamps, known)
+    except OverflowError as overflow:
+        raise EngineError(-1, f"a number of the policy is out of range: {overflow}") from overflow
+
+
+def _build(tables: Tables, generation: int, stamps: dict[int, int], known: Built) -> Built:
+    pools = _places(
+        rule.pool for group in _all_groups(tables) for rule in group.rules if rule.pool is not None
+    )
+    groups = {key: known.groups.get(key) for key in (_group_key(g, pools) for g in _all_groups(tables))}
+    for key, made in groups.items():
+        if made is None:
+            groups[key] = _make_group(*key)
+    places = _endpoint_places(tables)
+    routes: dict[tuple[bytes, bytes], Any] = {}
+    of_network = []
+    for network in tables.networks:
+        target = _targets(network.routes, places)
+        route_key = network.routes.digest, target[network.routes.kind == RouteKind.ENDPOINT].tobytes()
+        routes[route_key] = known.routes.get(route_key) or _make_routes(network.routes, target)
+        of_network.append(routes[route_key])
+    of_group = {key[0].id: made for key, made in groups.items()}
+    policy = _Policy(tables, generation, stamps, list(pools), of_group, of_network)
+    return Built(policy.snapshot(), groups, routes)
+
+
+def _all_groups(tables: Tables) -> Iterator[Group]:
+    """Each group once, though a network's is part of each of its endpoints."""
+    seen: set[int] = set()
+    for endpoint in tables.endpoints:
+        for groups in endpoint.groups:
+            for group in groups:
+                if group.id not in seen:
+                    seen.add(group.id)
+                    yield group
+
+
+def _places(items: Iterable[Item]) -> dict[Item, int]:
+    places: dict[Item, int] = {}
+    for item in items:
+        places.setdefault(item, len(places))
+    return places
+
+
+# ---- groups ------------------------------------------------------------------------------------
+
+
+def _group_key(group: Group, pools: dict[Pool, int]) -> tuple[Group, tuple[int, ...]]:
+    return group, tuple(pools[r.pool] for r in group.rules if r.pool is not None)
+
+
+def _make_group(group: Group, pools: tuple[int, ...]) -> Any:
+    prefixes: list[Span] = []
+    ranges: list[Range] = []
+    place = iter(pools)
+    rows = [
+        _rule_row(rule, next(place) if rule.pool is not None else 0, prefixes, ranges)
+        for rule in group.rules
+    ]
+    rules = records("dp_rule", rows)
+    prefix = records("dp_prefix", [(octets, length, b"\0\0\0") for octets, length in prefixes])
+    span = records("dp_range", ranges)
+    error = ffi.new("struct dp_error *")
+    made = lib.dp_group_create(
+        LAYERS[group.layer],
+        group.id,
+        *_array("dp_rule", rules),
+        *_array("dp_prefix", prefix),
+        *_array("dp_range", span),
+        error,
+    )
+    check(error.status, error)
+    return ffi.gc(made, lib.dp_group_release)
+
+
+def _rule_row(
+    rule: Rule, pool: int, prefixes: list[Span], ranges: list[Range]
+) -> tuple[Any, ...]:
+    flags = (lib.DP_TERMINATING if rule.terminating else 0) | (
+        lib.DP_STATEFUL if rule.stateful else 0
+    )
+    return (
+        rule.id,
+        rule.priority,
+        ACTIONS[rule.action],
+        flags,
+        rule.idle,
+        pool,
+        _append(prefixes, rule.src),
+        _append(prefixes, rule.dst),
+        _append(ranges, rule.sport),
+        _append(ranges, rule.dport),
+        _append(ranges, rule.protocol),
+    )
+
+
+def _append(to: list[Item], items: Sequence[Item]) -> tuple[int, int]:
+    """Adds the items; their span."""
+    span = len(to), len(items)
+    to.extend(items)
+    return span
+
+
+def _array(name: str, array: "NDArray[np.void]") -> tuple[Any, int]:
+    """Pointer and length, as C takes them; the array outlives the call by being held here."""
+    if not len(array):
+        return ffi.NULL, 0
+    return ffi.from_buffer(f"struct {name}[]", array), len(array)
+
+
+# ---- routes ------------------------------------------------------------------------------------
+
+
+def _endpoint_places(tables: Tables) -> "NDArray[np.uint32]":
+    """Index of the endpoint, by port id."""
+    import numpy as np
+
+    last = max((row.port for row in tables.endpoints), default=0)
+    places = np.zeros(last + 1, np.uint32)
+    places[[row.port for row in tables.endpoints]] = range(len(tables.endpoints))
+    return places
+
+
+def _targets(table: RouteTable, places: "NDArray[np.uint32]") -> "NDArray[np.uint32]":
+    """The routes' targets, with endpoints by their places instead of their ports."""
+    target = table.target.copy()
+    ends = table.kind == RouteKind.ENDPOINT
+    target[ends] = places[table.target[ends]]
+    return target
+
+
+def _make_routes(table: RouteTable, target: "NDArray[np.uint32]") -> Any:
+    import numpy as np
+
+    array = np.zeros(len(table.length), dtype("dp_route"))
+    array["prefix"] = raw(table.prefix)
+    array["len"] = table.length
+    array["kind"] = table.kind
+    array["target"] = target
+    error = ffi.new("struct dp_error *")
+    made = lib.dp_routes_create(*_array("dp_route", array), error)
+    check(error.status, error)
+    return ffi.gc(made, lib.dp_routes_release)
+
+
+# ---- snapshot ----------------------------------------------------------------------------------
+
+
+class _Policy:
+    """Rows become `struct dp_policy`: numbers become places, slices go into shared arrays."""
+
+    def __init__(
+        self,
+        tables: Tables,
+        generation: int,
+        stamps: dict[int, int],
+        pools: list[Pool],
+        of_group: dict[int, Any],
+        of_network: list[Any],
+    ) -> None:
+        self.generation = generation
+        self.pools = pools
+        self.stamps = stamps
+        self.of_group = of_group
+        self.of_network = of_network
+        self.addresses: list[bytes] = []
+        self.groups: list[Any] = []
+        self.place = {n.vni: i for i, n in enumerate(tables.networks)}
+        self.ports = [(p.id, PORT_KINDS[p.kind], 0, *p[2:]) for p in tables.ports]
+        self.networks = [
+            (
+                n.vni,
+                n.mtu,
+                n.dr_mac,
+                _append(self.addresses, n.vteps),
+                i,
+                n.gateway4,
+                n.gateway6,
+            )
+            for i, n in enumerate(tables.networks)
+        ]
+        self.endpoints = [self._endpoint(row) for row in tables.endpoints]
+        self.adjacencies = self._adjacencies(tables.adjacencies)
+
+    def _endpoint(self, row: EndpointRow) -> tuple[Any, ...]:
+        return (
+            self.place[row.vni],
+            row.port,
+            row.mac,
+            _append(self.addresses, row.addresses),
+            [_append(self.groups, [self.of_group[g.id] for g in groups]) for groups in row.groups],
+            bytes(ACTIONS[action] for action in row.fallback),
+            0,
+            self.stamps[row.port],
+        )
+
+    def _adjacencies(self, tables: tuple[Adjacencies, ...]) -> "NDArray[np.void]":
+        """By id; ids that are not in use become holes."""
+        import numpy as np
+
+        last = max((int(a.id.max()) for a in tables if len(a.id)), default=-1)
+        array = np.zeros(last + 1, dtype("dp_adjacency"))
+        array["port"] = lib.DP_PORT_NONE
+        for a in tables:
+            array["network"][a.id] = self.place[a.vni]
+            array["port"][a.id] = UNDERLAY_PORT
+            array["mtu"][a.id] = a.mtu
+            for field in ("remote", "dr_mac", "outer_mac"):
+                array[field][a.id] = raw(getattr(a, field))
+        return array
+
+    def snapshot(self) -> Any:
+        """A `struct dp_snapshot *` that releases itself. C copies all it is given."""
+        policy = ffi.new("struct dp_policy *", {"generation": self.generation})
+        arrays = {
+            "ports": ("dp_port", self.ports),
+            "networks": ("dp_network", self.networks),
+            "endpoints": ("dp_endpoint", self.endpoints),
+            "pools": ("dp_pool", self.pools),
+        }
+        made = {field: (struct, records(struct, rows)) for field, (struct, rows) in arrays.items()}
+        made["adjacencies"] = "dp_adjacency", self.adjacencies
+        held = []
+        for field, (struct, array) in made.items():
+            pointer, count = _array(struct, array)
+            held.append(pointer)
+            setattr(policy, field, pointer)
+            setattr(policy, f"n_{field}", count)
+        for field, ctype, items in (
+            ("addrs", "uint8_t[]", b"".join(self.addresses)),
+            ("groups", "struct dp_group *[]", self.groups),
+            ("routes", "struct dp_routes *[]", self.of_network),
+        ):
+            held.append(ffi.new(ctype, items))
+            setattr(policy, field, held[-1])
+        policy.n_addrs = len(self.addresses)
+        policy.n_groups, policy.n_routes = len(self.groups), len(self.of_network)
+        error = ffi.new("struct dp_error *")
+        snapshot = lib.dp_snapshot_create(policy, error)
+        check(error.status, error)
+        return ffi.gc(snapshot, lib.dp_snapshot_release)

@@ -1,0 +1,205 @@
+"""The policy model: what every front door produces and nothing but the compiler reads.
+
+All values are frozen. An object is known by its name; names are unique among their siblings.
+"""
+
+import re
+from typing import Literal
+
+import msgspec
+
+from dataplane.address import IP, Mac, Malformed, Prefix, Vni
+
+Action = Literal["allow", "block", "pass", "reject"]
+Fallback = Literal["allow", "block"]
+Direction = Literal["in", "out"]
+
+_PORTS = re.compile(r"(0|[1-9][0-9]{0,8})(?:-(0|[1-9][0-9]{0,8}))?")
+
+
+class Model(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """Base of all documents' objects."""
+
+
+class PortRange:
+    """Transport ports, both ends included. Written `80` or `8000-8100`."""
+
+    __slots__ = ("first", "last")
+    first: int
+    last: int
+
+    def __init__(self, first: int, last: int) -> None:
+        for port in (first, last):
+            if not 0 <= port <= 65535:
+                raise Malformed(f"{port} is not a port (0-65535)")
+        if first > last:
+            raise Malformed(f"{first}-{last} is no range of ports", f"write {last}-{first}")
+        object.__setattr__(self, "first", first)
+        object.__setattr__(self, "last", last)
+
+    @classmethod
+    def parse(cls, text: str) -> "PortRange":
+        match = _PORTS.fullmatch(text)
+        if match is None:
+            raise Malformed(f"{text!r} is not a port or range", "as 80 or 8000-8100")
+        return cls(int(match[1]), int(match[2] or match[1]))
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError(f"{type(self).__name__} is frozen")
+
+    def __reduce__(self) -> tuple[type["PortRange"], tuple[int, int]]:
+        return type(self), (self.first, self.last)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, PortRange):
+            return NotImplemented
+        return (self.first, self.last) == (other.first, other.last)
+
+    def __hash__(self) -> int:
+        return hash((self.first, self.last))
+
+    def __str__(self) -> str:
+        return str(self.first) if self.first == self.last else f"{self.first}-{self.last}"
+
+    def __repr__(self) -> str:
+        return f"PortRange(first={self.first}, last={self.last})"
+
+
+class Acl(Model, frozen=True, kw_only=True):
+    """One ACL rule. Empty lists match anything; the values of a list are OR-ed, the fields AND-ed.
+
+    `local` is the endpoint's side in both directions. Lower priorities are evaluated first.
+    A rule that is not terminating leaves the last word to a later group (VFP semantics).
+    """
+
+    name: str
+    direction: Direction
+    action: Action
+    priority: int = 1000
+    protocol: str | int = "any"  # any, tcp, udp, icmp, icmp6, sctp, or an IP protocol number
+    local: tuple[Prefix, ...] = ()
+    remote: tuple[Prefix, ...] = ()
+    local_ports: tuple[PortRange, ...] = ()
+    remote_ports: tuple[PortRange, ...] = ()
+    icmp_type: int | None = None
+    icmp_code: int | None = None
+    stateful: bool = True
+    terminating: bool = True
+    idle: int = 0  # seconds until its idle flows are forgotten; 0 = by protocol
+
+
+class OutboundNat(Model, frozen=True, kw_only=True):
+    """Source NAT of what leaves the overlay through the host port.
+
+    Destinations in `exceptions`, and the network's own prefixes and remote subnets, are never
+    translated; if `destinations` is given, only those are. `vip`: default the host port's address.
+    """
+
+    vip: IP | None = None
+    exceptions: tuple[Prefix, ...] = ()
+    destinations: tuple[Prefix, ...] = ()
+    ports: PortRange = msgspec.field(default_factory=lambda: PortRange(1024, 65535))
+
+
+class Tap(Model, frozen=True, kw_only=True):
+    """The TAP device of an endpoint or of the host port."""
+
+    name: str
+    netns: str | None = None  # a name of /run/netns or a path; default: where the forwarder runs
+    persist: bool = False
+    owner: int | None = None  # uid that may attach without root
+    mtu: int | None = None  # default: the network's
+    configure: bool = True  # set MAC, MTU, address and default route, and bring it up
+
+
+class Endpoint(Model, frozen=True, kw_only=True):
+    """A container or virtual machine: one port, its MAC and its addresses."""
+
+    name: str
+    addresses: tuple[IP, ...]
+    mac: Mac | None = None  # default: 0e:2a + the IPv4 octets, as flannel does on Windows
+    tap: Tap | None = None  # default: a TAP named as the endpoint
+    acls: tuple[Acl, ...] = ()
+    default_in: Fallback | None = (
+        None  # where no rule matches: block if there are rules, else allow
+    )
+    default_out: Fallback | None = None
+    outbound_nat: OutboundNat | None = None  # default: the network's
+
+
+class RemoteSubnet(Model, frozen=True, kw_only=True):
+    """A prefix behind another VTEP (HNS RemoteSubnetRoute)."""
+
+    prefix: Prefix
+    provider_address: IP
+    dr_mac: Mac
+
+
+class Network(Model, frozen=True, kw_only=True):
+    """An overlay network: one VNI, its prefixes, and who lives where."""
+
+    name: str
+    vni: Vni
+    prefixes: tuple[Prefix, ...]
+    gateways: tuple[IP, ...] = ()  # default: the first address of each prefix
+    dr_mac: Mac | None = None  # default: derived from node name and VNI
+    mtu: int | Literal["auto"] = "auto"  # auto: underlay MTU less 50 (IPv4) or 70 (IPv6)
+    remote_subnets: tuple[RemoteSubnet, ...] = ()
+    endpoints: tuple[Endpoint, ...] = ()
+    acls: tuple[Acl, ...] = ()  # a group of its own, walked before each endpoint's
+    outbound_nat: OutboundNat | None = None
+
+
+class Underlay(Model, frozen=True, kw_only=True):
+    """How this node reaches the other VTEPs."""
+
+    address: IP  # provider address
+    address6: IP | None = None
+    port: int = 4789
+    mtu: int = 1500
+
+
+class HostPort(Model, frozen=True, kw_only=True):
+    """The way out: a TAP into the host's own namespace, with a link address on each side."""
+
+    address: IP  # the dataplane's side
+    peer: IP  # the host's side
+    tap: Tap
+
+
+class Node(Model, frozen=True, kw_only=True):
+    """One host: its underlay, its way out, and its networks."""
+
+    name: str
+    underlay: Underlay
+    host_port: HostPort | None = None
+    networks: tuple[Network, ...] = ()
+
+
+class Expect(Model, frozen=True, kw_only=True):
+    """A packet and what must become of it; proved by `dataplane check`.
+
+    In a lab of several nodes a packet sent into the underlay is followed to the node it is sent to,
+    unless `to: underlay` asks for the packet on the wire. Each packet meets a fresh engine.
+    """
+
+    packet: str  # as in `dataplane trace`: tcp 10.1.1.2:40000 > 10.1.2.2:80 syn
+    at: str  # endpoint where it enters: NAME, NETWORK/NAME or NODE/NETWORK/NAME
+    verdict: Literal["forward", "drop", "answer"]
+    name: str = ""
+    reason: str | None = None  # drop: the reason's symbol
+    rule: str | None = None  # the rule that decided: ENDPOINT-or-NETWORK/NAME
+    to: str | None = None  # where it leaves: an endpoint (delivered), "underlay" or "host"
+    encap: IP | None = None  # outer destination
+    vni: Vni | None = None
+    headers: dict[str, str | int] = {}  # as the inner packet leaves: names of packet.HEADERS
+    reply: Literal["forward", "drop"] | None = None  # what becomes of the mirrored answer packet
+
+
+class Document(Model, frozen=True, kw_only=True):
+    """A policy document: one node, or a lab of several."""
+
+    version: Literal[1] = 1
+    node: Node | None = None
+    nodes: tuple[Node, ...] = ()
+    expect: tuple[Expect, ...] = ()

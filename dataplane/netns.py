@@ -1,0 +1,56 @@
+"""Doing something inside another network namespace, without moving this process there."""
+
+import ctypes
+import os
+import threading
+from collections.abc import Callable
+from typing import TypeVar
+
+from dataplane.errors import PortError
+
+T = TypeVar("T")
+_CLONE_NEWNET = 0x40000000
+
+
+def path_of(name: str) -> str:
+    """A namespace's file: a path as it is, else the name that `ip netns` knows."""
+    return name if "/" in name else f"/run/netns/{name}"
+
+
+def _enter(path: str) -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise PortError(f"{path}: {error.strerror}; make it with: ip netns add NAME") from error
+    try:
+        if libc.setns(fd, _CLONE_NEWNET):
+            code = ctypes.get_errno()
+            raise PortError(f"{path}: cannot enter: {os.strerror(code)} (CAP_SYS_ADMIN is needed)")
+    finally:
+        os.close(fd)
+
+
+def inside(netns: str | None, work: Callable[[], T]) -> T:
+    """Calls `work` in the namespace, on a thread that ends with it; None: right here.
+
+    Descriptors that `work` opens keep belonging to that namespace.
+    """
+    if netns is None:
+        return work()
+    done: list[T] = []
+    failed: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            _enter(path_of(netns))
+            done.append(work())
+        except BaseException as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=run, name=f"netns-{netns}")
+    thread.start()
+    thread.join()
+    if failed:
+        raise failed[0]
+    return done[0]

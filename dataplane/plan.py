@@ -1,0 +1,183 @@
+"""Plan: what a commit would change, shown before it is done. Pure until `commit`."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, NamedTuple
+
+from msgspec.structs import replace
+
+from dataplane.address import IP
+from dataplane.model import Acl, Endpoint, HostPort, Network, Node, RemoteSubnet, Underlay
+from dataplane.rules import Tables
+
+SHOWN_PREFIXES = 3
+
+ObjectName = tuple[str, str]  # kind, name
+
+
+class Object(NamedTuple):
+    """What `get` would list: compared by `value`, shown as `line`."""
+
+    value: object
+    line: str
+
+
+class Change(NamedTuple):
+    """`verb` is created, changed, removed or unchanged; `before` and `after` are its lines."""
+
+    kind: str
+    name: str
+    verb: str
+    before: str
+    after: str
+
+    def __str__(self) -> str:
+        told = self.after or self.before
+        if self.verb == "changed" and self.before != self.after:
+            told = f"{self.before} -> {self.after}"
+        return f"{self.kind + '/' + self.name:<30}  {self.verb:<9}  {told}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A policy ready to be committed on top of generation `base`.
+
+    `target` is the node as given, `tables` are made of it with all defaults filled in (`resolved`).
+    """
+
+    base: int
+    source: Node | None
+    target: Node
+    resolved: Node
+    tables: Tables = field(repr=False)
+    publish: Callable[["Plan"], int] = field(repr=False)
+
+    @cached_property
+    def changes(self) -> tuple[Change, ...]:
+        """All objects of both policies, those of the new one first."""
+        return tuple(compare(self.source, self.resolved))
+
+    @cached_property
+    def is_empty(self) -> bool:
+        return self.source == self.resolved
+
+    def text(self, unchanged: bool = False) -> str:
+        """One line for each object that changes, and a last one with their number."""
+        shown = [c for c in self.changes if unchanged or c.verb != "unchanged"]
+        n = sum(c.verb != "unchanged" for c in self.changes)
+        objects = f"{n} object{'' if n == 1 else 's'} changed"
+        if self.is_empty:
+            last = f"generation {self.base} stays, nothing changed"
+        else:
+            last = f"generation {self.base} -> {self.base + 1}, {objects}"
+        return "\n".join([*map(str, shown), last])
+
+    def diff(self) -> str:
+        """Lines that go (-) and come (+); empty when nothing changes."""
+        lines = []
+        for c in self.changes:
+            name = f"{c.kind}/{c.name}"
+            if c.verb in ("removed", "changed"):
+                lines.append(f"- {name:<30}  {c.before}")
+            if c.verb in ("created", "changed"):
+                lines.append(f"+ {name:<30}  {c.after}")
+        return "\n".join(lines)
+
+    def to_dict(self) -> dict[str, Any]:
+        changes = [c._asdict() for c in self.changes if c.verb != "unchanged"]
+        return {"generation": self.base, "changes": changes}
+
+    def commit(self) -> int:
+        """Publishes the policy, all or nothing; returns its generation.
+
+        Raises EngineError, also when another commit came first; the old policy then stays.
+        """
+        return self.publish(self)
+
+
+def compare(old: Node | None, new: Node) -> Iterator[Change]:
+    """Of nodes with their defaults filled in."""
+    before = dict(_objects(old)) if old is not None else {}
+    after = dict(_objects(new))
+    for (kind, name), found in after.items():
+        known = before.get((kind, name))
+        if known is None:
+            yield Change(kind, name, "created", "", found.line)
+        else:
+            verb = "unchanged" if known.value == found.value else "changed"
+            yield Change(kind, name, verb, known.line, found.line)
+    for (kind, name), gone in before.items():
+        if (kind, name) not in after:
+            yield Change(kind, name, "removed", gone.line, "")
+
+
+# ---- objects of a node -------------------------------------------------------------------------
+
+
+def _objects(node: Node) -> Iterator[tuple[ObjectName, Object]]:
+    yield ("node", node.name), Object(node.underlay, _underlay_line(node.underlay))
+    if node.host_port is not None:
+        yield ("host", node.name), Object(node.host_port, _host_line(node.host_port))
+    for network in node.networks:
+        yield from _network_objects(network)
+
+
+def _network_objects(network: Network) -> Iterator[tuple[ObjectName, Object]]:
+    order = tuple(e.name for e in network.endpoints), tuple(acl.name for acl in network.acls)
+    own = replace(network, endpoints=(), remote_subnets=(), acls=())
+    yield ("network", network.name), Object((own, order), _network_line(network))
+    for acl in network.acls:
+        yield ("acl", f"{network.name}/{acl.name}"), Object(acl, _acl_line(acl))
+    for endpoint in network.endpoints:
+        name = f"{network.name}/{endpoint.name}"
+        value = replace(endpoint, acls=()), tuple(acl.name for acl in endpoint.acls)
+        yield ("endpoint", name), Object(value, _endpoint_line(endpoint))
+        for acl in endpoint.acls:
+            yield ("acl", f"{name}/{acl.name}"), Object(acl, _acl_line(acl))
+    peers: dict[IP, list[RemoteSubnet]] = {}
+    for subnet in network.remote_subnets:
+        peers.setdefault(subnet.provider_address, []).append(subnet)
+    for provider, subnets in peers.items():
+        yield ("peer", f"{network.name}/{provider}"), Object(subnets, _peer_line(subnets))
+
+
+def _underlay_line(underlay: Underlay) -> str:
+    second = f" {underlay.address6}" if underlay.address6 else ""
+    return f"{underlay.address}{second}  port {underlay.port}  mtu {underlay.mtu}"
+
+
+def _host_line(host: HostPort) -> str:
+    return f"{host.address} peer {host.peer}  tap {host.tap.name}"
+
+
+def _network_line(network: Network) -> str:
+    prefixes = " ".join(map(str, network.prefixes))
+    return f"vni {network.vni}  {prefixes}  mtu {network.mtu}  dr {network.dr_mac}"
+
+
+def _endpoint_line(endpoint: Endpoint) -> str:
+    addresses = " ".join(map(str, endpoint.addresses))
+    nat = "  nat" if endpoint.outbound_nat else ""
+    return f"{addresses}  {endpoint.mac}  in {endpoint.default_in}  out {endpoint.default_out}{nat}"
+
+
+def _peer_line(subnets: list[RemoteSubnet]) -> str:
+    shown = " ".join(str(s.prefix) for s in subnets[:SHOWN_PREFIXES])
+    more = f" and {len(subnets) - SHOWN_PREFIXES} more" if len(subnets) > SHOWN_PREFIXES else ""
+    return f"{shown}{more}  dr {' '.join(sorted({s.dr_mac for s in subnets}))}"
+
+
+def _acl_line(acl: Acl) -> str:
+    conditions = {
+        "local": acl.local,
+        "remote": acl.remote,
+        "local_ports": acl.local_ports,
+        "remote_ports": acl.remote_ports,
+        "icmp_type": () if acl.icmp_type is None else (acl.icmp_type,),
+        "icmp_code": () if acl.icmp_code is None else (acl.icmp_code,),
+    }
+    told = [f"{key} {','.join(map(str, values))}" for key, values in conditions.items() if values]
+    flags = [word for word, on in (("stateless", not acl.stateful), ("soft", not acl.terminating)) if on]
+    words = [acl.direction, str(acl.priority), acl.action, str(acl.protocol), *told, *flags]
+    return "  ".join(words)

@@ -1,0 +1,281 @@
+"""Ports of the operating system: TAP devices and the UDP underlay. They own descriptors; C does the I/O."""
+
+import contextlib
+import errno
+import fcntl
+import os
+import socket
+import struct
+from collections.abc import Iterable, Iterator
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+from dataplane.address import IP, Mac, ip16
+from dataplane.errors import PortError
+from dataplane.netns import inside
+
+_TUNSETIFF, _TUNSETPERSIST, _TUNSETOWNER, _TUNSETOFFLOAD = 0x400454CA, 0x400454CB, 0x400454CC, 0x400454D0
+_IFF_TAP, _IFF_NO_PI, _IFF_VNET_HDR = 0x0002, 0x1000, 0x4000
+_IP_MTU_DISCOVER, _IPV6_MTU_DISCOVER, _PMTUDISC_PROBE = 10, 23, 3
+_IP_RECVTTL, _SO_NO_CHECK, _SO_RCVBUFFORCE, _SO_SNDBUFFORCE = 12, 11, 33, 32
+_BUFFER = 8 << 20
+_SOURCE_PORTS = range(49152, 65536)  # RFC 7348 §5
+
+
+class Port(Protocol):
+    """What a forwarder can move frames through."""
+
+    def join(self, loop: Any, port_id: int) -> None:
+        """Adds the port's descriptors to a C loop (`struct dp_loop *`)."""
+
+    def close(self) -> None: ...
+
+
+class _Owner:
+    """Closes what it owns once, and works in a `with`."""
+
+    def close(self) -> None:
+        raise NotImplementedError
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _open_tap(name: str, persist: bool, owner: int | None) -> int:
+    if not 0 < len(name.encode()) < 16:
+        raise PortError(f"{name!r} is not an interface name (1 to 15 bytes)")
+    try:
+        fd = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        raise PortError(f"/dev/net/tun: {error.strerror}; load the tun module") from error
+    try:
+        flags = _IFF_TAP | _IFF_NO_PI | _IFF_VNET_HDR
+        fcntl.ioctl(fd, _TUNSETIFF, struct.pack("16sH22x", name.encode(), flags))
+        fcntl.ioctl(fd, _TUNSETOFFLOAD, 0)
+        if owner is not None:
+            fcntl.ioctl(fd, _TUNSETOWNER, owner)
+        if persist:
+            fcntl.ioctl(fd, _TUNSETPERSIST, 1)
+    except OSError as error:
+        os.close(fd)
+        raise PortError(f"tap {name}: {_tap_fault(error)}") from error
+    return fd
+
+
+def _tap_fault(error: OSError) -> str:
+    match error.errno:
+        case errno.EPERM:
+            return "not permitted; run as root or with CAP_NET_ADMIN, or make it with: ip tuntap add"
+        case errno.EBUSY:
+            return "busy: another process is attached to it"
+        case errno.EINVAL:
+            return "an interface of that name exists and is no single-queue TAP"
+        case _:
+            return str(error.strerror)
+
+
+class Tap(_Owner):
+    """A TAP device by its exact name, new or existing, in any network namespace.
+
+    A new one disappears at `close()` unless `persist`; an existing persistent one always stays.
+    `mac`, `mtu` (bytes of IP packet) and `up` are set at once. Raises PortError with the fix.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        netns: str | None = None,
+        mac: Mac | None = None,
+        mtu: int = 1500,
+        up: bool = True,
+        persist: bool = False,
+        owner: int | None = None,
+    ) -> None:
+        self.name, self.netns, self.mtu = name, netns, mtu
+        self._fd = inside(netns, lambda: _open_tap(name, persist, owner))
+        try:
+            self._link(mtu=mtu, mac=mac, up=up)
+        except BaseException:
+            self.close()
+            raise
+
+    def fileno(self) -> int:
+        return self._fd
+
+    def join(self, loop: Any, port_id: int) -> None:
+        from dataplane._engine import ffi, lib
+        from dataplane.reasons import check
+
+        error = ffi.new("struct dp_error *")
+        check(lib.dp_loop_add_tap(loop, port_id, self._fd, self.mtu, error), error)
+
+    def close(self) -> None:
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+    def _link(self, *, mtu: int, mac: Mac | None, up: bool) -> None:
+        def work() -> None:
+            with _netlink(self.name) as (ipr, index):
+                ipr.link("set", index=index, mtu=mtu, **({"address": str(mac)} if mac else {}))
+                ipr.link("set", index=index, state="up" if up else "down")
+
+        inside(self.netns, work)
+
+    def address(self, address: IP, length: int, *, peer: IP | None = None) -> None:
+        """Gives the device an address of that prefix length; with `peer`, a point-to-point one."""
+        extra = {"local": str(address), "address": str(peer)} if peer else {"address": str(address)}
+
+        def work() -> None:
+            with _netlink(self.name) as (ipr, index):
+                if address.version == 6:
+                    extra["flags"] = 0x02  # IFA_F_NODAD: usable at once, the guard makes it unique
+                ipr.addr("replace", index=index, prefixlen=length, **extra)
+
+        inside(self.netns, work)
+
+    def default_route(self, gateway: IP) -> None:
+        """Sends what the device's namespace has no better way for to the gateway."""
+
+        def work() -> None:
+            with _netlink(self.name) as (ipr, index):
+                family = socket.AF_INET if gateway.version == 4 else socket.AF_INET6
+                ipr.route("replace", dst="default", gateway=str(gateway), oif=index, family=family)
+
+        inside(self.netns, work)
+
+
+@contextlib.contextmanager
+def _netlink(name: str) -> Iterator[tuple[Any, int]]:
+    from pyroute2 import IPRoute
+    from pyroute2.netlink.exceptions import NetlinkError
+
+    with IPRoute() as ipr:
+        try:
+            yield ipr, ipr.link_lookup(ifname=name)[0]
+        except IndexError:
+            raise PortError(f"{name}: the interface is gone") from None
+        except NetlinkError as error:
+            raise PortError(f"{name}: {error}") from error
+
+
+class VxlanSocket(_Owner):
+    """The UDP underlay: one receiving socket for each address, `sources` sending ones.
+
+    A UDP socket has one source port, so the entropy of RFC 7348 §5 needs many: each flow sticks to
+    the one its hash names. The kernel never fragments what it sends (DF set, RFC 7348 §4.3): the
+    path's MTU is the engine's business, so PMTUDISC_PROBE and not DO.
+    """
+
+    def __init__(
+        self,
+        address: IP,
+        *,
+        address6: IP | None = None,
+        port: int = 4789,
+        sources: int = 64,
+        netns: str | None = None,
+    ) -> None:
+        own = [a for a in (address, address6) if a is not None]
+        self.port = port
+        self._own: dict[int, IP] = {a.version: a for a in own}
+        self._receive: dict[int, socket.socket] = {}
+        self._send: dict[int, list[socket.socket]] = {}
+        try:
+            inside(netns, lambda: self._open(sources))
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(self, sources: int) -> None:
+        for version, address in self._own.items():
+            self._receive[version] = _receiver(address, self.port)
+            self._send[version] = list(_senders(address, sources))
+
+    def join(self, loop: Any, port_id: int) -> None:
+        from dataplane._engine import ffi, lib
+        from dataplane.reasons import check
+
+        error = ffi.new("struct dp_error *")
+        count = min(len(sockets) for sockets in self._send.values())
+        fds = {v: ffi.new("int[]", [s.fileno() for s in self._send[v][:count]]) for v in self._send}
+        config = ffi.new("struct dp_underlay_sockets *")
+        config.receive4 = self._receive[4].fileno() if 4 in self._receive else -1
+        config.receive6 = self._receive[6].fileno() if 6 in self._receive else -1
+        config.send4, config.send6 = fds.get(4, ffi.NULL), fds.get(6, ffi.NULL)
+        config.n_send, config.udp_port = count, self.port
+        for version, address in self._own.items():
+            setattr(config, f"ip{version}", ip16(address))
+        check(lib.dp_loop_add_underlay(loop, port_id, config, error), error)
+
+    def close(self) -> None:
+        sockets: Iterable[socket.socket] = [*self._receive.values(), *sum(self._send.values(), [])]
+        self._receive, self._send = {}, {}
+        for each in sockets:
+            each.close()
+
+
+def _udp(address: IP) -> socket.socket:
+    family = socket.AF_INET if address.version == 4 else socket.AF_INET6
+    sock = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+    if address.version == 4:
+        sock.setsockopt(socket.IPPROTO_IP, _IP_MTU_DISCOVER, _PMTUDISC_PROBE)
+        sock.setsockopt(socket.SOL_SOCKET, _SO_NO_CHECK, 1)
+    else:
+        sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_MTU_DISCOVER, _PMTUDISC_PROBE)
+        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+    for force, ask in ((_SO_RCVBUFFORCE, socket.SO_RCVBUF), (_SO_SNDBUFFORCE, socket.SO_SNDBUF)):
+        try:
+            sock.setsockopt(socket.SOL_SOCKET, force, _BUFFER)
+        except PermissionError:
+            sock.setsockopt(socket.SOL_SOCKET, ask, _BUFFER)
+    return sock
+
+
+def _receiver(address: IP, port: int) -> socket.socket:
+    sock = _udp(address)
+    if address.version == 4:
+        sock.setsockopt(socket.IPPROTO_IP, socket.IP_RECVTOS, 1)
+        sock.setsockopt(socket.IPPROTO_IP, _IP_RECVTTL, 1)
+    else:
+        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVTCLASS, 1)
+        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVHOPLIMIT, 1)
+    try:
+        sock.bind((str(address), port))
+    except OSError as error:
+        sock.close()
+        raise PortError(f"udp {address} port {port}: {_bind_fault(error)}") from error
+    return sock
+
+
+def _bind_fault(error: OSError) -> str:
+    match error.errno:
+        case errno.EADDRINUSE:
+            return "in use; a kernel VXLAN device holds its port for the whole namespace"
+        case errno.EADDRNOTAVAIL:
+            return "no interface of this namespace has the address"
+        case _:
+            return str(error.strerror)
+
+
+def _senders(address: IP, count: int) -> Iterator[socket.socket]:
+    """Sockets on source ports spread evenly over 49152-65535, ports in use left out."""
+    step = len(_SOURCE_PORTS) // count
+    for first in range(0, step * count, step):
+        for port in _SOURCE_PORTS[first : first + step]:
+            sock = _udp(address)
+            try:
+                sock.bind((str(address), port))
+            except OSError:
+                sock.close()
+                continue
+            yield sock
+            break
+        else:
+            raise PortError(f"udp {address}: no source port left in {_SOURCE_PORTS[first]} and up")

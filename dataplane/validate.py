@@ -1,0 +1,418 @@
+"""What types cannot say: names that are taken, addresses out of place, sizes that do not fit."""
+
+import re
+from collections.abc import Collection, Hashable, Iterable, Iterator
+
+from dataplane import defaults
+from dataplane.address import IP, Mac
+from dataplane.model import (
+    Acl,
+    Document,
+    Endpoint,
+    HostPort,
+    Network,
+    Node,
+    OutboundNat,
+    PortRange,
+    RemoteSubnet,
+    Tap,
+    Underlay,
+)
+from dataplane.names import nodes_of
+from dataplane.tree import Complaint, Path, path_text
+from dataplane.validate_expect import check_expect
+
+PROTOCOLS = {"any": None, "icmp": 1, "tcp": 6, "udp": 17, "icmp6": 58, "sctp": 132}
+
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,62}")
+_TAP_NAME = re.compile(r"(?!\.\.?$)[^\s/:%\x00-\x1f]{1,15}")
+_RESERVED = ("underlay", "host")  # what `to:` of an expectation says besides endpoints
+_MIN_MTU = {4: 68, 6: 1280}  # RFC 791, RFC 8200 §5
+_MAX_MTU = 65535
+
+
+def check(
+    document: Document, reasons: Collection[str] | None = None, partial: bool = False
+) -> Iterator[Complaint]:
+    """Everything wrong with a document of the right types.
+
+    `reasons`: the known drop reasons, None to take any. `partial`: faulty objects were left out, so
+    what refers to others cannot be judged.
+    """
+    if not partial:
+        if (document.node is None) == (not document.nodes):
+            yield Complaint((), "needs exactly one of node and nodes")
+        yield from check_expect(document, reasons)
+    yield from _taken("node", ((n.name, ("nodes", i)) for i, n in enumerate(document.nodes)))
+    for path, node in _with_paths(document):
+        yield from _node(node, path)
+    yield from _lab(document)
+
+
+def _with_paths(document: Document) -> Iterator[tuple[Path, Node]]:
+    if document.node is not None:
+        yield ("node",), document.node
+    for i, node in enumerate(document.nodes):
+        yield ("nodes", i), node
+
+
+# ---- node -----------------------------------------------------------------------------------
+
+
+def _node(node: Node, path: Path) -> Iterator[Complaint]:
+    yield from _name(node.name, path)
+    yield from _underlay(node.underlay, (*path, "underlay"))
+    if node.host_port is not None:
+        yield from _host_port(node.host_port, node.underlay, (*path, "host_port"))
+    places = [((*path, "networks", i), n) for i, n in enumerate(node.networks)]
+    yield from _taken("network", ((n.name, p) for p, n in places))
+    yield from _taken("VNI", ((int(n.vni), (*p, "vni")) for p, n in places))
+    yield from _taken("TAP", _taps(node, path))
+    for place, network in places:
+        yield from _network(network, node, place)
+
+
+def _underlay(underlay: Underlay, path: Path) -> Iterator[Complaint]:
+    yield from _unicast(underlay.address, (*path, "address"), loopback=True)
+    if underlay.address6 is not None:
+        yield from _unicast(underlay.address6, (*path, "address6"), loopback=True)
+        if underlay.address6.version != 6:
+            yield Complaint((*path, "address6"), f"{underlay.address6} is not IPv6")
+        elif underlay.address.version == 6:
+            yield Complaint((*path, "address6"), "a second IPv6 address", "address is IPv6 already")
+    if not 1 <= underlay.port <= 65535:
+        yield Complaint((*path, "port"), f"{underlay.port} is not a port (1-65535)")
+    yield from _within("MTU", underlay.mtu, _MIN_MTU[4] + 50, _MAX_MTU, (*path, "mtu"))
+
+
+def _host_port(host: HostPort, underlay: Underlay, path: Path) -> Iterator[Complaint]:
+    for key, address in (("address", host.address), ("peer", host.peer)):
+        yield from _unicast(address, (*path, key))
+        if address in (underlay.address, underlay.address6):
+            yield Complaint((*path, key), f"{address} is the underlay's address")
+    if host.address == host.peer:
+        yield Complaint((*path, "peer"), f"both sides have {host.peer}", "one address each")
+    if host.address.version != host.peer.version:
+        yield Complaint((*path, "peer"), "address and peer are of different IP versions")
+    yield from _tap(host.tap, (*path, "tap"))
+
+
+def _taps(node: Node, path: Path) -> Iterator[tuple[Hashable, Path]]:
+    if node.host_port is not None:
+        tap = node.host_port.tap
+        yield (tap.name, tap.netns), (*path, "host_port", "tap")
+    for i, network in enumerate(node.networks):
+        for j, endpoint in enumerate(network.endpoints):
+            tap = defaults.endpoint_tap(endpoint)
+            place = (*path, "networks", i, "endpoints", j)
+            yield (tap.name, tap.netns), (*place, "tap") if endpoint.tap else place
+
+
+def _tap(tap: Tap, path: Path) -> Iterator[Complaint]:
+    if not _TAP_NAME.fullmatch(tap.name) or len(tap.name.encode()) > 15:
+        yield Complaint(
+            (*path, "name"), f"{tap.name[:40]!r} is no device name", "1-15 bytes, no space, / : %"
+        )
+    if tap.netns is not None and (not tap.netns or "\0" in tap.netns):
+        yield Complaint((*path, "netns"), "empty", "a name in /run/netns, or a path")
+    if tap.owner is not None:
+        yield from _within("uid", tap.owner, 0, (1 << 32) - 2, (*path, "owner"))
+    if tap.mtu is not None:
+        yield from _within("MTU", tap.mtu, _MIN_MTU[4], _MAX_MTU, (*path, "mtu"))
+
+
+# ---- network --------------------------------------------------------------------------------
+
+
+def _network(network: Network, node: Node, path: Path) -> Iterator[Complaint]:
+    yield from _name(network.name, path)
+    yield from _prefixes(network, path)
+    yield from _mtu(network, node, path)
+    if network.dr_mac is not None:
+        yield from _station(network.dr_mac, (*path, "dr_mac"))
+    yield from _remotes(network, node, path)
+    places = [((*path, "endpoints", i), e) for i, e in enumerate(network.endpoints)]
+    yield from _taken("endpoint", ((e.name, p) for p, e in places))
+    yield from _taken("MAC", _macs(network, node, path))
+    yield from _taken("address", _addresses(network, path))
+    yield from _acls(network.acls, path)
+    yield from _nat(network.outbound_nat, node, (*path, "outbound_nat"))
+    for place, endpoint in places:
+        yield from _endpoint(endpoint, network, node, place)
+
+
+def _prefixes(network: Network, path: Path) -> Iterator[Complaint]:
+    if not network.prefixes:
+        yield Complaint((*path, "prefixes"), "a network needs a prefix", "as [10.1.0.0/16]")
+    for i, prefix in enumerate(network.prefixes):
+        for j, other in enumerate(network.prefixes[:i]):
+            if prefix.version == other.version and prefix.overlaps(other):
+                fix = f"already covered by prefixes[{j}]"
+                yield Complaint((*path, "prefixes", i), f"{prefix} overlaps {other}", fix)
+    for i, gateway in enumerate(network.gateways):
+        yield from _inside(gateway, network, (*path, "gateways", i))
+
+
+def _mtu(network: Network, node: Node, path: Path) -> Iterator[Complaint]:
+    cost = defaults.overhead(network, node)
+    fits = node.underlay.mtu - cost
+    least = max((_MIN_MTU[p.version] for p in network.prefixes), default=_MIN_MTU[4])
+    size = defaults.mtu(network, node)
+    where = (*path, "mtu") if network.mtu != "auto" else path
+    if size > fits:
+        why = f"the underlay carries {node.underlay.mtu}, VXLAN takes {cost}"
+        yield Complaint(where, f"mtu {size} does not fit: {why}", f"at most {fits}, or auto")
+    if size < least:
+        if network.mtu == "auto":
+            fix = f"underlay.mtu must be at least {least + cost}"
+        else:
+            fix = f"{least} to {fits}, or auto"
+        yield Complaint(where, f"mtu {size} is less than IP needs ({least})", fix)
+
+
+def _remotes(network: Network, node: Node, path: Path) -> Iterator[Complaint]:
+    path = (*path, "remote_subnets")
+    remotes = network.remote_subnets
+    if len({remote.prefix for remote in remotes}) != len(remotes):
+        yield from _taken("remote subnet", ((r.prefix, (*path, i)) for i, r in enumerate(remotes)))
+    own = dict.fromkeys(defaults.gateways(network), "gateway")
+    own |= {a: "endpoint" for e in network.endpoints for a in e.addresses}
+    dr_macs: dict[IP, Mac] = {}
+    for i, remote in enumerate(remotes):
+        provider, mac = remote.provider_address, remote.dr_mac
+        known = dr_macs.get(provider)
+        if known is None:
+            dr_macs[provider] = mac
+            yield from _provider(provider, node.underlay, (*path, i, "provider_address"))
+            yield from _station(mac, (*path, i, "dr_mac"))
+        elif known != mac:
+            message = f"{provider} has the DR MAC {known} in an earlier remote subnet, {mac} here"
+            yield Complaint((*path, i, "dr_mac"), message, "one DR MAC a VTEP and network")
+        if remote.prefix.prefixlen == remote.prefix.max_prefixlen:
+            yield from _stolen(remote, own, (*path, i, "prefix"))
+
+
+def _stolen(remote: RemoteSubnet, own: dict[IP, str], path: Path) -> Iterator[Complaint]:
+    address = remote.prefix.network_address
+    if address in own:
+        yield Complaint(path, f"{remote.prefix} is the address of a local {own[address]}")
+
+
+def _provider(provider: IP, underlay: Underlay, path: Path) -> Iterator[Complaint]:
+    yield from _unicast(provider, path, loopback=True)
+    own = [a for a in (underlay.address, underlay.address6) if a is not None]
+    if provider in own:
+        yield Complaint(path, f"{provider} is this node's own underlay address")
+    if provider.version not in {a.version for a in own}:
+        key = "address6" if provider.version == 6 else "address"
+        message = f"{provider} cannot be reached: the underlay has no IPv{provider.version} address"
+        yield Complaint(path, message, f"set underlay.{key}")
+
+
+def _macs(network: Network, node: Node, path: Path) -> Iterator[tuple[Hashable, Path]]:
+    yield defaults.dr_mac(network, node), (*path, "dr_mac")
+    for i, endpoint in enumerate(network.endpoints):
+        place = (*path, "endpoints", i)
+        if endpoint.mac is not None or endpoint.addresses:
+            mac = defaults.endpoint_mac(endpoint)
+            yield mac, (*place, "mac") if endpoint.mac is not None else place
+
+
+def _addresses(network: Network, path: Path) -> Iterator[tuple[Hashable, Path]]:
+    for i, gateway in enumerate(defaults.gateways(network)):
+        yield gateway, (*path, "gateways", i)
+    for i, endpoint in enumerate(network.endpoints):
+        for j, address in enumerate(endpoint.addresses):
+            yield address, (*path, "endpoints", i, "addresses", j)
+
+
+# ---- endpoint -------------------------------------------------------------------------------
+
+
+def _endpoint(endpoint: Endpoint, network: Network, node: Node, path: Path) -> Iterator[Complaint]:
+    yield from _name(endpoint.name, path)
+    if endpoint.name in _RESERVED:
+        fix = f"{' and '.join(_RESERVED)} are ways out"
+        yield Complaint((*path, "name"), f"{endpoint.name!r} is reserved", fix)
+    if endpoint.name == network.name:
+        message = f"{endpoint.name!r} is also the network's name"
+        yield Complaint((*path, "name"), message, "rules are called ENDPOINT-or-NETWORK/RULE")
+    if not endpoint.addresses:
+        yield Complaint((*path, "addresses"), "an endpoint needs an address")
+    for i, address in enumerate(endpoint.addresses):
+        yield from _inside(address, network, (*path, "addresses", i))
+    if endpoint.mac is not None:
+        yield from _station(endpoint.mac, (*path, "mac"))
+    if endpoint.tap is not None:
+        yield from _tap(endpoint.tap, (*path, "tap"))
+    elif len(endpoint.name) > 15:
+        message = f"{endpoint.name[:40]!r} is too long for a TAP's name (15)"
+        yield Complaint((*path, "name"), message, "shorten it, or give tap: {name: …}")
+    yield from _acls(endpoint.acls, path)
+    yield from _nat(endpoint.outbound_nat, node, (*path, "outbound_nat"))
+
+
+def _acls(acls: tuple[Acl, ...], path: Path) -> Iterator[Complaint]:
+    yield from _taken("rule", ((acl.name, (*path, "acls", i)) for i, acl in enumerate(acls)))
+    for i, acl in enumerate(acls):
+        yield from _acl(acl, (*path, "acls", i))
+
+
+def _acl(acl: Acl, path: Path) -> Iterator[Complaint]:
+    yield from _name(acl.name, path)
+    yield from _within("priority", acl.priority, 0, 65535, (*path, "priority"))
+    yield from _within("idle time", acl.idle, 0, (1 << 32) - 1, (*path, "idle"))
+    protocol = acl.protocol
+    if isinstance(protocol, str) and protocol not in PROTOCOLS:
+        known = ", ".join(PROTOCOLS)
+        yield Complaint(
+            (*path, "protocol"), f"{protocol[:40]!r} is no protocol", f"{known}, or a number"
+        )
+        return
+    number = PROTOCOLS[protocol] if isinstance(protocol, str) else protocol
+    if number is not None:
+        yield from _within("IP protocol", number, 0, 255, (*path, "protocol"))
+    for key, ports in (("local_ports", acl.local_ports), ("remote_ports", acl.remote_ports)):
+        if ports and number not in (6, 17):
+            message = f"protocol {protocol} has no ports here"
+            yield Complaint((*path, key), message, "ports need protocol: tcp or udp")
+    yield from _icmp(acl, number, path)
+    yield from _families(acl, number, path)
+
+
+def _icmp(acl: Acl, number: int | None, path: Path) -> Iterator[Complaint]:
+    for key, value in (("icmp_type", acl.icmp_type), ("icmp_code", acl.icmp_code)):
+        if value is None:
+            continue
+        yield from _within(key, value, 0, 255, (*path, key))
+        if number not in (1, 58):
+            message = f"protocol {acl.protocol} has no {key}"
+            yield Complaint((*path, key), message, "it needs protocol: icmp or icmp6")
+    if acl.icmp_code is not None and acl.icmp_type is None:
+        yield Complaint(
+            (*path, "icmp_code"), "a code means nothing without its type", "add icmp_type"
+        )
+
+
+def _families(acl: Acl, number: int | None, path: Path) -> Iterator[Complaint]:
+    possible = {1: {4}, 58: {6}}.get(-1 if number is None else number, {4, 6})
+    for key, prefixes in (("local", acl.local), ("remote", acl.remote)):
+        if prefixes:
+            possible = possible & {prefix.version for prefix in prefixes}
+            if not possible:
+                yield Complaint(
+                    (*path, key), "can never match: IPv4 meets IPv6", "one rule a version"
+                )
+
+
+def _nat(nat: OutboundNat | None, node: Node, path: Path) -> Iterator[Complaint]:
+    if nat is None:
+        return
+    if node.host_port is None:
+        yield Complaint(
+            path, "NAT leaves through the host port, but the node has none", "add host_port"
+        )
+    if nat.vip is not None:
+        yield from _unicast(nat.vip, (*path, "vip"))
+    if nat.ports.first == 0:
+        yield Complaint((*path, "ports"), "0 is no port to translate to", _no_zero(nat.ports))
+
+
+def _no_zero(ports: PortRange) -> str:
+    return f"as 1-{ports.last}" if ports.last else "as 1024-65535"
+
+
+# ---- lab ------------------------------------------------------------------------------------
+
+
+def _lab(document: Document) -> Iterator[Complaint]:
+    """Nodes that share an underlay must agree on who is who."""
+    nodes = nodes_of(document)
+    if len(nodes) < 2:
+        return
+    path: Path = ("nodes",)
+    yield from _taken(
+        "underlay address",
+        (
+            (address, (*path, i, "underlay"))
+            for i, node in enumerate(nodes)
+            for address in (node.underlay.address, node.underlay.address6)
+            if address is not None
+        ),
+    )
+    owners: dict[tuple[int, IP], Path] = {}
+    for i, node in enumerate(nodes):
+        mine: dict[tuple[int, IP], Path] = {}
+        for j, network in enumerate(node.networks):
+            place = (*path, i, "networks", j)
+            yield from _dr_macs(network, nodes, place)
+            mine |= {
+                (int(network.vni), a): (*place, "endpoints", k)
+                for k, e in enumerate(network.endpoints)
+                for a in e.addresses
+            }
+        for key in mine.keys() & owners.keys():
+            message = f"address {key[1]} of VNI {key[0]} is taken"
+            yield Complaint(mine[key], message, f"also at {path_text(owners[key])}")
+        owners |= mine
+
+
+def _dr_macs(network: Network, nodes: tuple[Node, ...], path: Path) -> Iterator[Complaint]:
+    routers = {
+        address: defaults.dr_mac(there, node)
+        for node in nodes
+        for there in node.networks
+        if there.vni == network.vni
+        for address in (node.underlay.address, node.underlay.address6)
+    }
+    for i, remote in enumerate(network.remote_subnets):
+        router = routers.get(remote.provider_address, remote.dr_mac)
+        if router != remote.dr_mac:
+            message = f"{remote.dr_mac} is not the DR MAC of {remote.provider_address}"
+            yield Complaint((*path, "remote_subnets", i, "dr_mac"), message, f"write {router}")
+
+
+# ---- shared ---------------------------------------------------------------------------------
+
+
+def _taken(what: str, items: Iterable[tuple[Hashable, Path]]) -> Iterator[Complaint]:
+    seen: dict[Hashable, Path] = {}
+    for key, path in items:
+        first = seen.setdefault(key, path)
+        if first is not path:
+            shown = key[0] if isinstance(key, tuple) else key
+            yield Complaint(path, f"{what} {shown} is taken", f"also at {path_text(first)}")
+
+
+def _name(name: str, path: Path) -> Iterator[Complaint]:
+    if not _NAME.fullmatch(name):
+        message = f"{name[:40]!r} is not a name"
+        yield Complaint((*path, "name"), message, "letters, digits, _ . -, at most 63")
+
+
+def _within(what: str, value: int, low: int, high: int, path: Path) -> Iterator[Complaint]:
+    if not low <= value <= high:
+        yield Complaint(path, f"{value} is not a possible {what} ({low}-{high})")
+
+
+def _inside(address: IP, network: Network, path: Path) -> Iterator[Complaint]:
+    yield from _unicast(address, path)
+    if network.prefixes and not any(address in prefix for prefix in network.prefixes):
+        held = ", ".join(map(str, network.prefixes))
+        yield Complaint(path, f"{address} lies outside of the network", f"its prefixes: {held}")
+
+
+def _unicast(address: IP, path: Path, loopback: bool = False) -> Iterator[Complaint]:
+    """A host's address (RFC 1122 §3.2.1.3, RFC 4291 §2.5): the engine drops packets of others."""
+    bad = address.is_multicast or address.is_unspecified or (address.is_loopback and not loopback)
+    if address.version == 4:
+        bad = bad or address.packed[0] == 0 or address.packed[0] >= 240
+    if bad:
+        yield Complaint(path, f"{address} is no host's address")
+
+
+def _station(mac: Mac, path: Path) -> Iterator[Complaint]:
+    if mac.is_multicast:
+        yield Complaint(path, f"{mac} is a multicast MAC", f"an even first octet: 02{mac[2:]}")
+    elif mac == "00:00:00:00:00:00":
+        yield Complaint(path, "the all-zero MAC belongs to no one")

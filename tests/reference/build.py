@@ -1,0 +1,114 @@
+"""Well-formed frames from fields, and the frame that answers one. Addresses are 4 or 16 bytes."""
+
+from tests.reference.checksum import checksum, pseudo_header
+from tests.reference.wire import (
+    ARP,
+    ETHERNET,
+    ICMP,
+    ICMP6,
+    IP4,
+    IP6,
+    TCP,
+    UDP,
+    Packet,
+    mirrored,
+    parse,
+    unmapped,
+)
+
+BROADCAST_MAC = b"\xff" * 6
+ACK = 0x10
+
+
+def ethernet(dst: bytes, src: bytes, kind: int, payload: bytes) -> bytes:
+    return dst + src + kind.to_bytes(2) + payload
+
+
+def arp(opcode: int, sha: bytes, spa: bytes, tpa: bytes) -> bytes:
+    """A whole frame, broadcast."""
+    body = b"\0\1\x08\0\6\4" + opcode.to_bytes(2) + sha + spa + bytes(6) + tpa
+    return ethernet(BROADCAST_MAC, sha, ARP, body)
+
+
+def ip(
+    src: bytes,
+    dst: bytes,
+    proto: int,
+    payload: bytes,
+    *,
+    ttl: int = 64,
+    tos: int = 0,
+    fragment: int = 0x4000,
+    options: bytes = b"",
+) -> bytes:
+    """`fragment`: IPv4 flags and offset as on the wire. `options`: IPv4 options, or IPv6 extension
+    headers, whose own type is then `proto`."""
+    if len(src) == 16:
+        front = b"\x60\0\0\0" + (len(options) + len(payload)).to_bytes(2) + bytes([proto, ttl])
+        front = bytes([0x60 | tos >> 4, (tos & 15) << 4]) + front[2:]
+        return front + src + dst + options + payload
+    size = 20 + len(options)
+    front = bytes([0x40 | size // 4, tos]) + (size + len(payload)).to_bytes(2)
+    front += b"\0\1" + fragment.to_bytes(2) + bytes([ttl, proto])
+    check = checksum(front + src + dst + options)
+    return front + check.to_bytes(2) + src + dst + options + payload
+
+
+def summed(src: bytes, dst: bytes, proto: int, segment: bytes) -> bytes:
+    """The segment with its checksum made anew, if its protocol is one we know."""
+    offset = {TCP: 16, UDP: 6, ICMP: 2, ICMP6: 2}.get(proto)
+    if offset is None or len(segment) < offset + 2:
+        return segment
+    zeroed = segment[:offset] + b"\0\0" + segment[offset + 2 :]
+    pseudo = b"" if proto == ICMP else pseudo_header(src, dst, proto, len(segment))
+    check = checksum(pseudo + zeroed)
+    if proto == UDP:
+        check = check or 0xFFFF
+    return zeroed[:offset] + check.to_bytes(2) + zeroed[offset + 2 :]
+
+
+def tcp(sport: int, dport: int, flags: int, options: bytes = b"", data: bytes = b"") -> bytes:
+    """Without checksum; `options` a multiple of 4 bytes."""
+    ports = sport.to_bytes(2) + dport.to_bytes(2)
+    return ports + bytes(8) + bytes([(20 + len(options)) << 2, flags]) + bytes(6) + options + data
+
+
+def udp(sport: int, dport: int, data: bytes = b"") -> bytes:
+    return sport.to_bytes(2) + dport.to_bytes(2) + (8 + len(data)).to_bytes(2) + b"\0\0" + data
+
+
+def icmp(kind: int, code: int, ident: int, data: bytes = b"") -> bytes:
+    """`data` follows the sequence number 1."""
+    return bytes([kind, code, 0, 0]) + ident.to_bytes(2) + b"\0\1" + data
+
+
+def ip_type(packet: bytes) -> int:
+    return IP4 if packet[0] >> 4 == 4 else IP6
+
+
+def vxlan(src: bytes, dst: bytes, port: int, vni: int, inner: bytes, tos: int = 0) -> bytes:
+    """A whole frame from the underlay, without UDP checksum over IPv4."""
+    payload = b"\x08\0\0\0" + vni.to_bytes(3) + b"\0" + inner
+    segment = udp(50000, port, payload)
+    if len(src) == 16:
+        segment = summed(src, dst, UDP, segment)
+    packet = ip(src, dst, UDP, segment, tos=tos)
+    return ethernet(bytes(6), bytes(6), ip_type(packet), packet)
+
+
+def reply_to(frame: bytes, tcp_flags: int = ACK) -> bytes | None:
+    """The receiver's answer: everything mirrored, checksums made anew. None: there is none."""
+    packet = parse(frame)
+    if not isinstance(packet, Packet) or packet.fragment:
+        return None
+    flow = packet.flow.reply()
+    segment = bytearray(packet.data[packet.l4 :])
+    if flow.proto in (TCP, UDP):
+        segment[0:4] = segment[2:4] + segment[0:2]
+        if flow.proto == TCP:
+            segment[13] = tcp_flags
+    elif packet.check_at is not None:
+        segment[0:2] = mirrored(flow.proto, packet.flow.dport).to_bytes(2)
+    src, dst = unmapped(flow.src), unmapped(flow.dst)
+    answer = ip(src, dst, flow.proto, summed(src, dst, flow.proto, bytes(segment)))
+    return frame[6:12] + frame[0:6] + frame[12:ETHERNET] + answer

@@ -1,0 +1,133 @@
+"""The flow table: a dict from key to pair and half (semantics 4)."""
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from tests.reference.nat import SECOND, Binding
+from tests.reference.site import Adjacency, Endpoint
+from tests.reference.verdict import Drop
+from tests.reference.wire import ICMP, ICMP6, TCP, UDP, FlowId
+
+INITIATOR, RESPONDER, CLOSING = 1, 2, 4
+
+
+@dataclass(frozen=True)
+class Timers:
+    """Idle seconds, as in `struct dp_timers`."""
+
+    tcp_established: int = 7440
+    tcp_transitory: int = 240
+    udp: int = 300
+    icmp: int = 60
+    other: int = 300
+
+    def of(self, proto: int, state: int) -> int:
+        if proto == TCP:
+            established = state == INITIATOR | RESPONDER
+            return self.tcp_established if established else self.tcp_transitory
+        return {UDP: self.udp, ICMP: self.icmp, ICMP6: self.icmp}.get(proto, self.other)
+
+
+class Key(NamedTuple):
+    """`port`: where the packet came in; `vni` is 0 on the host port."""
+
+    port: str
+    vni: int
+    flow: FlowId
+
+
+@dataclass(frozen=True)
+class Way:
+    """Where the packets of one direction go. `mtu`: None where nothing is checked."""
+
+    egress: str
+    mtu: int | None
+    mss_mtu: int
+    receiver: Endpoint | None = None
+    adjacency: Adjacency | None = None
+
+
+@dataclass
+class Pair:
+    """A flow: the initiator's direction, and the responder's where it may answer."""
+
+    key: Key
+    way: Way
+    reply_way: Way | None  # None: answers are judged on their own
+    reply_vni: int
+    rule: str | None
+    idle: int
+    binding: Binding | None
+    generation: int
+    state: int = 0
+    last: int = 0
+    packets: list[int] = field(default_factory=lambda: [0, 0])
+    entropy: list[int | None] = field(default_factory=lambda: [None, None])
+
+    @property
+    def leaves_as(self) -> FlowId:
+        """The initiator's packets after translation; its port is None until it is chosen."""
+        flow = self.key.flow
+        if self.binding is None:
+            return flow
+        return flow._replace(src=self.binding.address, sport=self.binding.port)  # type: ignore
+
+    @property
+    def ways(self) -> list[Way]:
+        return [self.way] if self.reply_way is None else [self.way, self.reply_way]
+
+    def let_binding_go(self) -> None:
+        if self.binding:
+            self.binding.last = max(self.binding.last, self.last)
+
+    def keys(self) -> list[Key]:
+        """Both keys, as far as they are known; [0] is the initiator's."""
+        if self.reply_way is None or (self.binding and self.binding.port is None):
+            return [self.key]
+        return [self.key, Key(self.way.egress, self.reply_vni, self.leaves_as.reply())]
+
+
+class FlowTable:
+    def __init__(self, limit: int, timers: Timers) -> None:
+        self.limit = limit
+        self.timers = timers
+        self.pairs: list[Pair] = []
+        self.index: dict[Key, tuple[Pair, int]] = {}
+
+    def is_idle(self, pair: Pair, now: int) -> bool:
+        seconds = pair.idle or self.timers.of(pair.key.flow.proto, pair.state)
+        return now - pair.last > seconds * SECOND
+
+    def find(self, key: Key, now: int) -> tuple[Pair, int] | None:
+        """The pair and the half (0: from the initiator); an idle one is forgotten on the way."""
+        found = self.index.get(key)
+        if found and self.is_idle(found[0], now):
+            self.remove(found[0])
+            return None
+        return found
+
+    def add(self, pair: Pair, now: int) -> None:
+        if len(self.pairs) >= self.limit:
+            raise Drop("flow_table_full")
+        self.pairs.append(pair)
+        self.enter(pair, now)
+
+    def enter(self, pair: Pair, now: int) -> None:
+        """A key that a living pair holds already stays with that pair."""
+        for half, key in enumerate(pair.keys()):
+            if self.find(key, now) is None:
+                self.index[key] = pair, half
+
+    def leave(self, pair: Pair) -> None:
+        self.index = {k: v for k, v in self.index.items() if v[0] is not pair}
+
+    def remove(self, pair: Pair) -> None:
+        self.leave(pair)
+        pair.let_binding_go()
+        self.pairs = [p for p in self.pairs if p is not pair]
+
+    def expire(self, now: int) -> int:
+        idle = [p for p in self.pairs if self.is_idle(p, now)]
+        for pair in idle:
+            self.remove(pair)
+        return len(idle)

@@ -1,0 +1,155 @@
+"""Where a frame came in, and what is checked before its flow is looked up (semantics 1-3)."""
+
+from dataclasses import dataclass
+
+from tests.reference import answer
+from tests.reference.outer import Outer, decapsulate
+from tests.reference.site import HOST, UNDERLAY, Endpoint, Network, Site
+from tests.reference.verdict import Drop
+from tests.reference.wire import UDP, Arp, FlowId, Packet, is_mapped, parse
+
+CSUM_PARTIAL, CSUM_UNKNOWN, OUTER_CHECKED = 1, 2, 4
+BROADCAST4 = b"\xff\xff\xff\xff"
+
+
+@dataclass
+class Arrival:
+    """A frame at its ingress port; exactly one of endpoint, outer and neither (host port)."""
+
+    port: str
+    packet: Packet | Arp
+    network: Network | None  # None: host port
+    endpoint: Endpoint | None = None
+    outer: Outer | None = None
+
+    @property
+    def dmac(self) -> bytes:
+        return bytes(self._frame[0:6])
+
+    @property
+    def smac(self) -> bytes:
+        return bytes(self._frame[6:12])
+
+    @property
+    def _frame(self) -> bytes | bytearray:
+        return self.packet.frame if isinstance(self.packet, Arp) else self.packet.data
+
+    @property
+    def vni(self) -> int:
+        return self.network.vni if self.network else 0
+
+    @property
+    def switched(self) -> bool:
+        """Addressed straight to a neighbour, not to the distributed router."""
+        return self.network is not None and self.dmac != self.network.dr_mac
+
+
+def receive(site: Site, frame: bytes, port: str, flags: int) -> Arrival:
+    if port == UNDERLAY:
+        outer = decapsulate(frame, site.underlay, bool(flags & OUTER_CHECKED))
+        network = site.networks.get(outer.vni)
+        if network is None:
+            raise Drop("unknown_vni")
+        if outer.src not in network.vteps:
+            raise Drop("unknown_vtep")
+        return Arrival(port, _parse(outer.inner, flags), network, outer=outer)
+    if port == HOST and site.host is not None:
+        return Arrival(port, _parse(frame, flags), None)
+    endpoint = site.endpoints.get(port)
+    if endpoint is None:
+        raise Drop("port_not_configured")
+    return Arrival(port, _parse(frame, flags), site.networks[endpoint.vni], endpoint=endpoint)
+
+
+def _parse(frame: bytes, flags: int) -> Packet | Arp:
+    return parse(frame, bool(flags & CSUM_UNKNOWN), bool(flags & CSUM_PARTIAL))
+
+
+def check_frame(site: Site, arrival: Arrival) -> bytes | None:
+    """MACs and what is answered without a flow. The answer, or None: the frame goes on."""
+    if arrival.endpoint is not None:
+        return _check_endpoint(arrival, arrival.endpoint)
+    if arrival.outer is not None:
+        _check_underlay(arrival)
+        return None
+    return _check_host(site, arrival)
+
+
+def _check_endpoint(arrival: Arrival, endpoint: Endpoint) -> bytes | None:
+    assert arrival.network is not None
+    if arrival.smac != endpoint.mac:
+        raise Drop("guard_mac")
+    if isinstance(arrival.packet, Arp):
+        return _answer_arp(arrival.packet, arrival.network, endpoint)
+    if is_multicast_mac(arrival.dmac):
+        raise Drop("multicast")
+    return None
+
+
+def _answer_arp(arp: Arp, network: Network, endpoint: Endpoint) -> bytes:
+    own_sender = arp.spa in endpoint.addresses or arp.spa[12:] == bytes(4)
+    if arp.opcode != 1 or arp.sha != endpoint.mac or not own_sender:
+        raise Drop("guard_arp")
+    if arp.tpa in endpoint.addresses:
+        raise Drop("arp_announcement")
+    route = network.route(arp.tpa)
+    if route is None or route.kind == "subnet":
+        raise Drop("arp_unknown_target")
+    return answer.arp(arp, route.endpoint.mac if route.endpoint else network.dr_mac)
+
+
+def _check_underlay(arrival: Arrival) -> None:
+    if isinstance(arrival.packet, Arp):
+        raise Drop("guard_arp")
+    if is_multicast_mac(arrival.dmac):
+        raise Drop("multicast")
+
+
+def _check_host(site: Site, arrival: Arrival) -> bytes | None:
+    host, packet = site.host, arrival.packet
+    assert host is not None
+    if isinstance(packet, Arp):
+        if packet.opcode != 1 or packet.tpa != host.address:
+            raise Drop("arp_unknown_target")
+        return answer.arp(packet, host.mac)
+    if is_multicast_mac(arrival.dmac):
+        raise Drop("multicast")
+    if arrival.dmac != host.mac:
+        raise Drop("not_our_mac")
+    if is_multicast(packet.flow.dst):
+        raise Drop("multicast")
+    if packet.flow.dst == host.address and answer.is_echo(packet):
+        return answer.echo(packet, host.mac)
+    return None
+
+
+def gateway_echo(arrival: Arrival) -> bytes | None:
+    """The distributed router answers ping, and nothing else."""
+    packet, network, endpoint = arrival.packet, arrival.network, arrival.endpoint
+    assert isinstance(packet, Packet) and network and endpoint
+    check_source(endpoint, packet.flow)
+    route = network.route(packet.flow.dst)
+    if route is None or route.kind != "gateway" or arrival.switched or not answer.is_echo(packet):
+        return None
+    return answer.echo(packet, network.dr_mac)
+
+
+def check_source(endpoint: Endpoint, flow: FlowId) -> None:
+    """An endpoint sends as itself, to one receiver, and is no DHCP server."""
+    if is_multicast(flow.dst):
+        raise Drop("multicast")
+    if flow.src not in endpoint.addresses:
+        raise Drop("guard_ip")
+    dhcp = 67 if is_mapped(flow.src) else 547
+    if flow.proto == UDP and flow.sport == dhcp and not flow.later:
+        raise Drop("guard_dhcp")
+
+
+def is_multicast_mac(mac: bytes) -> bool:
+    return bool(mac[0] & 1)
+
+
+def is_multicast(address: bytes) -> bool:
+    if is_mapped(address):
+        return 224 <= address[12] < 240 or address[12:] == BROADCAST4
+    return address[0] == 0xFF

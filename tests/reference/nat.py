@@ -1,0 +1,94 @@
+"""Outbound NAT: which flows, and the bindings (semantics 5b)."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from tests.reference.site import Nat, Pool, within
+from tests.reference.verdict import Drop
+from tests.reference.wire import TCP, UDP, FlowId, is_mapped
+
+SECOND = 10**9
+
+
+class Inside(NamedTuple):
+    vni: int
+    port: str
+    proto: int
+    address: bytes
+    sport: int
+
+
+@dataclass(eq=False)
+class Binding:
+    """`port` is None until the first translated packet leaves: only then it can be seen."""
+
+    inside: Inside
+    pool: Pool
+    port: int | None
+    last: int
+    idle: int
+
+    @property
+    def address(self) -> bytes:
+        return self.pool.address
+
+    def fits(self, pool: Pool) -> bool:
+        if self.port is None:
+            return self.pool == pool
+        return self.address == pool.address and pool.first <= self.port <= pool.last
+
+
+def translates(nat: Nat, flow: FlowId) -> bool:
+    """Exceptions first, then destinations. A pool translates its own address family."""
+    if is_mapped(flow.src) != is_mapped(nat.pool.address):
+        return False
+    if any(within(flow.dst, p) for p in nat.exceptions):
+        return False
+    return not nat.destinations or any(within(flow.dst, p) for p in nat.destinations)
+
+
+def check_translatable(flow: FlowId, rule: str) -> None:
+    if flow.later:
+        raise Drop("fragment_untracked", rule)
+    if flow.proto not in (TCP, UDP) and not flow.is_echo:
+        raise Drop("nat_untranslatable", rule)
+
+
+class Bindings:
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.all: list[Binding] = []
+
+    def find(self, inside: Inside, pool: Pool) -> Binding | None:
+        return next((b for b in self.all if b.inside == inside and b.fits(pool)), None)
+
+    def free_ports(self, pool: Pool, proto: int) -> set[int]:
+        same = [b for b in self.all if b.address == pool.address and b.inside.proto == proto]
+        return set(range(pool.first, pool.last + 1)) - {b.port for b in same if b.port is not None}
+
+    def check_free(self, pool: Pool, proto: int, rule: str) -> None:
+        """A binding whose port is still unseen takes a port of its pool all the same."""
+        unseen = [
+            b for b in self.all if b.port is None and b.pool == pool and b.inside.proto == proto
+        ]
+        if len(self.free_ports(pool, proto)) <= len(unseen):
+            raise Drop("nat_exhausted", rule)
+
+    def add(self, inside: Inside, pool: Pool, now: int, idle: int, rule: str) -> Binding:
+        if len(self.all) >= self.limit:
+            raise Drop("nat_table_full", rule)
+        binding = Binding(inside, pool, None, now, idle)
+        self.all.append(binding)
+        return binding
+
+    def expire(self, now: int, held: set[int]) -> int:
+        """Forgets idle ones that no flow holds (given by id); returns how many."""
+        before = len(self.all)
+        self.all = [b for b in self.all if id(b) in held or now - b.last <= b.idle * SECOND]
+        return before - len(self.all)
+
+    def settle(self, binding: Binding, seen: int | None) -> None:
+        """Adopts the outside port that the engine chose, if it may be chosen; else takes any."""
+        free = self.free_ports(binding.pool, binding.inside.proto)
+        binding.port = min(free) if seen is None else seen
+        assert binding.port in free, f"outside port {seen} is taken or not of {binding.pool}"

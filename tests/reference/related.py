@@ -1,0 +1,109 @@
+"""ICMP errors: the packet one quotes, and what translation does to both (RFC 5508 section 4)."""
+
+from typing import NamedTuple
+
+from tests.reference.checksum import adjust, checksum, pseudo_header
+from tests.reference.edit import edit
+from tests.reference.wire import (
+    ETHERNET,
+    ICMP6,
+    MAPPED,
+    TCP,
+    UDP,
+    FlowId,
+    Packet,
+    unmapped,
+)
+
+ERRORS4 = (3, 4, 5, 11, 12)  # ICMP types
+REDIRECT6 = 137
+
+
+class Quote(NamedTuple):
+    """`flow`: of the quoted packet. Offsets of its IP and transport headers in the frame."""
+
+    flow: FlowId
+    l3: int
+    l4: int
+
+
+def is_icmp_error(flow: FlowId) -> bool:
+    """Of a packet that is no fragment (RFC 1122 section 3.2.2, RFC 4443 section 2.4)."""
+    kind = flow.dport >> 8
+    if not flow.is_icmp or flow.later:
+        return False
+    return kind < 128 or kind == REDIRECT6 if flow.proto == ICMP6 else kind in ERRORS4
+
+
+def quoted(packet: Packet) -> Quote | None:
+    """None: no ICMP error, its checksum or the quoted header's is wrong, or no flow can be told."""
+    if packet.fragment or not is_icmp_error(packet.flow) or not _sum_is_right(packet):
+        return None
+    l3 = packet.l4 + 8
+    quote = bytes(packet.data[l3:])
+    header = _ip4_header(quote) if packet.version == 4 else _ip6_header(quote)
+    if header is None or len(quote) < header + 8:
+        return None
+    addresses, proto = _addresses(packet.version, quote)
+    ports = _ports(FlowId(*addresses, proto, 0, 0, False), quote[header:])
+    return ports and Quote(ports, l3, l3 + header)
+
+
+def _sum_is_right(packet: Packet) -> bool:
+    message = bytes(packet.data[packet.l4 :])
+    src, dst = unmapped(packet.flow.src), unmapped(packet.flow.dst)
+    pseudo = pseudo_header(src, dst, ICMP6, len(message)) if packet.version == 6 else b""
+    return checksum(pseudo + message) == 0
+
+
+def _ip4_header(quote: bytes) -> int | None:
+    """Length of the quoted header, unless it is of a later fragment."""
+    if len(quote) < 20 or quote[0] >> 4 != 4:
+        return None
+    header = (quote[0] & 15) * 4
+    if not 20 <= header <= len(quote) or checksum(quote[:header]) != 0:
+        return None
+    return None if int.from_bytes(quote[6:8]) & 0x1FFF else header
+
+
+def _ip6_header(quote: bytes) -> int | None:
+    """Extension headers are not stepped over."""
+    return 40 if len(quote) >= 40 and quote[0] >> 4 == 6 else None
+
+
+def _addresses(version: int, quote: bytes) -> tuple[tuple[bytes, bytes], int]:
+    if version == 4:
+        return (MAPPED + quote[12:16], MAPPED + quote[16:20]), quote[9]
+    return (quote[8:24], quote[24:40]), quote[6]
+
+
+def _ports(flow: FlowId, l4: bytes) -> FlowId | None:
+    first, second, third = (int.from_bytes(l4[i : i + 2]) for i in (0, 2, 4))
+    if flow.proto in (TCP, UDP):
+        return flow._replace(sport=first, dport=second)
+    echo = flow._replace(sport=third, dport=first)
+    return echo if echo.is_echo else None
+
+
+def translate(packet: Packet, quote: Quote, sent: FlowId) -> None:
+    """As the addressee sees it: it had sent `sent`, and the quote shows what became of that."""
+    data, message = packet.data, bytes(packet.data[packet.l4 + 4 :])
+    _restore(packet, quote, sent)
+    check_at = packet.l4 + 2
+    check = int.from_bytes(data[check_at : check_at + 2])
+    after = adjust(check, message, bytes(data[packet.l4 + 4 :]))
+    data[check_at : check_at + 2] = after.to_bytes(2)
+    dst_at = ETHERNET + (16 if packet.version == 4 else 24)
+    edit(data, dst_at, unmapped(sent.src), packet.ip_check_at or check_at)
+
+
+def _restore(packet: Packet, quote: Quote, sent: FlowId) -> None:
+    """Of transport checksums only UDP's is restored."""
+    data, v4 = packet.data, packet.version == 4
+    udp_at = quote.l4 + 6 if sent.proto == UDP and any(data[quote.l4 + 6 : quote.l4 + 8]) else None
+    addresses = unmapped(sent.src) + unmapped(sent.dst)
+    edit(data, quote.l3 + (12 if v4 else 8), addresses, quote.l3 + 10 if v4 else None, udp_at)
+    if sent.proto in (TCP, UDP):
+        edit(data, quote.l4, sent.sport.to_bytes(2) + sent.dport.to_bytes(2), udp_at)
+    else:
+        edit(data, quote.l4 + 4, sent.sport.to_bytes(2))

@@ -1,0 +1,221 @@
+"""What a node's policy says, looked up by what a frame carries. Every search is a linear scan.
+
+Addresses are 16 bytes, prefixes (16 bytes, length over 128 bits), MACs 6 bytes.
+"""
+
+from dataclasses import dataclass, field, replace
+
+from dataplane import model
+from dataplane.address import IP, Prefix, ip16, prefix16
+from dataplane.defaults import resolve
+
+HOST, UNDERLAY = "host", "underlay"
+Span = tuple[bytes, int]
+
+
+def within(address: bytes, prefix: Span) -> bool:
+    shift = 128 - prefix[1]
+    return int.from_bytes(address) >> shift == int.from_bytes(prefix[0]) >> shift
+
+
+def span(prefix: Prefix) -> Span:
+    return prefix16(prefix)
+
+
+def of_version(addresses: tuple[IP, ...], version: int) -> bytes | None:
+    return next((ip16(a) for a in addresses if a.version == version), None)
+
+
+def tail(address: IP) -> bytes:
+    """The last four octets: what MAC addresses are made of."""
+    return address.packed[-4:]
+
+
+@dataclass(frozen=True)
+class Underlay:
+    mac: bytes
+    ip4: bytes | None
+    ip6: bytes | None
+    udp_port: int
+    mtu: int
+
+
+@dataclass(frozen=True)
+class Host:
+    mac: bytes
+    peer_mac: bytes
+    address: bytes
+    mtu: int
+
+
+@dataclass(frozen=True)
+class Adjacency:
+    vni: int
+    remote: bytes
+    dr_mac: bytes
+    outer_mac: bytes
+    mtu: int
+
+
+@dataclass(frozen=True)
+class Pool:
+    address: bytes
+    first: int
+    last: int
+
+
+@dataclass(frozen=True)
+class Nat:
+    exceptions: tuple[Span, ...]
+    destinations: tuple[Span, ...]  # empty: any
+    pool: Pool
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    port: str
+    name: str
+    vni: int
+    mac: bytes
+    addresses: frozenset[bytes]
+    groups: dict[str, tuple[tuple[str, tuple[model.Acl, ...]], ...]]  # by direction
+    fallback: dict[str, str]
+    nat: Nat | None
+
+
+@dataclass(frozen=True)
+class Route:
+    prefix: Span
+    kind: str  # endpoint, gateway, remote, subnet
+    endpoint: Endpoint | None = None
+    adjacency: Adjacency | None = None
+
+
+@dataclass(frozen=True)
+class Network:
+    vni: int
+    mtu: int
+    dr_mac: bytes
+    gateways: dict[int, bytes | None]  # by IP version
+    vteps: frozenset[bytes]
+    routes: list[Route] = field(default_factory=list)
+
+    def route(self, address: bytes) -> Route | None:
+        """The longest prefix; of equals the more particular kind."""
+        kinds = ("subnet", "remote", "gateway", "endpoint")
+        found = [r for r in self.routes if within(address, r.prefix)]
+        return max(found, key=lambda r: (r.prefix[1], kinds.index(r.kind)), default=None)
+
+
+class Site:
+    """All ports and networks of one node."""
+
+    def __init__(self, node: model.Node) -> None:
+        node = resolve(node)
+        self.underlay = _underlay(node.underlay)
+        self.host = None if node.host_port is None else _host(node.host_port)
+        self.networks = {int(n.vni): _network(n, node) for n in node.networks}
+        endpoints = [r.endpoint for n in self.networks.values() for r in n.routes if r.endpoint]
+        self.endpoints = {e.port: e for e in endpoints}
+
+    def concerns(self, port: str) -> object:
+        """All that decides what the endpoint may do, and how; None: there is no such endpoint."""
+        endpoint = self.endpoints.get(port)
+        if endpoint is None:
+            return None
+        network = self.networks[endpoint.vni]
+        routes = {
+            (r.prefix, r.kind, r.endpoint and r.endpoint.port, r.adjacency) for r in network.routes
+        }
+        return endpoint, replace(network, routes=[]), routes, self.underlay, self.host
+
+    @property
+    def pool_addresses(self) -> set[bytes]:
+        return {e.nat.pool.address for e in self.endpoints.values() if e.nat}
+
+
+def _underlay(underlay: model.Underlay) -> Underlay:
+    addresses = tuple(a for a in (underlay.address, underlay.address6) if a is not None)
+    return Underlay(
+        mac=b"\x02\x00" + tail(underlay.address),
+        ip4=of_version(addresses, 4),
+        ip6=of_version(addresses, 6),
+        udp_port=underlay.port,
+        mtu=underlay.mtu,
+    )
+
+
+def _host(host: model.HostPort) -> Host:
+    return Host(
+        mac=b"\x02\x01" + tail(host.address),
+        peer_mac=b"\x02\x01" + tail(host.peer),
+        address=ip16(host.address),
+        mtu=host.tap.mtu or 1500,
+    )
+
+
+def _network(source: model.Network, node: model.Node) -> Network:
+    assert source.dr_mac is not None and isinstance(source.mtu, int)
+    network = Network(
+        vni=int(source.vni),
+        mtu=source.mtu,
+        dr_mac=source.dr_mac.packed,
+        gateways={v: of_version(source.gateways, v) for v in (4, 6)},
+        vteps=frozenset(ip16(r.provider_address) for r in source.remote_subnets),
+    )
+    host_address = None if node.host_port is None else node.host_port.address
+    for endpoint in source.endpoints:
+        made = _endpoint(endpoint, source, host_address)
+        network.routes.extend(Route((a, 128), "endpoint", made) for a in made.addresses)
+    network.routes.extend(Route((ip16(g), 128), "gateway") for g in source.gateways)
+    for remote in source.remote_subnets:
+        way = _adjacency(remote, source)
+        network.routes.append(Route(span(remote.prefix), "remote", adjacency=way))
+    network.routes.extend(Route(span(p), "subnet") for p in source.prefixes)
+    return network
+
+
+def _adjacency(remote: model.RemoteSubnet, network: model.Network) -> Adjacency:
+    assert isinstance(network.mtu, int)
+    return Adjacency(
+        vni=int(network.vni),
+        remote=ip16(remote.provider_address),
+        dr_mac=remote.dr_mac.packed,
+        outer_mac=b"\x02\x00" + tail(remote.provider_address),
+        mtu=network.mtu,
+    )
+
+
+def _endpoint(source: model.Endpoint, network: model.Network, host: IP | None) -> Endpoint:
+    assert source.mac is not None
+    groups, fallback = {}, {}
+    for direction in ("out", "in"):
+        owners = ((network.name, network.acls), (source.name, source.acls))
+        groups[direction] = tuple(
+            (owner, tuple(a for a in acls if a.direction == direction)) for owner, acls in owners
+        )
+    fallback = {"out": str(source.default_out), "in": str(source.default_in)}
+    return Endpoint(
+        port=f"{network.name}/{source.name}",
+        name=source.name,
+        vni=int(network.vni),
+        mac=source.mac.packed,
+        addresses=frozenset(ip16(a) for a in source.addresses),
+        groups=groups,
+        fallback=fallback,
+        nat=_nat(source.outbound_nat, network, host),
+    )
+
+
+def _nat(source: model.OutboundNat | None, network: model.Network, host: IP | None) -> Nat | None:
+    if source is None:
+        return None
+    address = source.vip or host
+    if address is None:
+        return None
+    remotes = tuple(r.prefix for r in network.remote_subnets)
+    return Nat(
+        exceptions=tuple(span(p) for p in network.prefixes + remotes + source.exceptions),
+        destinations=tuple(span(p) for p in source.destinations),
+        pool=Pool(ip16(address), source.ports.first, source.ports.last),
+    )

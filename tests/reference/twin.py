@@ -1,0 +1,288 @@
+"""The slow, obviously right dataplane: one frame in, one outcome out.
+
+Judges straight from the policy model: no compiled tables, no cache but the flows the semantics
+demand. Two things the engine may choose are taken from what it did (`observed`), once they are
+checked to be allowed: the outside port of a NAT binding, and the outer UDP source port of a flow.
+"""
+
+import zlib
+
+from dataplane.model import Node
+from tests.reference import answer, guard, rewrite, walk
+from tests.reference.flows import (
+    CLOSING,
+    INITIATOR,
+    RESPONDER,
+    FlowTable,
+    Key,
+    Pair,
+    Timers,
+    Way,
+)
+from tests.reference.guard import Arrival
+from tests.reference.nat import Bindings
+from tests.reference.related import Quote, quoted, translate
+from tests.reference.site import HOST, UNDERLAY, Site
+from tests.reference.verdict import Drop, Outcome
+from tests.reference.wire import ETHERNET, IP4, TCP, Packet, is_mapped, parse
+
+FIN, SYN, RST, ACK = 0x01, 0x02, 0x04, 0x10
+
+
+class Twin:
+    def __init__(
+        self,
+        node: Node,
+        timers: Timers | None = None,
+        max_flows: int = 1 << 16,
+        max_bindings: int = 1 << 16,
+    ) -> None:
+        self.site = Site(node)
+        self.flows = FlowTable(max_flows, timers or Timers())
+        self.bindings = Bindings(max_bindings)
+        self.generation = 1
+        self.stamps = dict.fromkeys(self.site.endpoints, 1)
+        self.now = 0
+
+    def commit(self, node: Node) -> None:
+        """A new policy. Flows of the endpoints it concerns are reconciled on their next packet."""
+        old, self.site = self.site, Site(node)
+        self.generation += 1
+        for port in self.site.endpoints:
+            if self.site.concerns(port) != old.concerns(port):
+                self.stamps[port] = self.generation
+
+    def _is_fresh(self, pair: Pair) -> bool:
+        """Nothing that concerns its endpoints has changed since it was walked."""
+        ends = {pair.key.port, pair.way.egress} - {HOST, UNDERLAY}
+        return all(e in self.site.endpoints and self.stamps[e] <= pair.generation for e in ends)
+
+    def expire(self, now_ns: int) -> int:
+        """Forgets idle flows and bindings; returns how many."""
+        self.now = max(self.now, now_ns)
+        return self.flows.expire(self.now) + self.bindings.expire(self.now, self._held())
+
+    def process(
+        self,
+        frame: bytes,
+        port: str,
+        now_ns: int,
+        flags: int = 0,
+        *,
+        gso_size: int = 0,
+        observed: bytes | None = None,
+    ) -> Outcome:
+        """`flags`: enum dp_frame_flag. `observed`: the frame as the engine let it out, if so."""
+        self.now = max(self.now, now_ns)
+        arrival: Arrival | None = None
+        try:
+            arrival = guard.receive(self.site, frame, port, flags)
+            reply = guard.check_frame(self.site, arrival)
+            if reply is None:
+                return self._by_flow(arrival, gso_size, observed)
+            return Outcome("answer", egress=port, frame=reply)
+        except Drop as drop:
+            told = arrival and self._tell_sender(arrival, drop)
+            return Outcome("drop", drop.reason, port if told else None, told or None, drop.rule)
+
+    def _tell_sender(self, arrival: Arrival, drop: Drop) -> bytes | None:
+        """The ICMP error that goes with the drop, never into the underlay."""
+        packet = arrival.packet
+        if drop.reason not in answer.KINDS or not isinstance(packet, Packet) or arrival.outer:
+            return None
+        if arrival.network is not None:
+            source, mac = arrival.network.gateways[packet.version], arrival.network.dr_mac
+        else:
+            assert self.site.host
+            same = is_mapped(self.site.host.address) == (packet.version == 4)
+            source, mac = self.site.host.address if same else None, self.site.host.mac
+        return source and answer.error(packet, drop.reason, drop.mtu, source, mac)
+
+    # ---- flows -----------------------------------------------------------------------------
+
+    def _by_flow(self, arrival: Arrival, gso_size: int, observed: bytes | None) -> Outcome:
+        packet = arrival.packet
+        assert isinstance(packet, Packet)
+        key = Key(arrival.port, arrival.vni, packet.flow)
+        related = None if key in self.flows.index else self._related(arrival)
+        if related:
+            return self._forward_error(arrival, *related, gso_size, observed)
+        found = self._find(key)
+        if found is None:
+            reply = guard.gateway_echo(arrival) if arrival.endpoint else None
+            if reply is not None:
+                return Outcome("answer", egress=arrival.port, frame=reply)
+            found = self._new_flow(arrival, key), 0
+        pair, half = found
+        way = pair.ways[half]
+        self._note(pair, half, packet)
+        try:
+            self._check_way(arrival, way, gso_size)
+        except Drop as drop:
+            drop.rule = pair.rule
+            raise
+        self._settle(pair, half, way, observed)
+        leaves_as = pair.leaves_as if half == 0 else pair.key.flow.reply()
+        rewrite.rewrite(self.site, arrival, way, leaves_as)
+        frame = rewrite.outgoing(self.site, packet, pair, half, way)
+        return Outcome("forward", None, way.egress, frame, pair.rule, packet.partial)
+
+    def _related(self, arrival: Arrival) -> tuple[Quote, Pair, int] | None:
+        """The standing flow an ICMP error speaks of, and the half whose way the error goes."""
+        packet = arrival.packet
+        assert isinstance(packet, Packet)
+        quote = quoted(packet)
+        if quote is None or quote.flow.src != packet.flow.dst:
+            return None
+        if arrival.endpoint and packet.flow.src not in arrival.endpoint.addresses:
+            return None
+        found = self.flows.index.get(Key(arrival.port, arrival.vni, quote.flow.reply()))
+        if not found or self.flows.is_idle(found[0], self.now) or not self._is_fresh(found[0]):
+            return None
+        way = found[0].ways[found[1]]
+        if arrival.outer and way.adjacency and arrival.outer.src != way.adjacency.remote:
+            return None
+        return quote, *found
+
+    def _forward_error(
+        self,
+        arrival: Arrival,
+        quote: Quote,
+        pair: Pair,
+        half: int,
+        gso_size: int,
+        observed: bytes | None,
+    ) -> Outcome:
+        """The same way, but no ACL is asked, and the flow neither lives longer nor ends for it."""
+        packet, way = arrival.packet, pair.ways[half]
+        assert isinstance(packet, Packet)
+        try:
+            self._check_way(arrival, way, gso_size)
+        except Drop as drop:
+            drop.rule = pair.rule
+            raise
+        self._settle(pair, half, way, observed)
+        if pair.binding:
+            translate(packet, quote, pair.keys()[1 - half].flow)
+        rewrite.hop(self.site, arrival, way)
+        frame = rewrite.outgoing(self.site, packet, pair, half, way)
+        return Outcome("forward", None, way.egress, frame, pair.rule, packet.partial)
+
+    def _find(self, key: Key) -> tuple[Pair, int] | None:
+        """A known flow, brought up to the policy of today; None: to be judged as a new one."""
+        found = self.flows.find(key, self.now)
+        if found is None or self._is_fresh(found[0]):
+            return found
+        pair, half = found
+        try:
+            self._reconcile(pair)
+        except Drop:
+            self.flows.remove(pair)
+            if half == 1:
+                raise
+        return self.flows.find(key, self.now)
+
+    def _check_way(self, arrival: Arrival, way: Way, gso_size: int) -> None:
+        """What no flow id holds, so each packet is asked: outer source, MAC, TTL, size, ECN."""
+        if arrival.outer and way.adjacency and arrival.outer.src != way.adjacency.remote:
+            raise Drop("source_not_behind_vtep")
+        neighbour = way.receiver is not None and arrival.dmac == way.receiver.mac
+        if arrival.switched and not neighbour:
+            raise Drop("not_our_mac")
+        rewrite.check(arrival, way, gso_size)
+
+    def _new_flow(self, arrival: Arrival, key: Key) -> Pair:
+        if arrival.endpoint is None and arrival.outer is None:
+            known = key.flow.dst in self.site.pool_addresses
+            raise Drop("nat_no_binding" if known else "no_route")
+        self.bindings.expire(self.now, self._held())
+        outer_src = arrival.outer.src if arrival.outer else None
+        pair = self._pair(key, self._walk(key, outer_src))
+        pair.last = self.now
+        self.flows.add(pair, self.now)
+        return pair
+
+    def _walk(self, key: Key, outer_src: bytes | None) -> walk.Draft:
+        if key.port == UNDERLAY:
+            network = self.site.networks.get(key.vni)
+            if network is None:
+                raise Drop("unknown_vni")
+            return walk.from_underlay(network, key.flow, outer_src)
+        sender = self.site.endpoints.get(key.port)
+        if sender is None or sender.vni != key.vni:
+            raise Drop("port_not_configured")
+        return walk.from_endpoint(self.site, self.bindings, sender, key.flow)
+
+    def _pair(self, key: Key, draft: walk.Draft) -> Pair:
+        nat = draft.translated
+        binding = nat and nat.binding
+        if nat and binding is None:
+            idle = self.flows.timers.of(nat.inside.proto, INITIATOR | RESPONDER)
+            binding = self.bindings.add(nat.inside, nat.pool, self.now, idle, nat.rule)
+        return Pair(
+            key,
+            draft.way,
+            draft.reply_way,
+            draft.reply_vni,
+            draft.rule,
+            draft.idle,
+            binding,
+            self.generation,
+        )
+
+    def _reconcile(self, pair: Pair) -> None:
+        """Walks the initiator's flow again; both directions change together."""
+        self.bindings.expire(self.now, self._held())
+        new = self._pair(pair.key, self._walk(pair.key, None))
+        self.flows.leave(pair)
+        pair.way, pair.reply_way, pair.reply_vni = new.way, new.reply_way, new.reply_vni
+        pair.rule, pair.idle, pair.generation = new.rule, new.idle, new.generation
+        if pair.binding is not new.binding:
+            pair.let_binding_go()
+            pair.binding = new.binding
+        self.flows.enter(pair, self.now)
+
+    def _note(self, pair: Pair, half: int, packet: Packet) -> None:
+        pair.last = self.now
+        pair.packets[half] += 1
+        side = RESPONDER if half else INITIATOR
+        pair.state |= side
+        if packet.flow.proto == TCP and not packet.flow.later:
+            flags = packet.data[packet.l4 + 13]
+            if flags & (FIN | RST):
+                pair.state |= CLOSING
+            elif flags & (SYN | ACK) == SYN:
+                pair.state = side  # a connection begins anew
+
+    def _held(self) -> set[int]:
+        return {id(p.binding) for p in self.flows.pairs if p.binding}
+
+    # ---- what the engine may choose -----------------------------------------------------------
+
+    def _settle(self, pair: Pair, half: int, way: Way, observed: bytes | None) -> None:
+        if way.egress == UNDERLAY and pair.entropy[half] is None:
+            seen = observed and _outer_sport(observed)
+            pair.entropy[half] = (
+                seen or 49152 + zlib.crc32(repr(pair.keys()[half]).encode()) % 16384
+            )
+            assert (pair.entropy[half] or 0) >= 49152, f"outer source port {pair.entropy[half]}"
+        if way.egress == HOST and pair.binding and pair.binding.port is None:
+            seen = _outside_port(observed) if observed else None
+            self.bindings.settle(pair.binding, seen)
+            for other in self.flows.pairs:
+                if other.binding is pair.binding:
+                    self.flows.enter(other, self.now)
+
+
+def _outer_sport(frame: bytes) -> int:
+    at = ETHERNET + (20 if frame[12:14] == IP4.to_bytes(2) else 40)
+    return int.from_bytes(frame[at : at + 2])
+
+
+def _outside_port(frame: bytes) -> int:
+    packet = parse(frame)
+    assert isinstance(packet, Packet)
+    quote = quoted(packet)
+    if quote is None:
+        return packet.flow.sport
+    return quote.flow.sport if quote.flow.is_echo else quote.flow.dport

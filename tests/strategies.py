@@ -1,0 +1,563 @@
+"""Hypothesis strategies: policies, frames likely to meet them, and what happens over time.
+
+All values come from small alphabets, so that rules, routes and frames meet. A scenario is a policy
+and a list of steps; `play` leads one through a dataplane. A state machine uses `Player` alike.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
+from typing import Any
+
+from hypothesis import strategies as st
+from msgspec.structs import replace
+
+from dataplane.address import IP, Mac, Vni
+from dataplane.model import (
+    Acl,
+    Endpoint,
+    Fallback,
+    HostPort,
+    Network,
+    Node,
+    OutboundNat,
+    PortRange,
+    RemoteSubnet,
+    Tap,
+    Underlay,
+)
+from tests.reference import Outcome, build
+from tests.reference.site import HOST, UNDERLAY, Adjacency, Site
+from tests.reference.site import Endpoint as Place
+from tests.reference.wire import ICMP, ICMP6, TCP, UDP, unmapped
+
+SECOND = 10**9
+VTEPS4 = [ip_address(f"192.0.2.{n}") for n in (2, 3, 4)]
+VTEPS6 = [ip_address(f"2001:db8::{n}") for n in (2, 3)]
+LOCAL = [(ip_address(f"10.0.1.{n}"), ip_address(f"fd00:1::{n}")) for n in (2, 3, 4)]
+GATEWAYS = (ip_address("10.0.1.1"), ip_address("fd00:1::1"))
+PREFIXES = (ip_network("10.0.1.0/24"), ip_network("fd00:1::/64"))
+BEHIND = [ip_network(p) for p in ("10.0.2.0/24", "10.0.2.128/25", "10.0.0.0/16", "fd00:2::/64")]
+REMOTE = [ip_address(a) for a in ("10.0.2.2", "10.0.2.200", "10.0.9.9", "fd00:2::2")]
+OUTSIDE = [ip_address(a) for a in ("198.51.100.1", "203.0.113.9", "2001:db8:ffff::1")]
+STRANGE = [
+    ip_address(a)
+    for a in ("0.0.0.0", "127.0.0.1", "224.0.0.1", "255.255.255.255", "::1", "ff02::1")
+]
+HOST_ADDRESS, HOST_PEER = ip_address("169.254.1.1"), ip_address("169.254.1.2")
+VIP = ip_address("192.0.2.100")
+PORTS = [53, 67, 80, 1000, 1001, 2000, 65535]
+NAMES = ["a", "b", "c"]
+PROTOCOLS: list[str | int] = ["any", "tcp", "udp", "icmp", "icmp6", 6, 17, 47, 132]
+FALLBACKS: list[Fallback | None] = [None, None, "allow", "block"]
+ALL = [p for pair in LOCAL for p in pair] + [*GATEWAYS, *REMOTE, *OUTSIDE]
+
+
+# ---- policies --------------------------------------------------------------------------------
+
+
+@st.composite
+def acls(draw: st.DrawFn, prefix: str) -> tuple[Acl, ...]:
+    return tuple(draw(_acl(f"{prefix}{n}")) for n in range(draw(st.integers(0, 4))))
+
+
+@st.composite
+def _acl(draw: st.DrawFn, name: str) -> Acl:
+    protocol: str | int = draw(st.sampled_from(PROTOCOLS))
+    ported = protocol in ("tcp", "udp", 6, 17)
+    versions = {"icmp": [4], "icmp6": [6]}.get(str(protocol), [4, 6])
+    version = draw(st.sampled_from(versions))
+    known = [*(ip_network(a) for a in ALL), *PREFIXES, *BEHIND, ip_network("0.0.0.0/0")]
+    prefixes = _few([p for p in known if p.version == version])
+    ranges = _few([PortRange(first=p, last=p) for p in PORTS] + [PortRange(first=0, last=1000)])
+    icmp = protocol in ("icmp", "icmp6") and draw(st.booleans())
+    return Acl(
+        name=name,
+        direction=draw(st.sampled_from(["in", "out"])),
+        action=draw(st.sampled_from(["allow", "allow", "block", "pass", "reject"])),
+        priority=draw(st.sampled_from([10, 10, 500, 1000])),
+        protocol=protocol,
+        local=draw(prefixes),
+        remote=draw(prefixes),
+        local_ports=draw(ranges) if ported else (),
+        remote_ports=draw(ranges) if ported else (),
+        icmp_type=draw(st.sampled_from([0, 3, 8, 128, 129])) if icmp else None,
+        icmp_code=draw(st.sampled_from([None, 0, 1])) if icmp else None,
+        stateful=draw(st.booleans()),
+        terminating=draw(st.booleans()),
+        idle=draw(st.sampled_from([0, 0, 0, 25])),
+    )
+
+
+def _few(values: list[Any]) -> st.SearchStrategy[tuple[Any, ...]]:
+    """Often none, else one or two."""
+    return st.just(()) | st.lists(st.sampled_from(values), min_size=1, max_size=2).map(tuple)
+
+
+nats = st.builds(
+    OutboundNat,
+    vip=st.sampled_from([None, None, VIP]),
+    exceptions=st.sampled_from([(), (ip_network("203.0.113.0/24"),)]),
+    destinations=st.sampled_from([(), (), (ip_network("198.51.100.0/24"),)]),
+    ports=st.sampled_from([PortRange(first=1024, last=65535), PortRange(first=5000, last=5002)]),
+)
+
+
+@st.composite
+def endpoints(draw: st.DrawFn, name: str, vni: int, translated: bool) -> Endpoint:
+    ip4, ip6 = LOCAL[NAMES.index(name)]
+    fallbacks = st.sampled_from(FALLBACKS)
+    return Endpoint(
+        name=name,
+        addresses=draw(st.sampled_from([(ip4,), (ip4, ip6), (ip6, ip4)])),
+        mac=Mac(f"02:00:00:00:01:{NAMES.index(name):02x}"),
+        tap=Tap(name=f"{name}{vni}"),
+        acls=draw(acls(f"{name}")),
+        default_in=draw(fallbacks),
+        default_out=draw(fallbacks),
+        outbound_nat=draw(st.none() | nats) if translated else None,
+    )
+
+
+@st.composite
+def remote_subnets(draw: st.DrawFn, family6: bool) -> tuple[RemoteSubnet, ...]:
+    prefixes = draw(st.lists(st.sampled_from(BEHIND), unique=True, max_size=4))
+    vteps = VTEPS4 + (VTEPS6 if family6 else [])
+    made = []
+    for prefix in prefixes:
+        vtep = draw(st.sampled_from(vteps))
+        mac = Mac.from_bytes(b"\x02\x0d" + vtep.packed[-4:])
+        made.append(RemoteSubnet(prefix=prefix, provider_address=vtep, dr_mac=mac))
+    return tuple(made)
+
+
+@st.composite
+def networks(draw: st.DrawFn, vni: int, family6: bool, translated: bool) -> Network:
+    """`family6`: remote VTEPs may have IPv6 addresses. `translated`: NAT has a way out."""
+    names = draw(st.lists(st.sampled_from(NAMES), unique=True, min_size=1, max_size=3))
+    return Network(
+        name=f"net{vni}",
+        vni=Vni(vni),
+        prefixes=PREFIXES,
+        gateways=draw(st.sampled_from([GATEWAYS, GATEWAYS, GATEWAYS[:1]])),
+        dr_mac=Mac("02:00:00:00:0d:01"),
+        mtu=draw(st.sampled_from([1400, 1280])),
+        remote_subnets=draw(remote_subnets(family6)),
+        endpoints=tuple(draw(endpoints(n, vni, translated)) for n in names),
+        acls=draw(acls("n")),
+        outbound_nat=draw(st.none() | nats) if translated else None,
+    )
+
+
+@st.composite
+def nodes(draw: st.DrawFn) -> Node:
+    """One or two networks; the second has the first one's addresses, as tenants do."""
+    family6 = draw(st.booleans())
+    vnis = draw(st.sampled_from([(100,), (100, 0xABCDEF)]))
+    host = HostPort(address=HOST_ADDRESS, peer=HOST_PEER, tap=Tap(name="dp0", mtu=1300))
+    way_out = draw(st.sampled_from([host, host, None]))
+    return Node(
+        name="n1",
+        underlay=Underlay(
+            address=ip_address("192.0.2.1"),
+            address6=ip_address("2001:db8::1") if family6 else None,
+            port=draw(st.sampled_from([4789, 8472])),
+        ),
+        host_port=way_out,
+        networks=tuple(draw(networks(v, family6, way_out is not None)) for v in vnis),
+    )
+
+
+@st.composite
+def edits(draw: st.DrawFn, node: Node) -> Node:
+    """The node after one change of one network."""
+    place = draw(st.integers(0, len(node.networks) - 1))
+    old = node.networks[place]
+    family6 = node.underlay.address6 is not None
+    new = draw(networks(int(old.vni), family6, node.host_port is not None))
+    field = draw(st.sampled_from(["acls", "endpoints", "remote_subnets", "outbound_nat", "mtu"]))
+    changed = replace(old, **{field: getattr(new, field)})
+    return replace(node, networks=(*node.networks[:place], changed, *node.networks[place + 1 :]))
+
+
+# ---- frames ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Frame:
+    """`flags`: enum dp_frame_flag, as the port sets them."""
+
+    port: str
+    data: bytes
+    flags: int = 0
+
+
+@st.composite
+def frames(draw: st.DrawFn, node: Node) -> Frame:
+    """A frame at one of the node's ports, sometimes damaged."""
+    site = Site(node)
+    ports = [*site.endpoints, *site.endpoints, UNDERLAY, *([HOST] if site.host else [])]
+    port = draw(st.sampled_from(ports))
+    if port == UNDERLAY:
+        frame = draw(_from_underlay(site))
+    elif port == HOST:
+        frame = draw(_from_host(site))
+    else:
+        frame = draw(_from_endpoint(site, site.endpoints[port]))
+    if draw(st.integers(0, 9)) == 0:
+        frame = replace_data(frame, draw(damaged(frame.data)))
+    return frame
+
+
+def replace_data(frame: Frame, data: bytes) -> Frame:
+    return Frame(frame.port, data, frame.flags)
+
+
+@st.composite
+def _from_endpoint(draw: st.DrawFn, site: Site, sender: Place) -> Frame:
+    network = site.networks[sender.vni]
+    neighbours = [e.mac for e in site.endpoints.values() if e.vni == sender.vni]
+    own = sorted(sender.addresses)
+    if draw(st.integers(0, 9)) == 0:
+        spa = draw(_mostly([unmapped(a) for a in own if len(unmapped(a)) == 4], [bytes(4)]))
+        tpa = draw(st.sampled_from([a.packed for a in ALL if a.version == 4]))
+        opcode = draw(_mostly([1], [2]))
+        return Frame(sender.port, build.arp(opcode, sender.mac, spa, tpa) + draw(_trailers))
+    src = draw(_mostly([ip_of(a) for a in own], ALL))
+    packet = draw(packets(src))
+    dmac = draw(_mostly([network.dr_mac], [*neighbours, b"\xff" * 6, b"\x02\0\0\0\0\x66"]))
+    smac = draw(_mostly([sender.mac], neighbours))
+    data = build.ethernet(dmac, smac, build.ip_type(packet), packet)
+    flags = draw(_mostly([0], [1]))
+    return Frame(sender.port, data + draw(_trailers), flags)
+
+
+@st.composite
+def _from_underlay(draw: st.DrawFn, site: Site) -> Frame:
+    network = draw(st.sampled_from(list(site.networks.values())))
+    ways = [r.adjacency for r in network.routes if r.adjacency]
+    inside = [r.endpoint for r in network.routes if r.endpoint]
+    locals_ = sorted(a for e in inside for a in e.addresses)
+    src = draw(_mostly(REMOTE, ALL))
+    same = [ip_of(a) for a in locals_ if ip_of(a).version == src.version] or ALL
+    packet = draw(packets(src, same))
+    dmac = draw(_mostly([network.dr_mac], [e.mac for e in inside] + [b"\xff" * 6]))
+    inner = build.ethernet(dmac, b"\x02\x0d\0\0\0\1", build.ip_type(packet), packet)
+    route = network.route(_ip16(src))
+    right = [ip_of(route.adjacency.remote)] if route and route.adjacency else VTEPS4
+    vtep = draw(_mostly(right, [ip_of(w.remote) for w in ways] or VTEPS4))
+    own = site.underlay.ip4 if vtep.version == 4 else site.underlay.ip6
+    vni = draw(_mostly([network.vni], [100, 0xABCDEF, 7]))
+    dst = unmapped(own) if own else vtep.packed
+    tos = draw(st.sampled_from([0, 0, 1, 2, 3]))
+    data = build.vxlan(vtep.packed, dst, site.underlay.udp_port, vni, inner, tos)
+    return Frame(UNDERLAY, data + draw(_trailers), draw(st.sampled_from([0, 0, 2, 4, 6])))
+
+
+@st.composite
+def _from_host(draw: st.DrawFn, site: Site) -> Frame:
+    assert site.host
+    if draw(st.integers(0, 5)) == 0:
+        tpa = draw(_mostly([HOST_ADDRESS], [HOST_PEER])).packed
+        return Frame(HOST, build.arp(1, site.host.peer_mac, HOST_PEER.packed, tpa))
+    packet = draw(
+        packets(draw(_mostly(OUTSIDE[:2], [HOST_PEER])), [HOST_ADDRESS, VIP, LOCAL[0][0]])
+    )
+    dmac = draw(_mostly([site.host.mac], [b"\x02\0\0\0\0\x66", b"\xff" * 6]))
+    return Frame(HOST, build.ethernet(dmac, site.host.peer_mac, build.ip_type(packet), packet))
+
+
+@st.composite
+def packets(draw: st.DrawFn, src: IP, targets: list[IP] | None = None) -> bytes:
+    """An IP packet from `src` to an address of its family, with right checksums."""
+    dst = draw(
+        _mostly(
+            [a for a in targets or ALL if a.version == src.version] or ALL,
+            [a for a in STRANGE if a.version == src.version],
+        )
+    )
+    dst = dst if dst.version == src.version else src
+    proto, segment = draw(_segments(src.version))
+    segment = build.summed(src.packed, dst.packed, proto, segment)
+    if proto == UDP and draw(_mostly([False], [True])):
+        segment = segment[:6] + b"\0\0" + segment[8:]
+    options = b""
+    fragment = draw(_mostly([0x4000, 0], [0x2000, 1, 3, 0x2001, 0x1FFF]))
+    if src.version == 4:
+        options = draw(_mostly([b""], [b"\1\1\1\0", b"\x07\3\4\0", b"\x83\3\4\0", b"\x07\1\0\0"]))
+    elif fragment not in (0, 0x4000):
+        field = ((fragment & 0x1FFF) << 3 | (fragment >> 13 & 1)).to_bytes(2)
+        options, proto = bytes([proto, 0]) + field + bytes(4), 44
+    elif draw(_mostly([False], [True])):
+        chain = draw(st.sampled_from([0, 43, 44, 51, 60]))
+        options, proto = bytes([proto, 0, chain == 43]) + bytes(5), chain
+    return build.ip(
+        src.packed,
+        dst.packed,
+        proto,
+        segment,
+        ttl=draw(_mostly([64], [0, 1, 2, 255])),
+        tos=draw(st.sampled_from([0, 1, 2, 3, 0xB8])),
+        fragment=fragment,
+        options=options,
+    )
+
+
+@st.composite
+def _segments(draw: st.DrawFn, version: int) -> tuple[int, bytes]:
+    """Protocol number and transport segment, its checksum still to be made."""
+    ports = st.sampled_from(PORTS)
+    data = draw(st.sampled_from([b"", b"x", b"data", bytes(540), bytes(1271), bytes(1373)]))
+    kind = draw(st.sampled_from(["tcp", "tcp", "udp", "udp", "echo", "echo", "icmp", "other"]))
+    if kind == "tcp":
+        flags = draw(st.sampled_from([0x02, 0x12, 0x10, 0x11, 0x04]))
+        options = draw(st.sampled_from(MSS_OPTIONS))
+        return TCP, build.tcp(draw(ports), draw(ports), flags, options, data)
+    if kind == "udp":
+        return UDP, build.udp(draw(ports), draw(ports), data)
+    proto, types = (ICMP, [8, 0]) if version == 4 else (ICMP6, [128, 129])
+    if kind == "echo":
+        return proto, build.icmp(draw(st.sampled_from(types)), 0, draw(ports), data or b"ping")
+    if kind == "icmp":
+        other = draw(st.sampled_from([3, 8, 11, 13, 1, 2, 128, 137]))
+        return proto, build.icmp(other, draw(st.sampled_from([0, 1, 4])), 5, data)
+    return draw(st.sampled_from([47, 50, 132, 255])), data
+
+
+MSS_OPTIONS = [
+    b"",
+    b"\x02\x04\x23\x00",
+    b"\x01\x02\x04\x23\x00\x01\x01\x00",
+    b"\x02\x04\x00\x40",
+    b"\x02\x03\x23\x00",
+    b"\x08\x00\x02\x04",
+    b"\x03\x03\x07\x02\x04\xff\xff\x00",
+    b"\x01\x01\x01\x02",
+]
+
+
+def _mostly(usual: list[Any], rare: list[Any]) -> st.SearchStrategy[Any]:
+    """A usual value, one time in eight a rare one."""
+    if not usual or not rare:
+        return st.sampled_from(usual or rare)
+    return st.integers(0, 7).flatmap(lambda n: st.sampled_from(usual if n else rare))
+
+
+_trailers = _mostly([b""], [bytes(1), b"\xab" * 18])
+
+
+def ip_of(octets: bytes) -> IP:
+    plain = unmapped(octets)
+    return IPv4Address(plain) if len(plain) == 4 else IPv6Address(plain)
+
+
+def _ip16(address: IP) -> bytes:
+    return address.packed if address.version == 6 else b"\0" * 10 + b"\xff\xff" + address.packed
+
+
+# ---- damage ----------------------------------------------------------------------------------
+
+
+@st.composite
+def damaged(draw: st.DrawFn, data: bytes) -> bytes:
+    """Cut, grown, or with some octets changed, mostly among the headers."""
+    kind = draw(st.sampled_from(["cut", "flip", "flip", "set", "insert", "grow"]))
+    at = draw(st.integers(0, min(len(data), 120)) | st.integers(0, len(data)))
+    if kind == "cut":
+        return data[:at]
+    if kind == "grow":
+        return data + draw(st.binary(max_size=40))
+    if kind == "insert":
+        return data[:at] + draw(st.binary(min_size=1, max_size=4)) + data[at:]
+    out = bytearray(data or b"\0")
+    at %= len(out)
+    if kind == "flip":
+        out[at] ^= 1 << draw(st.integers(0, 7))
+    else:
+        out[at] = draw(st.sampled_from([0, 1, 0x7F, 0x80, 0xFF]))
+    return bytes(out)
+
+
+# ---- what happens over time ------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Send:
+    frame: Frame
+
+
+@dataclass(frozen=True)
+class Repeat:
+    """The frame sent `back` sends ago, once more."""
+
+    back: int
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What the receiver of the frame forwarded `back` forwards ago answers."""
+
+    back: int
+    tcp_flags: int = 0x10
+
+
+@dataclass(frozen=True)
+class Wait:
+    ns: int
+
+
+@dataclass(frozen=True)
+class Expire:
+    """Idle flows and bindings are swept."""
+
+
+@dataclass(frozen=True)
+class Commit:
+    node: Node
+
+
+Step = Send | Repeat | Reply | Wait | Expire | Commit
+
+waits = st.sampled_from([0, 1, SECOND, 9 * SECOND, 10 * SECOND + 1, 26 * SECOND, 101 * SECOND])
+repeats = st.builds(Repeat, st.integers(0, 3))
+replies = st.builds(Reply, st.integers(0, 3), st.sampled_from([0x10, 0x12, 0x11, 0x04]))
+
+
+SIMPLE: dict[str, st.SearchStrategy[Step]] = {
+    "reply": replies,
+    "repeat": repeats,
+    "wait": waits.map(Wait),
+}
+
+
+@st.composite
+def scenarios(draw: st.DrawFn, max_steps: int = 20) -> tuple[Node, list[Step]]:
+    """A policy, and steps that hit it, each commit changing what the one before left."""
+    first = node = draw(nodes())
+    steps: list[Step] = []
+    for _ in range(draw(st.integers(1, max_steps))):
+        kind = draw(
+            st.sampled_from(["send"] * 4 + ["reply"] * 3 + ["repeat", "wait", "commit", "expire"])
+        )
+        if kind == "commit":
+            node = draw(edits(node))
+            steps.append(Commit(node))
+        elif kind == "send":
+            steps.append(Send(draw(frames(node))))
+        elif kind == "expire":
+            steps.append(Expire())
+        else:
+            steps.append(draw(SIMPLE[kind]))
+    return first, steps
+
+
+@dataclass(frozen=True)
+class Event:
+    """One thing a dataplane is asked to do."""
+
+    now_ns: int
+    frame: Frame | None = None
+    commit: Node | None = None
+    expire: bool = False
+
+
+class Player:
+    """Turns steps into events: replies need to know what was forwarded, which `saw` is told."""
+
+    def __init__(self, node: Node) -> None:
+        self.node = node
+        self.now = SECOND
+        self.sent: list[Frame] = []
+        self.forwarded: list[tuple[str, bytes]] = []
+
+    def event(self, step: Step) -> Event | None:
+        """None: the step has nothing to refer to."""
+        if isinstance(step, Wait):
+            self.now += step.ns
+            return None
+        if isinstance(step, Expire):
+            return Event(self.now, expire=True)
+        if isinstance(step, Commit):
+            self.node = step.node
+            return Event(self.now, commit=step.node)
+        frame = self._frame(step)
+        if frame is None:
+            return None
+        self.sent.append(frame)
+        return Event(self.now, frame)
+
+    def _frame(self, step: Send | Repeat | Reply) -> Frame | None:
+        if isinstance(step, Send):
+            return step.frame
+        past = self.sent if isinstance(step, Repeat) else self.forwarded
+        if step.back >= len(past):
+            return None
+        if isinstance(step, Repeat):
+            return self.sent[-1 - step.back]
+        egress, data = self.forwarded[-1 - step.back]
+        return answer_from(Site(self.node), egress, data, step.tcp_flags)
+
+    def saw(self, outcome: Outcome) -> None:
+        if outcome.verdict == "forward":
+            assert outcome.egress is not None and outcome.frame is not None
+            self.forwarded.append((outcome.egress, outcome.frame))
+
+
+def play(node: Node, steps: list[Step], do: Callable[[Event], Outcome | None]) -> list[Outcome]:
+    """Hands each event to `do`, which returns the outcome of a frame."""
+    player, outcomes = Player(node), []
+    for step in steps:
+        event = player.event(step)
+        outcome = do(event) if event else None
+        if outcome is not None:
+            player.saw(outcome)
+            outcomes.append(outcome)
+    return outcomes
+
+
+def answer_from(site: Site, egress: str, data: bytes, tcp_flags: int) -> Frame | None:
+    """The answer to a forwarded frame, entering where that one left."""
+    if egress != UNDERLAY:
+        answer = build.reply_to(data, tcp_flags)
+        return None if answer is None else Frame(egress, _towards_router(site, egress, answer))
+    head = 50 if data[12:14] == b"\x08\0" else 70
+    vni, remote = int.from_bytes(data[head - 4 : head - 1]), _outer_dst(data, head)
+    answer = build.reply_to(data[head:], tcp_flags)
+    network = site.networks.get(vni)
+    own = site.underlay.ip4 if len(remote) == 4 else site.underlay.ip6
+    if answer is None or network is None or own is None:
+        return None
+    inner = network.dr_mac + answer[6:]
+    outer = build.vxlan(remote, unmapped(own), site.underlay.udp_port, vni, inner)
+    return Frame(UNDERLAY, outer)
+
+
+def _outer_dst(data: bytes, head: int) -> bytes:
+    return data[30:34] if head == 50 else data[38:54]
+
+
+def _towards_router(site: Site, port: str, answer: bytes) -> bytes:
+    """A switched frame has the neighbour's MAC as its source; it is answered through the router."""
+    endpoint = site.endpoints.get(port)
+    return answer if endpoint is None else site.networks[endpoint.vni].dr_mac + answer[6:]
+
+
+__all__ = [
+    "Adjacency",
+    "Commit",
+    "Event",
+    "Expire",
+    "Frame",
+    "Player",
+    "Repeat",
+    "Reply",
+    "Send",
+    "Step",
+    "Wait",
+    "damaged",
+    "edits",
+    "frames",
+    "nodes",
+    "play",
+    "scenarios",
+]
