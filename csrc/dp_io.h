@@ -8,6 +8,7 @@
 #ifndef DP_IO_H
 #define DP_IO_H
 #include "dp.h"
+#include <stdbool.h>
 
 /* cffi:begin */
 struct dp_underlay_sockets {
@@ -36,8 +37,9 @@ struct dp_loop;
 
 struct dp_loop *dp_loop_create(struct dp_engine *engine, struct dp_error *err);
 void dp_loop_destroy(struct dp_loop *loop);
-/* mtu: of the device; larger frames are handed over as super-frames of segments that fit. */
-int dp_loop_add_tap(struct dp_loop *loop, uint16_t port, int fd, uint16_t mtu,
+/* mtu: of the device; with vnet_hdr larger frames are handed over as super-frames of segments that
+ * fit. */
+int dp_loop_add_tap(struct dp_loop *loop, uint16_t port, int fd, uint16_t mtu, bool vnet_hdr,
                     struct dp_error *err);
 int dp_loop_add_underlay(struct dp_loop *loop, uint16_t port,
                          const struct dp_underlay_sockets *sockets, struct dp_error *err);

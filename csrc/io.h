@@ -1,6 +1,7 @@
 /* io.h: what the loop and its ports have in common: a burst of frames in slots of one arena. */
 #ifndef DP_IO_INTERNAL_H
 #define DP_IO_INTERNAL_H
+#include "checksum.h"
 #include "counters.h"
 #include "dp_io.h"
 #include "packet.h"
@@ -17,7 +18,8 @@ struct io_port {
     uint8_t kind; /* enum dp_port_kind: endpoint (a TAP) or underlay */
     bool dead;    /* the device is gone: no longer polled */
     uint16_t mtu;
-    int fd; /* TAP */
+    uint8_t front; /* TAP: bytes of virtio-net header in front of a frame: 10, or 0 without */
+    int fd;        /* TAP */
     struct dp_underlay_sockets sockets;
     int *sending; /* n_send IPv4 sockets, then n_send IPv6 ones */
     struct dp_io_counters count;
@@ -42,6 +44,17 @@ void io_tap_send(struct io_port *p, struct dp_engine *e, uint8_t *arena,
                  struct dp_frame *const *frames, uint32_t n);
 void io_underlay_send(struct io_port *p, struct dp_engine *e, uint8_t *arena,
                       struct dp_frame *const *frames, uint32_t n);
+
+/* Makes a partial checksum whole, where nobody behind the port would. outer: bytes in front of the
+ * inner frame. */
+static inline void io_complete(const struct dp_frame *f, uint8_t *frame, uint32_t outer) {
+    if (f->flags & DP_CSUM_PARTIAL) {
+        uint8_t *l4 = frame + outer + f->csum_start;
+        const uint32_t len = f->len - outer - f->csum_start;
+        const uint16_t sum = (uint16_t)~dp_csum_fold(dp_csum_add(0, l4, len));
+        memcpy(l4 + f->csum_field, &sum, 2);
+    }
+}
 
 /* The frame could not be sent for the errno. */
 void io_refused(struct io_port *p, struct dp_engine *e, const struct dp_frame *f, int error);

@@ -250,13 +250,15 @@ static int join(struct dp_loop *l, struct io_port *p, bool polled, struct dp_err
     return DP_OK;
 }
 
-int dp_loop_add_tap(struct dp_loop *l, uint16_t port, int fd, uint16_t mtu, struct dp_error *err) {
+int dp_loop_add_tap(struct dp_loop *l, uint16_t port, int fd, uint16_t mtu, bool vnet_hdr,
+                    struct dp_error *err) {
     struct io_port *p = new_port(l, port, DP_PORT_ENDPOINT, err);
     if (!p) {
         return err->status;
     }
     p->fd = fd;
     p->mtu = mtu;
+    p->front = vnet_hdr ? IO_VNET_HDR : 0;
     return join(l, p, watch(l, fd, (uint64_t)l->n_ports << 1), err);
 }
 

@@ -1,6 +1,5 @@
 /* io_tap.c: TAP devices: one frame a system call, with a virtio-net header that says what is left
  * to do. */
-#include "checksum.h"
 #include "cursor.h"
 #include "io.h"
 #include <errno.h>
@@ -15,19 +14,19 @@ bool io_tap_receive(struct io_port *p, struct io_burst *b) {
     b->n = 0;
     while (b->n < IO_BURST) {
         uint8_t *at = io_slot(b, b->n) + IO_FRONT;
-        const ssize_t got = read(p->fd, at - IO_VNET_HDR, IO_SLOT - IO_FRONT + IO_VNET_HDR);
+        const ssize_t got = read(p->fd, at - p->front, IO_SLOT - IO_FRONT + p->front);
         dp_count(&p->count.rx_calls, 1);
         if (got < 0) {
             const bool again = errno == EAGAIN || errno == EINTR;
             dp_count(&p->count.rx_errors, again ? 0 : 1);
             return errno != EBADFD && errno != EBADF;
         }
-        if (got < IO_VNET_HDR) {
+        if (got < p->front) {
             dp_count(&p->count.truncated, 1);
             continue;
         }
         b->frames[b->n] = (struct dp_frame){
-            .off = (uint32_t)(at - b->arena), .len = (uint32_t)got - IO_VNET_HDR, .port = p->id};
+            .off = (uint32_t)(at - b->arena), .len = (uint32_t)got - p->front, .port = p->id};
         b->n++;
     }
     return true;
@@ -89,6 +88,10 @@ static bool describe(const struct io_port *p, const struct dp_frame *f, uint8_t 
                      struct virtio_net_hdr *v) {
     struct headers h;
     *v = (struct virtio_net_hdr){0};
+    if (p->front == 0) {
+        io_complete(f, frame, 0);
+        return f->len <= p->mtu + sizeof(struct dp_eth);
+    }
     if (f->flags & DP_CSUM_PARTIAL) {
         v->flags = VIRTIO_NET_HDR_F_NEEDS_CSUM;
         v->csum_start = f->csum_start;
@@ -123,9 +126,8 @@ void io_tap_send(struct io_port *p, struct dp_engine *e, uint8_t *arena,
             io_refused(p, e, frames[i], EMSGSIZE);
             continue;
         }
-        memcpy(frame - IO_VNET_HDR, &v, IO_VNET_HDR);
-        const ssize_t sent =
-            write(p->fd, frame - IO_VNET_HDR, (size_t)frames[i]->len + IO_VNET_HDR);
+        memcpy(frame - p->front, &v, p->front);
+        const ssize_t sent = write(p->fd, frame - p->front, (size_t)frames[i]->len + p->front);
         dp_count(&p->count.tx_calls, 1);
         if (sent < 0) {
             io_refused(p, e, frames[i], errno);

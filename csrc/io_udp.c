@@ -1,7 +1,6 @@
 /* io_udp.c: the underlay through UDP sockets. The engine speaks whole outer frames; here the kernel
  * writes and reads the outer headers, so on receipt they are made up from what it tells in control
  * messages, and on sending read back from what the engine wrote. */
-#include "checksum.h"
 #include "io.h"
 #include "wire.h"
 #include <arpa/inet.h>
@@ -130,16 +129,6 @@ void io_underlay_receive(struct io_port *p, int fd, struct io_burst *b) {
 
 /* ---- send --------------------------------------------------------------------------------- */
 
-/* The inner checksum that a TAP left to its device, made whole: nobody behind a tunnel would. */
-static void complete(const struct dp_frame *f, uint8_t *frame, uint32_t outer) {
-    if (f->flags & DP_CSUM_PARTIAL) {
-        uint8_t *l4 = frame + outer + f->csum_start;
-        const uint32_t len = f->len - outer - f->csum_start;
-        const uint16_t sum = (uint16_t)~dp_csum_fold(dp_csum_add(0, l4, len));
-        memcpy(l4 + f->csum_field, &sum, 2);
-    }
-}
-
 static void set_tos(struct msghdr *h, uint8_t *control, bool v4, uint8_t tos) {
     if (tos == 0) {
         return;
@@ -160,7 +149,7 @@ static int address(const struct io_port *p, struct io_messages *m, uint32_t i,
     const bool v4 = be16_get(((const struct dp_eth *)frame)->type) == DP_ETH_IP4;
     const uint32_t front = v4 ? FRONT4 : FRONT6;
     struct msghdr *h = &m->head[i].msg_hdr;
-    complete(f, frame, front + (uint32_t)sizeof(struct dp_vxlan));
+    io_complete(f, frame, front + (uint32_t)sizeof(struct dp_vxlan));
     m->data[i] = (struct iovec){frame + front, f->len - front};
     *h = (struct msghdr){.msg_name = &m->address[i], .msg_iov = &m->data[i], .msg_iovlen = 1};
     uint8_t tos;

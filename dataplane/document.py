@@ -43,15 +43,20 @@ def loads(
 ) -> Document:
     """The document in a text, as `load`. A name that ends in .json admits JSON only."""
     try:
-        raw, text = _checked(text)
-        is_json = name.endswith(".json")
-        if is_json or text.lstrip()[:1] == "{":
-            document = _fast(raw)
-            if document is not None and next(validate.check(document, reasons), None) is None:
-                return document
-        return _slow(text, is_json, name, reasons)
+        with _no_collection():
+            return _loads(text, name, reasons)
     except Complaint as stop:
         raise DocumentError(_faults(name, None, [stop])) from None
+
+
+def _loads(text: str | bytes, name: str, reasons: Collection[str] | None) -> Document:
+    raw, text = _checked(text)
+    is_json = name.endswith(".json")
+    if is_json or text.lstrip()[:1] == "{":
+        document = _fast(raw)
+        if document is not None and next(validate.check(document, reasons), None) is None:
+            return document
+    return _slow(text, is_json, name, reasons)
 
 
 def dump(document: Document) -> str:
@@ -105,15 +110,10 @@ def _checked(text: str | bytes) -> tuple[bytes, str]:
 def _fast(raw: bytes) -> Document | None:
     """The document of right JSON, else None."""
     try:
-        with _no_collection():
-            document: Document = _decoder().decode(raw)
-            return None if _has_twins(raw) else document
+        document = msgspec.json.decode(raw, type=Document, dec_hook=decode)
+        return None if _has_twins(raw) else document
     except (msgspec.MsgspecError, ValueError, RecursionError):
         return None
-
-
-def _decoder() -> "msgspec.json.Decoder[Document]":
-    return msgspec.json.Decoder(Document, dec_hook=decode)
 
 
 def _has_twins(raw: bytes) -> bool:
@@ -146,9 +146,9 @@ def _slow(text: str, is_json: bool, name: str, reasons: Collection[str] | None) 
     document = None
     try:
         document = converter.make(tree, Document)
+        complaints += converter.complaints
     except Complaint as too_many:
-        complaints.append(too_many)
-    complaints = complaints + converter.complaints
+        complaints += [*converter.complaints, too_many]
     if document is not None and document is not FAULTY:
         complaints.extend(validate.check(document, reasons, partial=bool(complaints)))
     if complaints:

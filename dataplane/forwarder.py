@@ -25,8 +25,8 @@ class _Engine(Protocol):
 class Forwarder:
     """Moves frames between ports until told to stop; policies may be committed meanwhile.
 
-    `ports` maps the engine's port names (`underlay`, `host`, `NETWORK/ENDPOINT`) to open ports, which
-    stay the caller's: they are closed after the forwarder. One thread runs it at a time.
+    `ports` maps the engine's port names (`underlay`, `host`, `NETWORK/ENDPOINT`) to open ports,
+    which stay the caller's: they are closed after the forwarder. One thread runs it at a time.
     """
 
     def __init__(self, engine: _Engine, ports: Mapping[str, Port]) -> None:
@@ -56,13 +56,13 @@ class Forwarder:
 
     def step(self, wait_ns: int = 0) -> bool:
         """One turn, waiting up to `wait_ns` for frames. False: stopped."""
-        status = lib.dp_loop_run(self._loop, wait_ns)
+        status = int(lib.dp_loop_run(self._loop, wait_ns))
         if status < 0:
             raise PortError(f"the loop failed: {text(lib.dp_status_text(status))}")
         return status == 0
 
     def run(self, until: Callable[[], bool] = lambda: False, timeout: float | None = None) -> None:
-        """Forwards until `stop()`, `until()` or `timeout` seconds; signals are handled between turns."""
+        """Forwards until `stop()`, `until()` or `timeout` seconds; signals are seen between turns."""
         import time
 
         end = None if timeout is None else time.monotonic() + timeout
@@ -117,6 +117,9 @@ class Forwarder:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self.close()

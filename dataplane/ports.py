@@ -1,4 +1,4 @@
-"""Ports of the operating system: TAP devices and the UDP underlay. They own descriptors; C does the I/O."""
+"""Ports of the operating system: TAP devices and the UDP underlay. C does the I/O."""
 
 import contextlib
 import errno
@@ -6,7 +6,7 @@ import fcntl
 import os
 import socket
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from types import TracebackType
 from typing import Any, Protocol, Self
 
@@ -14,7 +14,12 @@ from dataplane.address import IP, Mac, ip16
 from dataplane.errors import PortError
 from dataplane.netns import inside
 
-_TUNSETIFF, _TUNSETPERSIST, _TUNSETOWNER, _TUNSETOFFLOAD = 0x400454CA, 0x400454CB, 0x400454CC, 0x400454D0
+_TUNSETIFF, _TUNSETPERSIST, _TUNSETOWNER, _TUNSETOFFLOAD = (
+    0x400454CA,
+    0x400454CB,
+    0x400454CC,
+    0x400454D0,
+)
 _IFF_TAP, _IFF_NO_PI, _IFF_VNET_HDR = 0x0002, 0x1000, 0x4000
 _IP_MTU_DISCOVER, _IPV6_MTU_DISCOVER, _PMTUDISC_PROBE = 10, 23, 3
 _IP_RECVTTL, _SO_NO_CHECK, _SO_RCVBUFFORCE, _SO_SNDBUFFORCE = 12, 11, 33, 32
@@ -41,7 +46,10 @@ class _Owner:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self.close()
 
@@ -70,7 +78,9 @@ def _open_tap(name: str, persist: bool, owner: int | None) -> int:
 def _tap_fault(error: OSError) -> str:
     match error.errno:
         case errno.EPERM:
-            return "not permitted; run as root or with CAP_NET_ADMIN, or make it with: ip tuntap add"
+            return (
+                "not permitted; run as root or with CAP_NET_ADMIN, or make it with: ip tuntap add"
+            )
         case errno.EBUSY:
             return "busy: another process is attached to it"
         case errno.EINVAL:
@@ -79,7 +89,31 @@ def _tap_fault(error: OSError) -> str:
             return str(error.strerror)
 
 
-class Tap(_Owner):
+class AdoptedTap(_Owner):
+    """A TAP by its open, non-blocking descriptor, which the port closes; its link stays as is."""
+
+    def __init__(self, fd: int, *, mtu: int = 1500, vnet_hdr: bool = True) -> None:
+        self.mtu = mtu
+        self._fd, self._vnet_hdr = fd, vnet_hdr
+
+    def fileno(self) -> int:
+        return self._fd
+
+    def join(self, loop: Any, port_id: int) -> None:
+        from dataplane._engine import ffi, lib
+        from dataplane.reasons import check
+
+        error = ffi.new("struct dp_error *")
+        tap = (self._fd, self.mtu, self._vnet_hdr)
+        check(lib.dp_loop_add_tap(loop, port_id, *tap, error), error)
+
+    def close(self) -> None:
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+
+class Tap(AdoptedTap):
     """A TAP device by its exact name, new or existing, in any network namespace.
 
     A new one disappears at `close()` unless `persist`; an existing persistent one always stays.
@@ -97,28 +131,13 @@ class Tap(_Owner):
         persist: bool = False,
         owner: int | None = None,
     ) -> None:
-        self.name, self.netns, self.mtu = name, netns, mtu
-        self._fd = inside(netns, lambda: _open_tap(name, persist, owner))
+        self.name, self.netns = name, netns
+        super().__init__(inside(netns, lambda: _open_tap(name, persist, owner)), mtu=mtu)
         try:
             self._link(mtu=mtu, mac=mac, up=up)
         except BaseException:
             self.close()
             raise
-
-    def fileno(self) -> int:
-        return self._fd
-
-    def join(self, loop: Any, port_id: int) -> None:
-        from dataplane._engine import ffi, lib
-        from dataplane.reasons import check
-
-        error = ffi.new("struct dp_error *")
-        check(lib.dp_loop_add_tap(loop, port_id, self._fd, self.mtu, error), error)
-
-    def close(self) -> None:
-        fd, self._fd = self._fd, -1
-        if fd >= 0:
-            os.close(fd)
 
     def _link(self, *, mtu: int, mac: Mac | None, up: bool) -> None:
         def work() -> None:
@@ -130,7 +149,9 @@ class Tap(_Owner):
 
     def address(self, address: IP, length: int, *, peer: IP | None = None) -> None:
         """Gives the device an address of that prefix length; with `peer`, a point-to-point one."""
-        extra = {"local": str(address), "address": str(peer)} if peer else {"address": str(address)}
+        extra: dict[str, Any] = {"address": str(peer or address)}
+        if peer:
+            extra["local"] = str(address)
 
         def work() -> None:
             with _netlink(self.name) as (ipr, index):
@@ -215,10 +236,10 @@ class VxlanSocket(_Owner):
         check(lib.dp_loop_add_underlay(loop, port_id, config, error), error)
 
     def close(self) -> None:
-        sockets: Iterable[socket.socket] = [*self._receive.values(), *sum(self._send.values(), [])]
+        receive, send = self._receive, self._send
         self._receive, self._send = {}, {}
-        for each in sockets:
-            each.close()
+        for sock in [*receive.values(), *(s for sockets in send.values() for s in sockets)]:
+            sock.close()
 
 
 def _udp(address: IP) -> socket.socket:

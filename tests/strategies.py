@@ -15,6 +15,7 @@ from msgspec.structs import replace
 from dataplane.address import IP, Mac, Vni
 from dataplane.model import (
     Acl,
+    Direction,
     Endpoint,
     Fallback,
     HostPort,
@@ -48,9 +49,13 @@ HOST_ADDRESS, HOST_PEER = ip_address("169.254.1.1"), ip_address("169.254.1.2")
 VIP = ip_address("192.0.2.100")
 PORTS = [53, 67, 80, 1000, 1001, 2000, 65535]
 NAMES = ["a", "b", "c"]
+DIRECTIONS: list[Direction] = ["in", "out"]
 PROTOCOLS: list[str | int] = ["any", "tcp", "udp", "icmp", "icmp6", 6, 17, 47, 132]
 FALLBACKS: list[Fallback | None] = [None, None, "allow", "block"]
 ALL = [p for pair in LOCAL for p in pair] + [*GATEWAYS, *REMOTE, *OUTSIDE]
+
+
+seldom = st.sampled_from([False] * 11 + [True])
 
 
 # ---- policies --------------------------------------------------------------------------------
@@ -58,7 +63,22 @@ ALL = [p for pair in LOCAL for p in pair] + [*GATEWAYS, *REMOTE, *OUTSIDE]
 
 @st.composite
 def acls(draw: st.DrawFn, prefix: str) -> tuple[Acl, ...]:
-    return tuple(draw(_acl(f"{prefix}{n}")) for n in range(draw(st.integers(0, 4))))
+    """A few rules, often with a last one that lets everything through."""
+    rules = [draw(_acl(f"{prefix}{n}")) for n in range(draw(st.sampled_from([0, 0, 1, 2, 4])))]
+    for direction in DIRECTIONS:
+        if draw(st.sampled_from([True, True, False])):
+            stateful = draw(st.booleans())
+            name = f"{prefix}-{direction}"
+            rules.append(
+                Acl(
+                    name=name,
+                    direction=direction,
+                    action="allow",
+                    priority=2000,
+                    stateful=stateful,
+                )
+            )
+    return tuple(rules)
 
 
 @st.composite
@@ -204,13 +224,9 @@ def frames(draw: st.DrawFn, node: Node) -> Frame:
         frame = draw(_from_host(site))
     else:
         frame = draw(_from_endpoint(site, site.endpoints[port]))
-    if draw(st.integers(0, 9)) == 0:
-        frame = replace_data(frame, draw(damaged(frame.data)))
+    if draw(seldom):
+        frame = Frame(frame.port, draw(damaged(frame.data)), frame.flags)
     return frame
-
-
-def replace_data(frame: Frame, data: bytes) -> Frame:
-    return Frame(frame.port, data, frame.flags)
 
 
 @st.composite
@@ -218,7 +234,7 @@ def _from_endpoint(draw: st.DrawFn, site: Site, sender: Place) -> Frame:
     network = site.networks[sender.vni]
     neighbours = [e.mac for e in site.endpoints.values() if e.vni == sender.vni]
     own = sorted(sender.addresses)
-    if draw(st.integers(0, 9)) == 0:
+    if draw(seldom):
         spa = draw(_mostly([unmapped(a) for a in own if len(unmapped(a)) == 4], [bytes(4)]))
         tpa = draw(st.sampled_from([a.packed for a in ALL if a.version == 4]))
         opcode = draw(_mostly([1], [2]))
@@ -238,7 +254,8 @@ def _from_underlay(draw: st.DrawFn, site: Site) -> Frame:
     ways = [r.adjacency for r in network.routes if r.adjacency]
     inside = [r.endpoint for r in network.routes if r.endpoint]
     locals_ = sorted(a for e in inside for a in e.addresses)
-    src = draw(_mostly(REMOTE, ALL))
+    remote = [a for a in REMOTE if getattr(network.route(_ip16(a)), "adjacency", None)]
+    src = draw(_mostly(remote or REMOTE, ALL))
     same = [ip_of(a) for a in locals_ if ip_of(a).version == src.version] or ALL
     packet = draw(packets(src, same))
     dmac = draw(_mostly([network.dr_mac], [e.mac for e in inside] + [b"\xff" * 6]))
@@ -257,7 +274,7 @@ def _from_underlay(draw: st.DrawFn, site: Site) -> Frame:
 @st.composite
 def _from_host(draw: st.DrawFn, site: Site) -> Frame:
     assert site.host
-    if draw(st.integers(0, 5)) == 0:
+    if draw(seldom):
         tpa = draw(_mostly([HOST_ADDRESS], [HOST_PEER])).packed
         return Frame(HOST, build.arp(1, site.host.peer_mac, HOST_PEER.packed, tpa))
     packet = draw(
@@ -337,10 +354,10 @@ MSS_OPTIONS = [
 
 
 def _mostly(usual: list[Any], rare: list[Any]) -> st.SearchStrategy[Any]:
-    """A usual value, one time in eight a rare one."""
+    """A usual value, seldom a rare one."""
     if not usual or not rare:
         return st.sampled_from(usual or rare)
-    return st.integers(0, 7).flatmap(lambda n: st.sampled_from(usual if n else rare))
+    return seldom.flatmap(lambda is_rare: st.sampled_from(rare if is_rare else usual))
 
 
 _trailers = _mostly([b""], [bytes(1), b"\xab" * 18])

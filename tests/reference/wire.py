@@ -221,13 +221,13 @@ def ip6_length(ip: bytes, reason: str) -> int:
 def _parse_ip6(frame: bytes) -> Packet:
     total = ip6_length(frame[ETHERNET:], "bad_ip6")
     ip = frame[ETHERNET : ETHERNET + total]
-    proto, at, offset, more = _walk_extensions(ip)
     src, dst = ip[8:24], ip[24:40]
     loopback = b"\0" * 15 + b"\1"
     if src[0] == 0xFF or src in (bytes(16), loopback) or src.startswith(MAPPED):
         raise Drop("bad_address")
     if dst in (bytes(16), loopback) or dst.startswith(MAPPED):
         raise Drop("bad_address")
+    proto, at, offset, more = _walk_extensions(ip)
     return _finish(frame, 6, src, dst, proto, ETHERNET + at, ETHERNET + total, offset, more)
 
 

@@ -1,0 +1,1 @@
+"""Bridges to packages that this one does not depend on."""

@@ -1,0 +1,250 @@
+"""What `bench` measures with: one node's policy, and the frames of its flows.
+
+The place of a flow's far end says which way it goes: place 0 is the endpoints' own subnet, then come
+the remote subnets, the last one lies outside the overlay. ACL rules are spread evenly over all places,
+then over bands of ports, so that flows meet all of them alike.
+"""
+
+from ipaddress import IPv4Address, IPv4Network
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+from dataplane.address import Mac, Vni
+from dataplane.engine import Engine
+from dataplane.model import (
+    Acl,
+    Endpoint,
+    HostPort,
+    Network,
+    Node,
+    OutboundNat,
+    PortRange,
+    RemoteSubnet,
+    Tap,
+    Underlay,
+)
+from dataplane.packet_build import build, vxlan
+from dataplane.packet_spec import PacketSpec
+from dataplane.rules import host_mac, underlay_mac
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+Work = Literal["encap", "decap", "local", "nat"]
+WORKS: tuple[Work, ...] = ("encap", "decap", "local", "nat")
+
+ENDPOINTS = 16
+PLACES = 100
+PORTS = 1000  # source ports of an endpoint, and destination ports
+FIRST_SPORT, FIRST_DPORT = 40_000, 5_000
+BINDINGS = ENDPOINTS * PORTS  # so many flows have a NAT binding each; more share them
+MAX_FLOWS = BINDINGS * PORTS
+INNER = 64  # bytes
+VNI = Vni(4096)
+UNDERLAY, LINK, LINK_PEER = (IPv4Address(a) for a in ("192.0.2.1", "169.254.1.1", "169.254.1.2"))
+REMOTE_DR = Mac("02:00:5e:00:00:02")
+PREFIX = IPv4Network("10.1.0.0/16")
+OUTSIDE = IPv4Network("203.0.113.0/24")
+SUBNETS = (*(IPv4Network(f"10.1.{i}.0/24") for i in range(PLACES - 1)), OUTSIDE)  # by place
+
+
+# ---- policy ------------------------------------------------------------------------------------
+
+
+def policy(acl_rules: int) -> Node:
+    """Guard, `acl_rules` stateful ACL rules in each direction, NAT with exceptions, routes.
+
+    `acl_rules`: 0, or a multiple of 100 that divides 100,000.
+    """
+    network = Network(
+        name="bench",
+        vni=VNI,
+        prefixes=(PREFIX,),
+        remote_subnets=tuple(
+            RemoteSubnet(prefix=SUBNETS[i], provider_address=provider(i), dr_mac=REMOTE_DR)
+            for i in range(1, PLACES - 1)
+        ),
+        endpoints=tuple(
+            Endpoint(name=f"e{i}", addresses=(address(0, i),)) for i in range(ENDPOINTS)
+        ),
+        acls=tuple(_acls(acl_rules)),
+        outbound_nat=OutboundNat(
+            exceptions=(IPv4Network("172.16.0.0/12"), IPv4Network("192.168.0.0/16"))
+        ),
+    )
+    host = HostPort(address=LINK, peer=LINK_PEER, tap=Tap(name="bench-host"))
+    return Node(
+        name="bench", underlay=Underlay(address=UNDERLAY), host_port=host, networks=(network,)
+    )
+
+
+def provider(place: int) -> IPv4Address:
+    return IPv4Address(f"198.51.100.{place}")
+
+
+def address(place: int, host: int) -> IPv4Address:
+    return SUBNETS[place][10 + host]
+
+
+def _acls(n: int) -> "list[Acl]":
+    width = PORTS * PLACES // n if n else 0
+    rules = []
+    for i in range(n):
+        first = FIRST_DPORT + i // PLACES * width
+        far, band = (SUBNETS[i % PLACES],), (PortRange(first, first + width - 1),)
+        common = {"action": "allow", "protocol": "udp", "remote": far}
+        rules.append(Acl(name=f"out-{i}", direction="out", remote_ports=band, **common))
+        rules.append(Acl(name=f"in-{i}", direction="in", local_ports=band, **common))
+    return rules
+
+
+# ---- flows -------------------------------------------------------------------------------------
+
+
+class Flow(NamedTuple):
+    """By flow: numbers, or columns of them. No two flows are equal."""
+
+    endpoint: "NDArray[np.int64]"
+    place: "NDArray[np.int64]"
+    host: "NDArray[np.int64]"  # within the place
+    near_port: "NDArray[np.int64]"
+    far_port: "NDArray[np.int64]"
+
+
+class Traffic(NamedTuple):
+    """One frame of each flow, in shuffled order. All arrays are contiguous."""
+
+    flows: Flow
+    frames: "NDArray[np.uint8]"  # [n, bytes]
+    ports: "NDArray[np.uint16]"  # ingress, by id
+
+
+def traffic(engine: Engine, work: Work, n: int) -> Traffic:
+    """The frames of `n` flows (up to MAX_FLOWS): 64-byte UDP over IPv4, VXLAN around it for decap."""
+    import numpy as np
+
+    flows = _flows(work, np.random.default_rng(1).permutation(n))
+    near = np.array([int(address(0, i)) for i in range(ENDPOINTS)])[flows.endpoint]
+    far = np.array([int(s[10]) for s in SUBNETS])[flows.place] + flows.host
+    own, router = _macs(engine)
+    if work == "decap":
+        inner = _udp(router, REMOTE_DR, far, near, flows.near_port, flows.far_port)
+        return Traffic(flows, _encapsulated(inner, flows), np.zeros(n, np.uint16))
+    inner = _udp(router, REMOTE_DR, near, far, flows.near_port, flows.far_port)
+    inner[:, 6:12] = np.frombuffer(b"".join(m.packed for m in own), np.uint8).reshape(-1, 6)[
+        flows.endpoint
+    ]
+    ids = np.array([engine.port_id(f"e{i}") for i in range(ENDPOINTS)], np.uint16)
+    return Traffic(flows, inner, ids[flows.endpoint])
+
+
+def _flows(work: Work, number: "NDArray[np.int64]") -> Flow:
+    """The endpoint turns fastest, then the near port; the far port differs where both are equal."""
+    endpoint, rest = number % ENDPOINTS, number // ENDPOINTS
+    turn = rest // PORTS
+    remotes = 1 + (rest + turn) % (PLACES - 2)
+    place = {"local": 0 * rest, "nat": 0 * rest + PLACES - 1}.get(work, remotes)
+    host = (endpoint + 1 + rest % (ENDPOINTS - 1)) % ENDPOINTS if work == "local" else rest % 200
+    far_port = FIRST_DPORT + (37 * rest + 101 * turn) % PORTS
+    return Flow(endpoint, place, host, FIRST_SPORT + rest % PORTS, far_port)
+
+
+def _macs(engine: Engine) -> tuple[list[Mac], Mac]:
+    """Of the endpoints, and of the distributed router."""
+    assert engine.resolved is not None
+    (network,) = engine.resolved.networks
+    assert network.dr_mac is not None
+    return [e.mac for e in network.endpoints if e.mac is not None], network.dr_mac
+
+
+def _udp(
+    dmac: Mac,
+    smac: Mac,
+    src: "NDArray[np.int64]",
+    dst: "NDArray[np.int64]",
+    sport: "NDArray[np.int64]",
+    dport: "NDArray[np.int64]",
+    size: int = INNER,
+) -> "NDArray[np.uint8]":
+    """Frames [n, size] of Ethernet, IPv4 (DF, TTL 64) and UDP without its checksum."""
+    import numpy as np
+
+    frames = np.zeros((len(src), size), np.uint8)
+    frames[:, :14] = np.frombuffer(dmac.packed + smac.packed + b"\x08\x00", np.uint8)
+    words = frames.view(">u2")
+    words[:, 7:13] = 0x4500, size - 14, 0, 0x4000, 0x4011, 0
+    for at, value in ((13, src), (15, dst)):
+        words[:, at], words[:, at + 1] = value >> 16, value & 0xFFFF
+    total = words[:, 7:17].sum(axis=1, dtype=np.int64)
+    total = (total & 0xFFFF) + (total >> 16)
+    words[:, 12] = ~((total & 0xFFFF) + (total >> 16)) & 0xFFFF
+    words[:, 17], words[:, 18], words[:, 19] = sport, dport, size - 34
+    return frames
+
+
+def _encapsulated(inner: "NDArray[np.uint8]", flows: Flow) -> "NDArray[np.uint8]":
+    import numpy as np
+
+    far = np.array([int(provider(max(i, 1))) for i in range(PLACES)])[flows.place]
+    entropy = 49152 + (flows.near_port * 7 + flows.far_port) % 16384
+    here = np.full(len(inner), int(UNDERLAY))
+    mac, peer = underlay_mac(UNDERLAY), underlay_mac(provider(1))
+    outer = _udp(mac, peer, far, here, entropy, 0 * far + 4789, 50 + INNER)
+    outer[:, 42:50] = np.frombuffer(b"\x08\0\0\0" + VNI.to_bytes(3) + b"\0", np.uint8)
+    outer[:, 50:] = inner
+    return outer
+
+
+# ---- what must come out ------------------------------------------------------------------------
+
+
+def expected(engine: Engine, work: Work, flow: Flow, out: bytes) -> bytes:
+    """The frame that a flow's packet must leave as, made from scratch.
+
+    Of `out`, what did leave, only what the engine is free to choose is taken: the outer source port
+    (49152-65535) and the port of a NAT binding (1024-65535).
+    """
+    own, router = _macs(engine)
+    near, far = address(0, int(flow.endpoint)), address(int(flow.place), int(flow.host))
+    mac = own[int(flow.endpoint)]
+    if work == "decap":
+        return _inner(far, near, flow, 64, router, mac)
+    if work == "local":
+        return _inner(near, far, flow, 63, router, own[int(flow.host)])
+    if work == "nat":
+        chosen = max(int.from_bytes(out[34:36]), 1024)
+        return _inner(LINK, far, flow, 63, host_mac(LINK), host_mac(LINK_PEER), chosen)
+    remote = provider(int(flow.place))
+    return vxlan(
+        _inner(near, far, flow, 63, router, REMOTE_DR),
+        src=UNDERLAY,
+        dst=remote,
+        vni=VNI,
+        smac=underlay_mac(UNDERLAY),
+        dmac=underlay_mac(remote),
+        sport=max(int.from_bytes(out[34:36]), 49152),
+    )
+
+
+def _inner(
+    src: IPv4Address,
+    dst: IPv4Address,
+    flow: Flow,
+    ttl: int,
+    smac: Mac,
+    dmac: Mac,
+    sport: int | None = None,
+) -> bytes:
+    spec = PacketSpec(
+        kind="udp",
+        src=src,
+        dst=dst,
+        proto=17,
+        sport=int(flow.near_port) if sport is None else sport,
+        dport=int(flow.far_port),
+        length=INNER - 42,
+        ttl=ttl,
+        df=True,
+    )
+    frame = build(spec, smac, dmac)
+    return frame[:40] + b"\0\0" + bytes(INNER - 42)

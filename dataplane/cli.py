@@ -1,0 +1,154 @@
+"""The command line. Each command imports what it needs when it runs: `--help` must be quick."""
+
+import os
+import sys
+from typing import Any
+
+import click
+
+from dataplane.errors import BusyError, DataplaneError, PortError
+
+OK, PROBLEM, BAD_INPUT, NO_DAEMON = 0, 1, 2, 3
+EXIT_CODES = """\b
+Exit codes:
+  0  ok
+  1  found a problem: an expectation unmet, a difference, a port that cannot be opened
+  2  bad input: a document, a packet or an option that cannot be used
+  3  no daemon answers
+"""
+
+
+class Commands(click.Group):
+    """Turns our errors into lines on stderr and an exit code."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except DataplaneError as error:
+            click.echo(f"{error}", err=True)
+            ctx.exit(PROBLEM if isinstance(error, PortError | BusyError) else BAD_INPUT)
+        except BrokenPipeError:  # whoever read us has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            ctx.exit(OK)
+
+
+FILE = click.Path(dir_okay=False)
+output = click.option(
+    "-o", "--output", "form", type=click.Choice(["text", "json"]), default="text", show_default=True
+)
+node_option = click.option("--node", "-n", metavar="N", help="Which node of the document.")
+
+
+@click.group(
+    cls=Commands,
+    epilog=EXIT_CODES,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+def cli() -> None:
+    """A userspace VXLAN dataplane: forwards, checks and explains under one policy document."""
+
+
+@cli.command(epilog=EXIT_CODES)
+@click.argument("file", type=FILE)
+@node_option
+@click.option("--stats", "stats_file", type=FILE, help="Write counters there (JSON), not to stderr.")
+@click.option("--pid-file", type=FILE, help="Write the process id there while running.")
+def run(file: str, node: str | None, stats_file: str | None, pid_file: str | None) -> None:
+    """Forward frames between the TAPs and the underlay of one node.
+
+    \b
+    SIGHUP           reads FILE again; a bad one changes nothing
+    SIGUSR1          counters to stderr, or to the --stats file
+    SIGINT, SIGTERM  end it, remove what it made, and tell the final counters
+    """
+    from dataplane import daemon
+
+    daemon.run(file, node, stats_file, pid_file)
+
+
+@cli.command(epilog=EXIT_CODES)
+@click.argument("files", type=FILE, nargs=-1, required=True)
+@output
+def check(files: tuple[str, ...], form: str) -> None:
+    """Prove what documents expect of their packets. Needs no root."""
+    from dataplane import commands
+
+    sys.exit(commands.check(files, form))
+
+
+@cli.command(epilog=EXIT_CODES)
+@click.argument("file_a", type=FILE)
+@click.argument("file_b", type=FILE, required=False)
+@node_option
+@output
+def diff(file_a: str, file_b: str | None, node: str | None, form: str) -> None:
+    """Show what would change from FILE_A to FILE_B, or from nothing to FILE_A.
+
+    Exit code 0 if nothing would, 1 if something would.
+    """
+    from dataplane import commands
+
+    sys.exit(commands.diff(file_a, file_b, node, form))
+
+
+@cli.command(epilog=EXIT_CODES)
+@click.argument("packet", nargs=-1)
+@click.option("-f", "--file", required=True, type=FILE, help="The policy document.")
+@node_option
+@click.option("--in", "entry", metavar="PORT", help="[[NODE/]NETWORK/]ENDPOINT, underlay or host.")
+@click.option("--vni", type=int, help="With --in underlay: the VNI, if addresses do not tell it.")
+@click.option("--pcap", type=FILE, help="Take the frame out of a capture.")
+@click.option("--frame", default=1, show_default=True, metavar="K", help="Which frame of it.")
+@click.option("--mermaid", is_flag=True, help="A flow chart instead of text.")
+@output
+def trace(packet: tuple[str, ...], form: str, **options: Any) -> None:
+    """Tell what would become of a packet, and why: each layer, group and rule tried.
+
+    \b
+    dataplane trace -f policy.yaml --in web 'tcp 10.1.1.2:40000 > 10.1.2.2:80'
+
+    In a document of several nodes the packet is followed to the next. Exit code 1 if it is dropped.
+    """
+    from dataplane import commands
+
+    sys.exit(commands.trace(" ".join(packet), form=form, **options))
+
+
+@cli.command(epilog=EXIT_CODES)
+def schema() -> None:
+    """Print the JSON Schema of documents."""
+    from dataplane import schema as document_schema
+
+    click.echo(document_schema.text(), nl=False)
+
+
+@cli.command(context_settings={"ignore_unknown_options": True}, epilog=EXIT_CODES)
+@click.option("--json", "as_json", is_flag=True, help="Results as JSON on stdout.")
+@click.option("--quick", is_flag=True, help="Fewer and shorter windows.")
+def bench(as_json: bool, quick: bool) -> None:
+    """Measure the engine on this machine."""
+    from dataplane import bench as benchmarks
+
+    sys.exit(benchmarks.main(json=as_json, quick=quick))
+
+
+@cli.command(epilog=EXIT_CODES)
+@click.option("--policy", type=FILE, help="Instead of policies/demo.yaml.")
+@click.option("--lab", is_flag=True, help="In memory, even where namespaces are permitted.")
+def demo(policy: str | None, lab: bool) -> None:
+    """Let two hosts and a kernel VXLAN peer exchange real traffic in network namespaces."""
+    from dataplane import demo as show
+
+    sys.exit(show.main(policy, lab))
+
+
+@cli.command(epilog=EXIT_CODES)
+def version() -> None:
+    """Print versions."""
+    from dataplane import commands
+
+    click.echo(commands.version())
+
+
+def main() -> None:
+    cli(prog_name="dataplane")

@@ -1,0 +1,246 @@
+"""check, diff, trace and version: what they print, and their exit codes."""
+
+import json
+import sys
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from dataplane import defaults
+from dataplane.document import load
+from dataplane.engine import Engine, choose
+from dataplane.errors import DataplaneError, PacketError
+from dataplane.expect import Finding, prove
+from dataplane.ids import HOST, UNDERLAY
+from dataplane.lab import Journey, Lab
+from dataplane.model import Document, Node
+from dataplane.names import find_endpoint, nodes_of
+from dataplane.packet import PacketSpec, build, parse, vxlan
+from dataplane.plan import Plan
+from dataplane.reasons import Reason, Verdict
+from dataplane.rules import host_mac, underlay_mac
+
+REASONS = frozenset(map(str, Reason))
+ETHERNET = 1  # of pcap link types
+
+
+# ---- check -------------------------------------------------------------------------------------
+
+
+def check(files: tuple[str, ...], form: str) -> int:
+    """0 if all that the files expect is so, 1 if not, 2 if a file cannot be used."""
+    proved: dict[str, list[Finding]] = {}
+    broken = False
+    for file in files:
+        try:
+            proved[file] = prove(load(file, REASONS))
+        except DataplaneError as error:
+            print(error, file=sys.stderr)
+            broken = True
+    failed = any(not finding.passed for findings in proved.values() for finding in findings)
+    if form == "json":
+        print(json.dumps({f: [x.to_dict() for x in found] for f, found in proved.items()}, indent=1))
+    else:
+        for file, findings in proved.items():
+            print("\n".join(_told(file, findings)))
+    return 2 if broken else int(failed)
+
+
+def _told(file: str, findings: list[Finding]) -> Iterator[str]:
+    """One line for each fault, and one for the file."""
+    bad = [finding for finding in findings if not finding.passed]
+    for finding in bad:
+        title = f"{finding.expect.name or finding.expect.packet}: "
+        for fault in finding.faults:
+            yield f"{file}:{_line(file, finding.path)} {finding.path}: {title}{fault}"
+    met = len(findings) - len(bad)
+    yield f"{'FAIL' if bad else 'ok':<5} {file}  {met} of {len(findings)} expectations met"
+
+
+def _line(file: str, path: str) -> int:
+    """Where `$.expect[i]` stands in the file; 0 if that cannot be told."""
+    from dataplane import yamltree
+    from dataplane.tree import Complaint
+
+    index = int(path.rpartition("[")[2].rstrip("]"))
+    try:
+        return yamltree.read(Path(file).read_text())[0].line_of(("expect", index))
+    except (OSError, UnicodeError, Complaint):
+        return 0
+
+
+# ---- diff --------------------------------------------------------------------------------------
+
+
+def diff(file_a: str, file_b: str | None, node: str | None, form: str) -> int:
+    """0 if nothing would change, 1 if something would."""
+    after = _nodes(load(file_b or file_a, REASONS), node)
+    before = _nodes(load(file_a, REASONS), node) if file_b else {}
+    plans = {name: _plan(before.get(name), target) for name, target in after.items()}
+    gone = [name for name in before if name not in after]
+    changed = bool(gone) or any(not plan.is_empty for plan in plans.values())
+    if form == "json":
+        told = {name: plan.to_dict()["changes"] for name, plan in plans.items()}
+        print(json.dumps({"nodes": told, "removed": gone, "changed": changed}, indent=1, default=str))
+        return int(changed)
+    for name, plan in plans.items():
+        text = plan.diff()
+        if text:
+            print(f"  node {name}\n{text}" if len(after) > 1 else text)
+    for name in gone:
+        print(f"- node/{name}")
+    return int(changed)
+
+
+def _nodes(document: Document, name: str | None) -> dict[str, Node]:
+    if name is not None:
+        return {name: choose(document, name)}
+    return {node.name: node for node in nodes_of(document)}
+
+
+def _plan(before: Node | None, after: Node) -> Plan:
+    with Engine(max_flows=64, max_bindings=64) as engine:
+        if before is not None:
+            engine.commit(before)
+        return engine.plan(after)
+
+
+# ---- trace -------------------------------------------------------------------------------------
+
+
+def trace(
+    packet: str,
+    *,
+    form: str,
+    file: str,
+    node: str | None,
+    entry: str | None,
+    vni: int | None,
+    pcap: str | None,
+    frame: int,
+    mermaid: bool,
+) -> int:
+    """0 if the packet is forwarded or answered, 1 if it is dropped."""
+    document = load(file, REASONS)
+    if bool(packet) == bool(pcap):
+        raise PacketError("give either a packet in words or --pcap FILE")
+    octets = _captured(pcap, frame) if pcap else b""
+    entry = entry or (UNDERLAY if pcap else _owner(document, node, parse(packet)))
+    at, port = _place(document, node, entry)
+    if packet:
+        octets = _frame(parse(packet), document, at, port, vni)
+    with Lab.from_document(document) as lab:
+        journey = lab.send(at.name, port, octets)
+    print(_shown(journey, form, mermaid))
+    return int(journey.verdict is Verdict.DROP)
+
+
+def _shown(journey: Journey, form: str, mermaid: bool) -> str:
+    if mermaid:
+        return journey.mermaid() if len(journey.hops) > 1 else journey.last.walk.mermaid()
+    if form == "json":
+        return json.dumps(journey.to_dict(), indent=1, default=str)
+    return str(journey) if len(journey.hops) > 1 else str(journey.last.walk)
+
+
+def _captured(pcap: str, number: int) -> bytes:
+    """A frame of a capture, counted from 1."""
+    from dataplane import pcap as captures
+
+    if number < 1:
+        raise PacketError(f"--frame {number}: frames are counted from 1")
+    found = next(islice(captures.read(pcap), number - 1, None), None)
+    if found is None:
+        raise PacketError(f"{pcap}: has no frame {number}")
+    if found.linktype != ETHERNET:
+        raise PacketError(f"{pcap}: frame {number} is of link type {found.linktype}, not Ethernet")
+    return found.data
+
+
+def _place(document: Document, node: str | None, entry: str) -> tuple[Node, str]:
+    """The node and its port."""
+    if entry in (UNDERLAY, HOST):
+        return choose(document, node), entry
+    wanted = f"{node}/{entry}" if node and entry.count("/") == 1 else entry
+    within = Document(node=choose(document, node)) if node else document
+    try:
+        place = find_endpoint(within, wanted)
+    except LookupError as error:
+        raise PacketError(f"--in {entry}: {error.args[0]}") from None
+    return place.node, f"{place.network.name}/{place.endpoint.name}"
+
+
+def _owner(document: Document, node: str | None, spec: PacketSpec) -> str:
+    """The endpoint that has the packet's source address."""
+    within = _nodes(document, node).values()
+    found = [
+        f"{n.name}/{network.name}/{e.name}"
+        for n in within
+        for network in n.networks
+        for e in network.endpoints
+        if spec.src in e.addresses
+    ]
+    if len(found) != 1:
+        told = ", ".join(found) or "none"
+        raise PacketError(f"--in is missing; endpoints that have {spec.src}: {told}")
+    return found[0]
+
+
+def _frame(spec: PacketSpec, document: Document, node: Node, port: str, vni: int | None) -> bytes:
+    """The packet as it would reach the port."""
+    if port == HOST:
+        if node.host_port is None:
+            raise PacketError(f"node {node.name} has no host port")
+        return build(spec, host_mac(node.host_port.peer), host_mac(node.host_port.address))
+    if port == UNDERLAY:
+        return _tunnelled(spec, node, vni)
+    place = find_endpoint(document, f"{node.name}/{port}")
+    router = defaults.dr_mac(place.network, node)
+    return build(spec, defaults.endpoint_mac(place.endpoint), router)
+
+
+def _tunnelled(spec: PacketSpec, node: Node, vni: int | None) -> bytes:
+    """As the VTEP sends it that has the packet's source behind it."""
+    ways = [
+        (network, subnet)
+        for network in node.networks
+        for subnet in network.remote_subnets
+        if spec.src in subnet.prefix and vni in (None, network.vni)
+    ]
+    if len({network.name for network, _ in ways}) != 1:
+        told = ", ".join(sorted({f"{n.name} (--vni {n.vni})" for n, _ in ways})) or "none"
+        raise PacketError(f"networks with {spec.src} behind a remote subnet: {told}")
+    network, subnet = max(ways, key=lambda way: way[1].prefix.prefixlen)
+    return vxlan(
+        build(spec, subnet.dr_mac, defaults.dr_mac(network, node)),
+        src=subnet.provider_address,
+        dst=_own_address(node, subnet.provider_address.version),
+        vni=network.vni,
+        smac=underlay_mac(subnet.provider_address),
+        dmac=underlay_mac(node.underlay.address),
+        dport=node.underlay.port,
+    )
+
+
+def _own_address(node: Node, version: int) -> Any:
+    own = (node.underlay.address, node.underlay.address6)
+    return next((a for a in own if a is not None and a.version == version), own[0])
+
+
+# ---- version -----------------------------------------------------------------------------------
+
+
+def version() -> str:
+    import platform
+    from importlib.metadata import PackageNotFoundError
+    from importlib.metadata import version as version_of
+
+    from dataplane._engine import lib
+
+    try:
+        number = version_of("vxlan-dataplane")
+    except PackageNotFoundError:
+        number = "from source"
+    python = f"{platform.python_implementation()} {platform.python_version()}"
+    return f"dataplane {number}  engine abi {lib.dp_abi()}  {python}  {platform.machine()}"

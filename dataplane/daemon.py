@@ -1,0 +1,210 @@
+"""`dataplane run`: one node's engine between real ports, until a signal ends it.
+
+SIGHUP reads the policy again, SIGUSR1 tells the counters, SIGINT and SIGTERM end it.
+"""
+
+import contextlib
+import json
+import logging
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from dataplane import report
+from dataplane.document import load
+from dataplane.engine import Engine, choose
+from dataplane.errors import DataplaneError, PortError
+from dataplane.forwarder import Forwarder
+from dataplane.masquerade import Masquerade, is_wanted
+from dataplane.model import Node
+from dataplane.node_ports import NodePorts
+from dataplane.reasons import Reason
+
+SIGNALS = (signal.SIGHUP, signal.SIGUSR1, signal.SIGINT, signal.SIGTERM)
+PATIENCE = 0.5  # seconds between looks at the forwarding thread
+REASONS = frozenset(map(str, Reason))
+
+log = logging.getLogger("dataplane")
+
+
+class MonotonicClock:
+    """The clock that the C loop reads, so that both agree."""
+
+    def now_ns(self) -> int:
+        return time.monotonic_ns()
+
+
+class Daemon:
+    """Owns everything one `run` makes; a context manager that leaves nothing behind."""
+
+    def __init__(self, file: str, node: str | None, stats_file: str | None = None) -> None:
+        self._file, self._stats_file = file, stats_file
+        self._node = choose(load(file, REASONS), node)
+        self._masquerade: Masquerade | None = None
+        with contextlib.ExitStack() as made:
+            self.engine = made.enter_context(Engine(clock=MonotonicClock()))
+            self.engine.commit(self._node)
+            self._ports = made.enter_context(contextlib.closing(NodePorts()))
+            self._ports.open(self._policy)
+            made.callback(self._unmasquerade)
+            self._masquerade_for(self._node)
+            self._forwarding = contextlib.ExitStack()
+            made.callback(lambda: self._forwarding.close())
+            self._start()
+            self._made = made.pop_all()
+
+    def __enter__(self) -> "Daemon":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._made.close()
+
+    @property
+    def _policy(self) -> Node:
+        policy = self.engine.resolved
+        assert policy is not None
+        return policy
+
+    def ready(self) -> str:
+        endpoints = sum(len(network.endpoints) for network in self._policy.networks)
+        underlay = self._policy.underlay
+        where = f"[{underlay.address}]" if underlay.address.version == 6 else str(underlay.address)
+        return (
+            f"ready: node {self._policy.name}, {endpoints} endpoint{'s' * (endpoints != 1)}, "
+            f"underlay {where}:{underlay.port}, generation {self.engine.generation}"
+        )
+
+    def serve(self) -> None:
+        """Forwards and obeys signals, which the caller has blocked, until one of them ends it."""
+        while True:
+            got = signal.sigtimedwait(SIGNALS, PATIENCE)
+            if got is None:
+                if not self._thread.is_alive():
+                    raise PortError("forwarding ended by itself")
+            elif got.si_signo == signal.SIGHUP:
+                self.reload()
+            elif got.si_signo == signal.SIGUSR1:
+                self.tell()
+            else:
+                log.info("stopping: %s", signal.Signals(got.si_signo).name)
+                return
+
+    # ---- policy --------------------------------------------------------------------------------
+
+    def reload(self) -> None:
+        """Commits the file's policy while frames pass; whatever is wrong with it, the old one stays."""
+        try:
+            begin = time.monotonic()
+            target = choose(load(self._file, REASONS), self._node.name)
+            plan = self.engine.plan(target)
+            text = plan.text()
+            with self._ports.change(plan.resolved) as change:
+                self._masquerade_for(target)
+                plan.commit()
+                if change:
+                    self._restart()
+        except DataplaneError as error:
+            log.error("%s", error)
+            log.error("nothing applied, generation still %d", self.engine.generation)
+            return
+        self._node = target
+        if not is_wanted(target):
+            self._unmasquerade()
+        elapsed = (time.monotonic() - begin) * 1e3
+        log.info("%s, applied in %.1f ms", text, elapsed)
+
+    def _masquerade_for(self, node: Node) -> None:
+        host = node.host_port
+        if host is None or not is_wanted(node):
+            return
+        if self._masquerade is not None:
+            if self._masquerade.host == host:
+                return
+            self._unmasquerade()
+        self._masquerade = Masquerade(node.name, host)
+        log.info("outbound NAT: %s", self._masquerade)
+        if self._masquerade.note:
+            log.info("outbound NAT: %s", self._masquerade.note)
+
+    def _unmasquerade(self) -> None:
+        masquerade, self._masquerade = self._masquerade, None
+        if masquerade is not None:
+            try:
+                masquerade.close()
+            except PortError as error:
+                log.warning("%s", error)
+
+    # ---- forwarding ----------------------------------------------------------------------------
+
+    def _start(self) -> None:
+        with contextlib.ExitStack() as made:
+            forwarder = made.enter_context(Forwarder(self.engine, self._ports.open_ports))
+            self._thread = made.enter_context(forwarder.background())
+            self._forwarding = made.pop_all()
+        self.forwarder = forwarder
+
+    def _restart(self) -> None:
+        """With other ports. Frames wait in their devices meanwhile."""
+        self._forwarding.close()
+        self._start()
+
+    def stop(self) -> None:
+        """Ends forwarding; the counters are final then."""
+        self._forwarding.close()
+        if self._stats_file is not None:
+            self.tell()
+
+    # ---- looking -------------------------------------------------------------------------------
+
+    def tell(self) -> None:
+        """The counters: into the file if there is one, else to the log."""
+        if self._stats_file is None:
+            log.info("%s", report.counters(self.engine.stats()))
+            return
+        try:
+            _replace(Path(self._stats_file), json.dumps(self._state(), indent=1) + "\n")
+        except OSError as error:
+            log.error("%s: %s", self._stats_file, error.strerror)
+
+    def _state(self) -> dict[str, object]:
+        return {
+            "node": self._policy.name,
+            **self.engine.stats().to_dict(),
+            "io": self.forwarder.stats(),
+        }
+
+
+def run(file: str, node: str | None, stats_file: str | None, pid_file: str | None) -> None:
+    """What the command does. Raises DataplaneError."""
+    logging.basicConfig(format="%(message)s", level=logging.INFO)
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    with Daemon(file, node, stats_file) as daemon, _pid_file(pid_file):
+        log.info(daemon.ready())
+        daemon.serve()
+        daemon.stop()
+        log.info(report.counters(daemon.engine.stats()))
+
+
+@contextlib.contextmanager
+def _pid_file(name: str | None) -> Iterator[None]:
+    if name is None:
+        yield
+        return
+    path = Path(name)
+    try:
+        path.write_text(f"{os.getpid()}\n")
+    except OSError as error:
+        raise PortError(f"{name}: {error.strerror}") from error
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def _replace(path: Path, text: str) -> None:
+    """A reader sees the old text or the new one, never half of it."""
+    fresh = path.with_name(f".{path.name}.{os.getpid()}")
+    fresh.write_text(text)
+    fresh.replace(path)

@@ -1,0 +1,156 @@
+"""A node's devices: the underlay's sockets and the TAPs of its endpoints and host port, opened as its
+policy asks, and changed as the policy changes."""
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from dataplane.address import IP, Mac
+from dataplane.errors import PortError
+from dataplane.ids import HOST, UNDERLAY
+from dataplane.model import Endpoint, HostPort, Network, Node, Tap, Underlay
+from dataplane.ports import Port, VxlanSocket
+from dataplane.ports import Tap as TapPort
+from dataplane.rules import host_mac
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Device:
+    """A TAP and what is set on it: addresses with prefix length and peer, and default gateways."""
+
+    tap: Tap
+    mac: Mac
+    addresses: tuple[tuple[IP, int, IP | None], ...]
+    gateways: tuple[IP, ...] = ()
+
+    @property
+    def place(self) -> tuple[str | None, str]:
+        return self.tap.netns, self.tap.name
+
+    def open(self) -> TapPort:
+        """Raises PortError."""
+        tap, wanted = self.tap, self.tap.configure
+        assert tap.mtu is not None, "the policy is resolved"
+        port = TapPort(
+            tap.name,
+            netns=tap.netns,
+            mac=self.mac if wanted else None,
+            mtu=tap.mtu,
+            persist=tap.persist,
+            owner=tap.owner,
+        )
+        try:
+            if wanted:
+                for address, length, peer in self.addresses:
+                    port.address(address, length, peer=peer)
+                for gateway in self.gateways:
+                    port.default_route(gateway)
+        except BaseException:
+            port.close()
+            raise
+        return port
+
+
+def devices(node: Node) -> dict[str, Device]:
+    """Of a resolved node, by port name."""
+    found = {
+        f"{network.name}/{endpoint.name}": _of_endpoint(endpoint, network)
+        for network in node.networks
+        for endpoint in network.endpoints
+    }
+    if node.host_port is not None:
+        found[HOST] = _of_host(node.host_port)
+    return found
+
+
+def _of_endpoint(endpoint: Endpoint, network: Network) -> Device:
+    assert endpoint.tap is not None and endpoint.mac is not None, "the policy is resolved"
+    addresses = tuple((a, _length(a, network), None) for a in endpoint.addresses)
+    families = {a.version for a in endpoint.addresses}
+    gateways = {g.version: g for g in reversed(network.gateways) if g.version in families}
+    return Device(
+        tap=endpoint.tap, mac=endpoint.mac, addresses=addresses, gateways=tuple(gateways.values())
+    )
+
+
+def _length(address: IP, network: Network) -> int:
+    lengths = [p.prefixlen for p in network.prefixes if address in p]
+    return max(lengths, default=address.max_prefixlen)
+
+
+def _of_host(host: HostPort) -> Device:
+    own = (host.peer, host.peer.max_prefixlen, host.address)
+    return Device(tap=host.tap, mac=host_mac(host.peer), addresses=(own,))
+
+
+def _sockets(underlay: Underlay) -> tuple[object, ...]:
+    return underlay.address, underlay.address6, underlay.port
+
+
+class NodePorts:
+    """Owns the open ports of a node. `open_ports` is what a forwarder takes."""
+
+    def __init__(self) -> None:
+        self._sockets: tuple[object, ...] = ()
+        self._devices: dict[str, Device] = {}
+        self._ports: dict[str, Any] = {}
+
+    @property
+    def open_ports(self) -> Mapping[str, Port]:
+        return dict(self._ports)
+
+    def open(self, node: Node) -> None:
+        """All ports of a resolved node. Raises PortError; what was opened then is closed by `close`."""
+        own = node.underlay
+        self._ports[UNDERLAY] = VxlanSocket(own.address, address6=own.address6, port=own.port)
+        self._sockets = _sockets(own)
+        for name, device in devices(node).items():
+            self._ports[name] = device.open()
+            self._devices[name] = device
+
+    @contextlib.contextmanager
+    def change(self, node: Node) -> Iterator[bool]:
+        """Inside the block the ports are those of the new policy; True if they differ from before.
+
+        If the block raises they are as they were, else those no longer wanted are closed at its end.
+        """
+        self._refuse(node)
+        wanted = devices(node)
+        held = {device.place: self._ports[name] for name, device in self._devices.items()}
+        before = self._ports, self._devices
+        after = {UNDERLAY: self._ports[UNDERLAY]}
+        fresh = []
+        try:
+            for name, device in wanted.items():
+                if device.place not in held:
+                    fresh.append(device.open())
+                after[name] = held.get(device.place) or fresh[-1]
+            self._ports, self._devices = after, wanted
+            yield after != before[0]
+        except BaseException:
+            self._ports, self._devices = before
+            for port in fresh:
+                port.close()
+            raise
+        for port in before[0].values():
+            if port not in after.values():
+                port.close()
+
+    def _refuse(self, node: Node) -> None:
+        """What cannot change while the node runs."""
+        if _sockets(node.underlay) != self._sockets:
+            raise PortError(f"node {node.name}: its underlay cannot change while it runs: restart it")
+        held = {device.place: device for device in self._devices.values()}
+        for name, device in devices(node).items():
+            if held.get(device.place, device) != device:
+                raise PortError(
+                    f"{name}: TAP {device.tap.name} is open with other settings or addresses: "
+                    f"restart the node, or use a TAP of another name"
+                )
+
+    def close(self) -> None:
+        """Again is harmless."""
+        while self._ports:
+            self._ports.popitem()[1].close()
+        self._devices.clear()

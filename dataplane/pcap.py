@@ -1,0 +1,177 @@
+"""Reading pcap and pcapng files; writing pcapng with a name, a time and a comment a frame.
+
+Formats: draft-ietf-opsawg-pcap and draft-ietf-opsawg-pcapng.
+"""
+
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO, NamedTuple, Self
+
+from dataplane.errors import DataplaneError
+
+ETHERNET = 1
+_MAGICS = {  # as read: byte order, nanoseconds a tick
+    b"\xd4\xc3\xb2\xa1": ("<", 1000),
+    b"\xa1\xb2\xc3\xd4": (">", 1000),
+    b"\x4d\x3c\xb2\xa1": ("<", 1),
+    b"\xa1\xb2\x3c\x4d": (">", 1),
+}
+_SECTION, _INTERFACE, _SIMPLE, _ENHANCED = 0x0A0D0D0A, 1, 3, 6
+_OPT_END, _OPT_COMMENT, _IF_NAME, _IF_TSRESOL = 0, 1, 2, 9
+_BLOCK_MAX = 16 << 20
+
+
+class Packet(NamedTuple):
+    """One captured frame; `time_ns` since the epoch, `linktype` 1 = Ethernet."""
+
+    time_ns: int
+    data: bytes
+    linktype: int = ETHERNET
+    interface: str = ""
+    comment: str = ""
+
+
+class _Interface(NamedTuple):
+    linktype: int
+    name: str
+    ticks: int  # a second
+
+
+def read(path: str | Path) -> Iterator[Packet]:
+    """The packets of a pcap or pcapng file. Raises DataplaneError where it is no such file."""
+    with open(path, "rb") as file:
+        magic = file.read(4)
+        if magic in _MAGICS:
+            yield from _read_pcap(file, *_MAGICS[magic], str(path))
+        elif magic == struct.pack("<I", _SECTION):
+            file.seek(0)
+            yield from _read_pcapng(file, str(path))
+        else:
+            raise DataplaneError(f"{path}: not a pcap or pcapng file")
+
+
+def _exactly(file: BinaryIO, size: int, name: str) -> bytes:
+    data = file.read(size) if size <= _BLOCK_MAX else b""
+    if len(data) != size:
+        raise DataplaneError(f"{name}: cut or broken at byte {file.tell()}")
+    return data
+
+
+def _read_pcap(file: BinaryIO, order: str, tick_ns: int, name: str) -> Iterator[Packet]:
+    linktype = struct.unpack(order + "16xI", _exactly(file, 20, name))[0] & 0xFFFF
+    while head := file.read(16):
+        if len(head) != 16:
+            raise DataplaneError(f"{name}: cut at byte {file.tell()}")
+        seconds, ticks, size, _ = struct.unpack(order + "IIII", head)
+        data = _exactly(file, size, name)
+        yield Packet(seconds * 1_000_000_000 + ticks * tick_ns, data, linktype)
+
+
+def _options(data: bytes, order: str) -> dict[int, bytes]:
+    found: dict[int, bytes] = {}
+    at = 0
+    while at + 4 <= len(data):
+        code, size = struct.unpack_from(order + "HH", data, at)
+        if code == _OPT_END:
+            break
+        found.setdefault(code, data[at + 4 : at + 4 + size])
+        at += 4 + (size + 3) // 4 * 4
+    return found
+
+
+def _interface(body: bytes, order: str) -> _Interface:
+    options = _options(body[8:], order)
+    resolution = options.get(_IF_TSRESOL, b"\x06")[0]
+    base = 2 if resolution & 0x80 else 10
+    name = options.get(_IF_NAME, b"").decode(errors="replace")
+    return _Interface(struct.unpack_from(order + "H", body)[0], name, base ** (resolution & 0x7F))
+
+
+def _enhanced(body: bytes, order: str, interfaces: list[_Interface]) -> Packet:
+    index, high, low, size, _ = struct.unpack_from(order + "IIIII", body)
+    interface = interfaces[index]
+    padded = (size + 3) // 4 * 4
+    options = _options(body[20 + padded :], order)
+    time_ns = (high << 32 | low) * 1_000_000_000 // interface.ticks
+    comment = options.get(_OPT_COMMENT, b"").decode(errors="replace")
+    return Packet(time_ns, body[20 : 20 + size], interface.linktype, interface.name, comment)
+
+
+def _read_pcapng(file: BinaryIO, name: str) -> Iterator[Packet]:
+    order = "<"
+    interfaces: list[_Interface] = []
+    while head := file.read(8):
+        if head[:4] == struct.pack("<I", _SECTION):
+            mark = _exactly(file, 4, name)
+            order = "<" if mark == b"\x4d\x3c\x2b\x1a" else ">"
+            file.seek(-4, 1)
+            interfaces = []
+        if len(head) != 8:
+            raise DataplaneError(f"{name}: cut at byte {file.tell()}")
+        kind, size = struct.unpack(order + "II", head)
+        body = _exactly(file, max(size, 12) - 8, name)[:-4]
+        try:
+            if kind == _INTERFACE:
+                interfaces.append(_interface(body, order))
+            elif kind == _ENHANCED:
+                yield _enhanced(body, order, interfaces)
+            elif kind == _SIMPLE:
+                size = min(struct.unpack_from(order + "I", body)[0], len(body) - 4)
+                yield Packet(0, body[4 : 4 + size], interfaces[0].linktype, interfaces[0].name)
+        except (struct.error, IndexError) as error:
+            raise DataplaneError(f"{name}: broken block before byte {file.tell()}") from error
+
+
+def _option(code: int, value: bytes) -> bytes:
+    return struct.pack("<HH", code, len(value)) + value + b"\0" * (-len(value) % 4)
+
+
+def _block(kind: int, body: bytes) -> bytes:
+    size = 12 + len(body)
+    return struct.pack("<II", kind, size) + body + struct.pack("<I", size)
+
+
+class Writer:
+    """Writes a pcapng file of Ethernet frames, nanosecond times, one interface for each name."""
+
+    def __init__(self, file: str | Path | BinaryIO) -> None:
+        self._owned = isinstance(file, str | Path)
+        self._file = Path(file).open("wb") if isinstance(file, str | Path) else file
+        self._interfaces: dict[str, int] = {}
+        self._file.write(_block(_SECTION, struct.pack("<IHHq", 0x1A2B3C4D, 1, 0, -1)))
+
+    def write(self, packet: Packet) -> None:
+        index = self._interface(packet.interface)
+        time = packet.time_ns
+        data = packet.data + b"\0" * (-len(packet.data) % 4)
+        size = len(packet.data)
+        options = b""
+        if packet.comment:
+            options = _option(_OPT_COMMENT, packet.comment.encode()) + _option(_OPT_END, b"")
+        head = struct.pack("<IIIII", index, time >> 32, time & 0xFFFFFFFF, size, size)
+        self._file.write(_block(_ENHANCED, head + data + options))
+
+    def _interface(self, name: str) -> int:
+        if name not in self._interfaces:
+            options = _option(_IF_NAME, name.encode()) if name else b""
+            options += _option(_IF_TSRESOL, b"\x09") + _option(_OPT_END, b"")
+            self._file.write(_block(_INTERFACE, struct.pack("<HHI", ETHERNET, 0, 0) + options))
+            self._interfaces[name] = len(self._interfaces)
+        return self._interfaces[name]
+
+    def close(self) -> None:
+        if self._owned:
+            self._file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
