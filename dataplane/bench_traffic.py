@@ -128,9 +128,9 @@ def traffic(engine: Engine, work: Work, n: int) -> Traffic:
     far = np.array([int(s[10]) for s in SUBNETS])[flows.place] + flows.host
     own, router = _macs(engine)
     if work == "decap":
-        inner = _udp(router, REMOTE_DR, far, near, flows.near_port, flows.far_port)
+        inner = _inner_frames(router, far, near, flows)
         return Traffic(flows, _encapsulated(inner, flows), np.zeros(n, np.uint16))
-    inner = _udp(router, REMOTE_DR, near, far, flows.near_port, flows.far_port)
+    inner = _inner_frames(router, near, far, flows)
     inner[:, 6:12] = np.frombuffer(b"".join(m.packed for m in own), np.uint8).reshape(-1, 6)[
         flows.endpoint
     ]
@@ -166,7 +166,7 @@ def _udp(
     dport: "NDArray[np.int64]",
     size: int = INNER,
 ) -> "NDArray[np.uint8]":
-    """Frames [n, size] of Ethernet, IPv4 (DF, TTL 64) and UDP without its checksum."""
+    """Frames [n, size] of Ethernet, IPv4 (DF, TTL 64) and UDP, with nothing in them and no checksum."""
     import numpy as np
 
     frames = np.zeros((len(src), size), np.uint8)
@@ -175,10 +175,29 @@ def _udp(
     words[:, 7:13] = 0x4500, size - 14, 0, 0x4000, 0x4011, 0
     for at, value in ((13, src), (15, dst)):
         words[:, at], words[:, at + 1] = value >> 16, value & 0xFFFF
-    total = words[:, 7:17].sum(axis=1, dtype=np.int64)
-    total = (total & 0xFFFF) + (total >> 16)
-    words[:, 12] = ~((total & 0xFFFF) + (total >> 16)) & 0xFFFF
+    words[:, 12] = _checksum(words[:, 7:17])
     words[:, 17], words[:, 18], words[:, 19] = sport, dport, size - 34
+    return frames
+
+
+def _checksum(words: "NDArray[np.uint16]", more: int = 0) -> "NDArray[np.int64]":
+    import numpy as np
+
+    total = words.sum(axis=1, dtype=np.int64) + more
+    total = (total & 0xFFFF) + (total >> 16)
+    return ~((total & 0xFFFF) + (total >> 16)) & 0xFFFF
+
+
+def _inner_frames(
+    dmac: Mac, src: "NDArray[np.int64]", dst: "NDArray[np.int64]", flows: Flow
+) -> "NDArray[np.uint8]":
+    import numpy as np
+
+    frames = _udp(dmac, REMOTE_DR, src, dst, flows.near_port, flows.far_port)
+    frames[:, 42:] = np.arange(INNER - 42)
+    words = frames.view(">u2")
+    found = _checksum(words[:, 13:], 17 + INNER - 34)
+    words[:, 20] = np.where(found == 0, 0xFFFF, found)
     return frames
 
 
@@ -246,5 +265,4 @@ def _inner(
         ttl=ttl,
         df=True,
     )
-    frame = build(spec, smac, dmac)
-    return frame[:40] + b"\0\0" + bytes(INNER - 42)
+    return build(spec, smac, dmac)

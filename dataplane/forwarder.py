@@ -62,7 +62,7 @@ class Forwarder:
         return status == 0
 
     def run(self, until: Callable[[], bool] = lambda: False, timeout: float | None = None) -> None:
-        """Forwards until `stop()`, `until()` or `timeout` seconds; signals are seen between turns."""
+        """Forwards until `stop()`, `until()` or `timeout` seconds; signals are seen in between."""
         import time
 
         end = None if timeout is None else time.monotonic() + timeout

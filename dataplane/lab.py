@@ -125,9 +125,7 @@ class Lab:
         """A node of a document."""
         if node.name in self.nodes:
             raise DataplaneError(f"the lab has a node {node.name!r} already")
-        engine = Engine(
-            max_flows=self._max_flows, max_bindings=self._max_flows, clock=self.clock
-        )
+        engine = Engine(max_flows=self._max_flows, max_bindings=self._max_flows, clock=self.clock)
         self.nodes[node.name] = LabNode(self, node, engine)
         return self.nodes[node.name]
 
@@ -141,7 +139,12 @@ class Lab:
         return self.add(Node(name=name, underlay=Underlay(address=address), host_port=way_out))
 
     def network(
-        self, name: str, vni: int, cidr: str | Sequence[str], nodes: Iterable["LabNode"], **fields: Any
+        self,
+        name: str,
+        vni: int,
+        cidr: str | Sequence[str],
+        nodes: Iterable["LabNode"],
+        **fields: Any,
     ) -> None:
         """A network that reaches over the nodes; further `fields` as in `model.Network`.
 
@@ -233,7 +236,9 @@ class LabNode:
     def name(self) -> str:
         return self.model.name
 
-    def endpoint(self, name: str, network: str, ip: str | None = None, **fields: Any) -> "LabEndpoint":
+    def endpoint(
+        self, name: str, network: str, ip: str | None = None, **fields: Any
+    ) -> "LabEndpoint":
         """A new endpoint with the address; without one, the endpoint that is there already."""
         if ip is not None:
             made = Endpoint(name=name, addresses=(parse_ip(ip),), **fields)

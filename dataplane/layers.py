@@ -73,9 +73,7 @@ class Built:
 NOTHING = Built(snapshot=None, groups={}, routes={})
 
 
-def build(
-    tables: Tables, generation: int, stamps: dict[int, int], known: Built = NOTHING
-) -> Built:
+def build(tables: Tables, generation: int, stamps: dict[int, int], known: Built = NOTHING) -> Built:
     """The snapshot of the tables; `stamps` by port id. Raises EngineError, leaving nothing behind."""
     try:
         return _build(tables, generation, stamps, known)
@@ -87,7 +85,9 @@ def _build(tables: Tables, generation: int, stamps: dict[int, int], known: Built
     pools = _places(
         rule.pool for group in _all_groups(tables) for rule in group.rules if rule.pool is not None
     )
-    groups = {key: known.groups.get(key) for key in (_group_key(g, pools) for g in _all_groups(tables))}
+    groups = {
+        key: known.groups.get(key) for key in (_group_key(g, pools) for g in _all_groups(tables))
+    }
     for key, made in groups.items():
         if made is None:
             groups[key] = _make_group(*key)
@@ -96,7 +96,10 @@ def _build(tables: Tables, generation: int, stamps: dict[int, int], known: Built
     of_network = []
     for network in tables.networks:
         target = _targets(network.routes, places)
-        route_key = network.routes.digest, target[network.routes.kind == RouteKind.ENDPOINT].tobytes()
+        route_key = (
+            network.routes.digest,
+            target[network.routes.kind == RouteKind.ENDPOINT].tobytes(),
+        )
         routes[route_key] = known.routes.get(route_key) or _make_routes(network.routes, target)
         of_network.append(routes[route_key])
     of_group = {key[0].id: made for key, made in groups.items()}
@@ -153,9 +156,7 @@ def _make_group(group: Group, pools: tuple[int, ...]) -> Any:
     return ffi.gc(made, lib.dp_group_release)
 
 
-def _rule_row(
-    rule: Rule, pool: int, prefixes: list[Span], ranges: list[Range]
-) -> tuple[Any, ...]:
+def _rule_row(rule: Rule, pool: int, prefixes: list[Span], ranges: list[Range]) -> tuple[Any, ...]:
     flags = (lib.DP_TERMINATING if rule.terminating else 0) | (
         lib.DP_STATEFUL if rule.stateful else 0
     )

@@ -138,7 +138,7 @@ class Writer:
 
     def __init__(self, file: str | Path | BinaryIO) -> None:
         self._owned = isinstance(file, str | Path)
-        self._file = Path(file).open("wb") if isinstance(file, str | Path) else file
+        self._file = Path(file).open("wb") if isinstance(file, str | Path) else file  # noqa: SIM115
         self._interfaces: dict[str, int] = {}
         self._file.write(_block(_SECTION, struct.pack("<IHHq", 0x1A2B3C4D, 1, 0, -1)))
 

@@ -178,6 +178,8 @@ def _acl_line(acl: Acl) -> str:
         "icmp_code": () if acl.icmp_code is None else (acl.icmp_code,),
     }
     told = [f"{key} {','.join(map(str, values))}" for key, values in conditions.items() if values]
-    flags = [word for word, on in (("stateless", not acl.stateful), ("soft", not acl.terminating)) if on]
+    flags = [
+        word for word, on in (("stateless", not acl.stateful), ("soft", not acl.terminating)) if on
+    ]
     words = [acl.direction, str(acl.priority), acl.action, str(acl.protocol), *told, *flags]
     return "  ".join(words)

@@ -200,7 +200,9 @@ def compile_node(node: Node, old: Tables | None = None) -> Tables:
     )
 
 
-def stamps(new: Tables, old: Tables | None, known: dict[int, int], generation: int) -> dict[int, int]:
+def stamps(
+    new: Tables, old: Tables | None, known: dict[int, int], generation: int
+) -> dict[int, int]:
     """By port id: the generation that last changed what the endpoint may do, or how.
 
     `known` are the stamps of `old`. A changed underlay or host port touches every endpoint.
@@ -368,7 +370,9 @@ def _mtu(network: Network) -> int:
 
 def _adjacencies(network: Network, ids: Ids, memo: Memo) -> Adjacencies:
     source = network.vni, network.remote_subnets, network.mtu
-    return memo(("adjacencies", network.name), source, lambda: _make_adjacencies(network, ids, memo))
+    return memo(
+        ("adjacencies", network.name), source, lambda: _make_adjacencies(network, ids, memo)
+    )
 
 
 def _make_adjacencies(network: Network, ids: Ids, memo: Memo) -> Adjacencies:
@@ -392,7 +396,9 @@ def _routes(network: Network, ids: Ids, memo: Memo) -> RouteTable:
     )
     ways, numbers = _ways(network, memo), _adjacencies(network, ids, memo).id
     source = ends, network.gateways, network.prefixes, network.vni, network.remote_subnets
-    return memo(("routes", network.name), source, lambda: _make_routes(network, ends, ways, numbers))
+    return memo(
+        ("routes", network.name), source, lambda: _make_routes(network, ends, ways, numbers)
+    )
 
 
 def _make_routes(

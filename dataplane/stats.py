@@ -7,12 +7,14 @@ from typing import Any, TypeVar
 
 from dataplane._engine import ffi, lib
 from dataplane.layers import LAYERS
+from dataplane.errors import EngineError
 from dataplane.ids import Ids
 from dataplane.reasons import Reason, check
 from dataplane.records import dtype
 
 GAUGES = frozenset({"flows", "bindings", "generation"})
 TRIES = 8
+ELIMIT = -4  # status.def
 
 Key = TypeVar("Key")
 
@@ -46,7 +48,9 @@ class Stats:
     def rates(self) -> dict[str, float]:
         """Of a difference: totals per second of the engine's time."""
         seconds = self.now_ns / 1e9
-        return {n: c / seconds if seconds else 0.0 for n, c in self.totals.items() if n not in GAUGES}
+        return {
+            n: c / seconds if seconds else 0.0 for n, c in self.totals.items() if n not in GAUGES
+        }
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -79,9 +83,17 @@ class Counters:
         self._base_rules = np.zeros(max_rules, np.uint64)
 
     def rebase(self, old: Ids, new: Ids) -> None:
-        """Before a commit: what counted under numbers that change hands is not the new owner's."""
+        """Before a commit: what counted under numbers that change hands is not the new owner's.
+
+        Raises EngineError where a number is beyond what the engine was created for.
+        """
         ports = sorted(set(new.ports.values()) - set(old.ports.values()))
         rules = sorted(set(new.rules.values()) - set(old.rules.values()))
+        for what, numbers, limit in (("port", ports, self._ports), ("rule", rules, self._rules)):
+            if numbers and numbers[-1] >= len(limit):
+                raise EngineError(
+                    ELIMIT, f"{what} number {numbers[-1]}, but max_{what}s is {len(limit)}"
+                )
         self._read(max(ports, default=-1) + 1, max(rules, default=-1) + 1)
         self._base_ports[ports] = self._port_columns()[ports]
         self._base_rules[rules] = self._rules[rules]

@@ -4,6 +4,7 @@ import pytest
 
 import dataplane
 from dataplane import DataplaneError, Lab, Reason, Verdict
+from dataplane.model import OutboundNat
 from dataplane.packet import build, describe, parse
 
 
@@ -11,7 +12,9 @@ def two_nodes(lab: Lab):
     a = lab.node("a", underlay="192.0.2.1", host=("198.51.100.1", "198.51.100.2"))
     b = lab.node("b", underlay="192.0.2.2")
     lab.network("blue", vni=4096, cidr="10.1.0.0/16", nodes=[a, b])
-    return a.endpoint("web", network="blue", ip="10.1.1.2"), b.endpoint("db", network="blue", ip="10.1.2.2")
+    return a.endpoint("web", network="blue", ip="10.1.1.2"), b.endpoint(
+        "db", network="blue", ip="10.1.2.2"
+    )
 
 
 def frame(endpoint, words: str) -> bytes:
@@ -65,7 +68,7 @@ def test_endpoints_may_come_and_change_while_it_runs():
 def test_the_outside_is_a_queue():
     with Lab() as lab:
         web, _ = two_nodes(lab)
-        web.node.change("blue", outbound_nat=dataplane_nat())
+        web.node.change("blue", outbound_nat=OutboundNat())
         web.send(frame(web, "udp 10.1.1.2:1 > 203.0.113.9:53"))
         sent = web.node.outside.popleft()
         headers = describe(sent)
@@ -73,12 +76,6 @@ def test_the_outside_is_a_queue():
         answer = parse(f"udp 203.0.113.9:53 > 198.51.100.1:{headers['sport']}")
         web.node.host_send(build(answer, headers["dmac"], headers["smac"]))
         assert describe(web.recv())["dport"] == 1
-
-
-def dataplane_nat():
-    from dataplane.model import OutboundNat
-
-    return OutboundNat()
 
 
 def test_the_engines_law_holds_on_every_node():

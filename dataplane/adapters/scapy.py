@@ -1,4 +1,4 @@
-"""Frames to and from scapy packets. Importing scapy costs a second, so it waits for the first use."""
+"""Frames to and from scapy packets. Importing scapy costs a second: it waits for the first use."""
 
 from typing import Any
 

@@ -50,7 +50,7 @@ def translates(nat: Nat, flow: FlowId) -> bool:
 def check_translatable(flow: FlowId, rule: str) -> None:
     if flow.later:
         raise Drop("fragment_untracked", rule)
-    if flow.proto not in (TCP, UDP) and not flow.is_echo:
+    if flow.proto not in (TCP, UDP) and not flow.is_echo_request:
         raise Drop("nat_untranslatable", rule)
 
 

@@ -1,0 +1,378 @@
+"""The benchmark behind `dataplane bench`: cycles a packet, new flows a second, seconds a commit.
+
+Packets: 64-byte inner frames, full vectors, flows in shuffled order, laid into the cache before the
+clock starts; every figure comes from windows of dp_process alone, timed in C. `best` is the quietest
+window, `median` what a machine shared with others gave.
+"""
+
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from msgspec.structs import replace
+
+from dataplane import bench_traffic
+from dataplane._engine import ffi, lib
+from dataplane.batch import Batch
+from dataplane.bench_traffic import BINDINGS, INNER, WORKS, Traffic, Work
+from dataplane.engine import Engine
+from dataplane.errors import DataplaneError
+from dataplane.model import Node, RemoteSubnet
+from dataplane.reasons import Verdict, check, text
+from dataplane.report import table
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+Row = dict[str, Any]
+Progress = Callable[[str], None]
+
+VECTOR: int = lib.DP_BURST
+HIT_VECTORS = 32  # of a window: 8,192 packets, well under a scheduler's tick
+MISS_VECTORS = 8
+MILLION = 1_000_000
+REMOTE_SUBNETS = 100_000
+CHECKED = 512  # frames whose bytes are compared
+PARTS = ("plan", "commit")
+COLUMNS = ("work", "path", "acl_rules", "flows", "ns", "cycles", "median", "mpps")
+
+
+class Case(NamedTuple):
+    """One measurement. A miss is every flow's first packet."""
+
+    work: Work
+    path: str  # hit or miss
+    acl_rules: int  # in each direction
+    flows: int
+
+
+def cases(largest: int = MILLION) -> list[Case]:
+    """The matrix, by ACL rules, so that an engine is made once for each; up to `largest` flows."""
+    full = [Case(work, "hit", 1000, n) for work in WORKS for n in (1, 1000, 64_000, MILLION)]
+    full += [Case(work, "miss", 1000, n) for work in WORKS for n in (BINDINGS, MILLION)]
+    fewer = [
+        Case(work, path, rules, n)
+        for rules in (0, 100)
+        for work in ("encap", "nat")
+        for path, n in (("hit", 1000), ("miss", BINDINGS))
+    ]
+    return [case for case in full + fewer if case.flows <= largest]
+
+
+def run(progress: Progress = lambda _: None, *, largest: int = MILLION) -> dict[str, Any]:
+    """Measures everything on one core: `{"machine": …, "results": […]}`. About a minute."""
+    results: list[Row] = []
+    with pinned() as cpu:
+        described = machine(cpu)
+        rate = described["tsc_mhz"] / 1000
+        todo = cases(largest)
+        for rules in dict.fromkeys(case.acl_rules for case in todo):
+            with engine_for(rules, largest) as engine:
+                for case in (c for c in todo if c.acl_rules == rules):
+                    progress(f"{case.work} {case.path}, {case.flows} flows, {rules} ACL rules")
+                    results.append(_packet_row(case, measure(engine, case), rate))
+        progress(f"commit of {REMOTE_SUBNETS} remote subnets")
+        results += measure_commit()
+    return {"machine": described, "results": results}
+
+
+# ---- packets -----------------------------------------------------------------------------------
+
+
+def engine_for(acl_rules: int, largest: int = MILLION) -> Engine:
+    """An engine with the full policy and room for `largest` flows."""
+    engine = Engine(max_flows=largest + VECTOR, max_bindings=65_536, max_ports=64)
+    engine.commit(bench_traffic.policy(acl_rules))
+    return engine
+
+
+def measure(engine: Engine, case: Case) -> "NDArray[np.float64]":
+    """Cycles a packet, by window. Raises DataplaneError if a frame leaves otherwise than it must."""
+    traffic = bench_traffic.traffic(engine, case.work, case.flows)
+    verify(engine, case.work, traffic)
+    return (hits if case.path == "hit" else misses)(engine, traffic)
+
+
+def verify(engine: Engine, work: Work, traffic: Traffic) -> None:
+    """Some frames, as first and as later packets of their flows, byte for byte."""
+    engine.flush()
+    n = min(CHECKED, len(traffic.ports))
+    for path in ("miss", "hit"):
+        batch = Batch(n, slot=512)
+        for frame, port in zip(traffic.frames[:n], traffic.ports[:n].tolist(), strict=True):
+            batch.load([frame.tobytes()], port)
+        result = engine.process(batch)
+        if (result.verdict != Verdict.FORWARD).any() or (result.missed != (path == "miss")).any():
+            raise DataplaneError(f"bench: a frame of {work} was not forwarded as a {path}")
+        for i in range(n):
+            out = bytes(result.frame(i))
+            flow = bench_traffic.Flow(*(column[i] for column in traffic.flows))
+            wanted = bench_traffic.expected(engine, work, flow, out)
+            if out != wanted:
+                raise DataplaneError(f"bench: {work} made {out.hex()}, should be {wanted.hex()}")
+
+
+def hits(engine: Engine, traffic: Traffic, windows: int = 400) -> "NDArray[np.float64]":
+    """Of flows that are all known; the windows go over all of them at least once."""
+    import numpy as np
+
+    player = Player(engine, traffic)
+    n = len(traffic.ports)
+    engine.flush()
+    player.play(-(-n // VECTOR))
+    player.play(-(-n // VECTOR))
+    every = max(windows, -(-n // (VECTOR * HIT_VECTORS)))
+    before = engine.stats().totals["misses"]
+    found = player.play(HIT_VECTORS, every)
+    assert engine.stats().totals["misses"] == before
+    return np.asarray(found)
+
+
+def misses(engine: Engine, traffic: Traffic, seconds: float = 0.5) -> "NDArray[np.float64]":
+    """Of flows that are all new, from an empty table to a full one, several times over."""
+    import numpy as np
+
+    found = []
+    windows = len(traffic.ports) // (VECTOR * MISS_VECTORS)
+    end = time.monotonic() + seconds
+    while not found or time.monotonic() < end:
+        engine.flush()
+        player = Player(engine, traffic)
+        before = engine.stats().totals["hits"]
+        found.append(player.play(MISS_VECTORS, windows))
+        assert engine.stats().totals["hits"] == before
+    return np.concatenate(found)
+
+
+class Player:
+    """Plays the traffic's frames through a stage of the engine, round and round."""
+
+    def __init__(
+        self, engine: Engine, traffic: Traffic, stage: int = lib.DP_BENCH_ENGINE
+    ) -> None:
+        self._engine, self._stage = engine, stage
+        self._keep = traffic
+        n, size = traffic.frames.shape
+        self._traffic = ffi.new(
+            "struct dp_bench_traffic *",
+            {
+                "frames": ffi.from_buffer("uint8_t[]", traffic.frames),
+                "ports": ffi.from_buffer("uint16_t[]", traffic.ports),
+                "n": n,
+                "len": size,
+            },
+        )
+
+    def play(self, vectors: int, windows: int = 1) -> "NDArray[np.float64]":
+        """Cycles a packet of each window of `vectors` x 256 packets. Raises DataplaneError."""
+        import numpy as np
+
+        cycles = np.zeros(windows, np.uint64)
+        with self._engine.exclusive():
+            failed = check(
+                lib.dp_bench_run(
+                    self._engine.handle,
+                    self._stage,
+                    self._traffic,
+                    self._engine.clock.now_ns(),
+                    vectors,
+                    ffi.from_buffer("uint64_t[]", cycles),
+                    windows,
+                )
+            )
+        if failed:
+            raise DataplaneError(f"bench: {failed} frames did not come through")
+        return cycles / (vectors * VECTOR)
+
+
+def _packet_row(case: Case, cycles: "NDArray[np.float64]", rate: float) -> Row:
+    """`rate`: cycles a nanosecond. Unmarked figures are those of the best window."""
+    import numpy as np
+
+    best, median = float(cycles.min()), float(np.median(cycles))
+    row: Row = {
+        "work": case.work,
+        "path": case.path,
+        "policy": "full",
+        "acl_rules": case.acl_rules,
+        "flows": case.flows,
+        "inner_bytes": INNER,
+        "ns_per_packet": round(best / rate, 2),
+        "cycles_per_packet": round(best, 1),
+        "mpps": round(1000 * rate / best, 3),
+        "median_ns_per_packet": round(median / rate, 2),
+        "median_cycles_per_packet": round(median, 1),
+        "median_mpps": round(1000 * rate / median, 3),
+        "windows": len(cycles),
+    }
+    if case.path == "miss":
+        row["flows_per_second"] = round(1e9 * rate / best)
+        row["median_flows_per_second"] = round(1e9 * rate / median)
+    return row
+
+
+# ---- commits -----------------------------------------------------------------------------------
+
+
+def measure_commit(subnets: int = REMOTE_SUBNETS, repeats: int = 3) -> list[Row]:
+    """From a model in memory to the committed policy, each remote subnet behind a VTEP of its own;
+    then one more remote subnet, by `edit`."""
+    first: list[Sequence[float]] = []
+    more: list[Sequence[float]] = []
+    node = large_policy(subnets)
+    for i in range(repeats):
+        with Engine(max_flows=1024) as engine:
+            first.append(_timed_commit(engine, node))
+            more.append(_timed_commit(engine, _with_one_more(node, subnets + i)))
+    return [
+        _commit_row("commit", subnets, first),
+        _commit_row("commit one more", subnets, more),
+    ]
+
+
+def large_policy(subnets: int) -> Node:
+    """The full policy, with 10.0.0.0/8 cut into remote subnets of 64 addresses."""
+    node = bench_traffic.policy(1000)
+    network = replace(
+        node.networks[0],
+        prefixes=(IPv4Network("10.0.0.0/8"),),
+        remote_subnets=tuple(map(_remote_subnet, range(subnets))),
+    )
+    return replace(node, networks=(network,))
+
+
+def _remote_subnet(i: int) -> RemoteSubnet:
+    return RemoteSubnet(
+        prefix=IPv4Network((0x0A020000 + 64 * i, 26)),
+        provider_address=IPv4Address(0xAC100000 + i),
+        dr_mac=bench_traffic.REMOTE_DR,
+    )
+
+
+def _with_one_more(node: Node, i: int) -> Node:
+    (network,) = node.networks
+    subnets = (*network.remote_subnets, _remote_subnet(i))
+    return replace(node, networks=(replace(network, remote_subnets=subnets),))
+
+
+def _timed_commit(engine: Engine, node: Node) -> Sequence[float]:
+    """Seconds of the plan, and of its commit."""
+    start = time.perf_counter()
+    plan = engine.plan(node)
+    planned = time.perf_counter()
+    plan.commit()
+    return planned - start, time.perf_counter() - planned
+
+
+def _commit_row(work: str, subnets: int, times: "Sequence[Sequence[float]]") -> Row:
+    best = min(times, key=sum)
+    totals = sorted(map(sum, times))
+    return {
+        "work": work,
+        "policy": "full",
+        "acl_rules": 1000,
+        "remote_subnets": subnets,
+        "seconds": round(totals[0], 4),
+        "median_seconds": round(totals[len(totals) // 2], 4),
+        **{f"{part}_seconds": round(t, 4) for part, t in zip(PARTS, best, strict=True)},
+    }
+
+
+# ---- machine -----------------------------------------------------------------------------------
+
+
+@contextmanager
+def pinned() -> Iterator[int]:
+    """Keeps this thread on one of its cores, the last, and gives the others back at the end."""
+    allowed = os.sched_getaffinity(0)
+    cpu = max(allowed)
+    os.sched_setaffinity(0, {cpu})
+    try:
+        yield cpu
+    finally:
+        os.sched_setaffinity(0, allowed)
+
+
+def machine(cpu: int) -> Row:
+    return {
+        "cpu": _cpu_model(),
+        "core": cpu,
+        "cores": os.cpu_count(),
+        "tsc_mhz": round(tsc_mhz(), 1),
+        "kernel": platform.release(),
+        "python": platform.python_version(),
+        "build": text(lib.dp_bench_build()),
+        "load": round(os.getloadavg()[0], 2),
+    }
+
+
+def _cpu_model() -> str:
+    with open("/proc/cpuinfo") as lines:
+        for line in lines:
+            key, _, value = line.partition(":")
+            if key.strip() == "model name":
+                return value.strip()
+    return platform.machine()
+
+
+def tsc_mhz(seconds: float = 0.1) -> float:
+    """Cycles of the time stamp counter a microsecond of CLOCK_MONOTONIC."""
+    start, cycles = time.monotonic_ns(), lib.dp_bench_cycles()
+    time.sleep(seconds)
+    end, more = time.monotonic_ns(), lib.dp_bench_cycles()
+    return float((more - cycles) * 1000 / (end - start))
+
+
+# ---- text --------------------------------------------------------------------------------------
+
+
+def render(report: dict[str, Any]) -> str:
+    """The report as plain text; cycles and packets a second are those of the best window."""
+    lines = [f"{key:<8} {value}" for key, value in report["machine"].items()]
+    packets = [row for row in report["results"] if "flows" in row]
+    commits = [row for row in report["results"] if "seconds" in row]
+    lines += ["", *table([COLUMNS, *map(_packet_cells, packets)])]
+    lines += ["", *table([("work", "remote_subnets", "seconds", "median", *PARTS)])]
+    return "\n".join(lines)
+
+
+def _packet_cells(row: Row) -> tuple[str, ...]:
+    return (
+        row["work"],
+        row["path"],
+        str(row["acl_rules"]),
+        str(row["flows"]),
+        f"{row['ns_per_packet']:.1f}",
+        f"{row['cycles_per_packet']:.1f}",
+        f"{row['median_cycles_per_packet']:.1f}",
+        f"{row['mpps']:.2f}",
+    )
+
+
+@dataclass
+class _Terminal:
+    """One line of progress that is written over, on a terminal only."""
+
+    live: bool
+
+    def __call__(self, message: str) -> None:
+        if self.live:
+            print(f"\r\x1b[K{message}", end="", file=sys.stderr, flush=True)
+
+
+def main(as_json: bool = False) -> int:
+    """Measures and prints; the exit code."""
+    import json
+
+    progress = _Terminal(sys.stderr.isatty())
+    report = run(progress)
+    progress("")
+    print(json.dumps(report, indent=2) if as_json else render(report))
+    return 0
