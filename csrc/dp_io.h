@@ -3,7 +3,8 @@
  * Descriptors belong to the caller, who opens them non-blocking and closes them after the loop is
  * destroyed. A TAP is opened with IFF_TAP | IFF_NO_PI | IFF_VNET_HDR (10 byte header) and without
  * receive offloads. An underlay is a set of UDP sockets: those bound to the VXLAN port receive,
- * those on source ports of 49152-65535 send. Threads: one inside dp_loop_run at a time;
+ * those on source ports of 49152-65535 send. Threads: one inside dp_loop_run or
+ * dp_loop_step of one loop at a time, a second one gets DP_EBUSY; ports are added while none is;
  * dp_loop_stop and dp_loop_counters from any. */
 #ifndef DP_IO_H
 #define DP_IO_H
@@ -28,7 +29,8 @@ struct dp_io_counters {
     uint64_t tx_frames;
     uint64_t tx_calls;
     uint64_t rx_errors; /* receive calls that failed, ICMP errors of the underlay among them */
-    uint64_t tx_errors; /* frames the device refused, each a counted drop of the engine */
+    uint64_t
+        tx_errors; /* frames the device refused; forwarded ones are counted drops of the engine */
     uint64_t truncated;
     uint64_t gso_frames; /* super-frames handed to the device for segmentation */
 };
@@ -46,8 +48,10 @@ int dp_loop_add_underlay(struct dp_loop *loop, uint16_t port,
 /* Moves frames until stopped (1), or until the timeout or a signal (0); < 0 is a status. Negative:
  * no timeout. */
 int dp_loop_run(struct dp_loop *loop, int64_t timeout_ns);
+/* One turn, after waiting up to wait_ns for frames; answers as dp_loop_run does. */
+int dp_loop_step(struct dp_loop *loop, int64_t wait_ns);
 void dp_loop_stop(struct dp_loop *loop);
-/* An epoll descriptor that is readable when a turn of dp_loop_run(loop, 0) has something to do. */
+/* An epoll descriptor that is readable when dp_loop_step has something to do. */
 int dp_loop_fd(const struct dp_loop *loop);
 int dp_loop_counters(const struct dp_loop *loop, uint16_t port, struct dp_io_counters *out);
 /* cffi:end */

@@ -3,7 +3,9 @@
  * reads the clock. */
 #include "io.h"
 #include <errno.h>
+#include <limits.h>
 #include <sched.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
@@ -11,17 +13,18 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { PORTS_MAX = 4096, EVENTS = 64, TURN_MS = 100, EXPIRE_BUDGET = 8192 };
-enum { ON_STOP = INT32_MAX, ON_V6 = 1 }; /* epoll data: port index * 2 + family, or the stop */
+enum { EVENTS = 64, TURN_MS = 100, EXPIRE_BUDGET = 8192 };
+enum { ON_STOP = INT32_MAX, ON_V6 = 1 }; /* epoll data: port id * 2 + family, or the stop */
+enum { GO_ON = 0, STOPPED = 1, INTERRUPTED = 2 };
 
 struct dp_loop {
     struct dp_engine *engine;
     int epoll;
-    int stop; /* eventfd */
-    uint32_t n_ports;
-    struct io_port *ports[PORTS_MAX];
+    int stop;            /* eventfd */
+    atomic_flag inside;  /* a thread is in dp_loop_run or dp_loop_step */
     uint64_t expired_ns; /* when idle flows were last looked for */
     struct io_burst burst;
+    struct io_port *ports[DP_PORT_NONE]; /* by id */
 };
 
 static uint64_t clock_ns(void) {
@@ -32,6 +35,13 @@ static uint64_t clock_ns(void) {
 
 /* ---- a turn ------------------------------------------------------------------------------- */
 
+/* What the engine made itself never counted as forwarded, so it cannot be taken back from there. */
+static void lost(struct dp_engine *e, const struct dp_frame *f, uint8_t reason) {
+    if (f->verdict == DP_FORWARD) {
+        dp_egress_drop(e, f->port, reason, 1, f->len);
+    }
+}
+
 void io_refused(struct io_port *p, struct dp_engine *e, const struct dp_frame *f, int error) {
     uint8_t reason = DP_R_egress_down;
     if (error == EAGAIN || error == ENOBUFS || error == ENOMEM) {
@@ -40,19 +50,10 @@ void io_refused(struct io_port *p, struct dp_engine *e, const struct dp_frame *f
         reason = DP_R_egress_too_big;
     }
     dp_count(&p->count.tx_errors, 1);
-    dp_egress_drop(e, p->id, reason, 1, f->len);
+    lost(e, f, reason);
 }
 
-static struct io_port *port_of(const struct dp_loop *l, uint16_t id) {
-    for (uint32_t i = 0; i < l->n_ports; i++) {
-        if (l->ports[i]->id == id) {
-            return l->ports[i];
-        }
-    }
-    return NULL;
-}
-
-/* Sends the frames of the burst that leave by the first one's port, in order, and marks them done.
+/* Sends the frames of the burst that leave by the first one's port, in order; then they are done.
  */
 static void send_port(struct dp_loop *l, uint32_t first) {
     struct dp_frame *run[IO_BURST];
@@ -64,10 +65,10 @@ static void send_port(struct dp_loop *l, uint32_t first) {
             run[n++] = &b->frames[i];
         }
     }
-    struct io_port *p = port_of(l, id);
+    struct io_port *p = l->ports[id];
     if (!p) {
         for (uint32_t i = 0; i < n; i++) {
-            dp_egress_drop(l->engine, id, DP_R_egress_down, 1, run[i]->len);
+            lost(l->engine, run[i], DP_R_egress_down);
         }
     } else if (p->kind == DP_PORT_UNDERLAY) {
         io_underlay_send(p, l->engine, b->arena, run, n);
@@ -86,7 +87,7 @@ static void forward_burst(struct dp_loop *l) {
                                 clock_ns())) == DP_EBUSY) {
         sched_yield(); /* somebody traces or lists flows: a moment */
     }
-    for (uint32_t i = 0; i < b->n; i++) {
+    for (uint32_t i = 0; i < b->n && status >= 0; i++) {
         if (b->frames[i].port != DP_PORT_NONE) {
             send_port(l, i);
         }
@@ -120,41 +121,62 @@ static void housekeeping(struct dp_loop *l, uint64_t now) {
     }
 }
 
-/* How long to wait: until the deadline, and never past the next housekeeping. */
-static int wait_ms(uint64_t now, int64_t timeout_ns, uint64_t deadline) {
-    if (timeout_ns < 0) {
-        return TURN_MS;
+/* One turn: what is ready is served. GO_ON, STOPPED, INTERRUPTED, or a status. */
+static int turn(struct dp_loop *l, int wait_ms) {
+    struct epoll_event events[EVENTS];
+    const int n = epoll_wait(l->epoll, events, EVENTS, wait_ms);
+    if (n < 0) {
+        return errno == EINTR ? INTERRUPTED : DP_EIO;
     }
-    const uint64_t left = deadline > now ? (deadline - now + 999999) / 1000000 : 0;
-    return left < TURN_MS ? (int)left : TURN_MS;
+    for (int i = 0; i < n; i++) {
+        const uint64_t what = events[i].data.u64;
+        if (what == ON_STOP) {
+            uint64_t count;
+            return read(l->stop, &count, sizeof count) > 0 ? STOPPED : DP_EIO;
+        }
+        serve(l, l->ports[what >> 1], what & ON_V6);
+    }
+    housekeeping(l, clock_ns());
+    return GO_ON;
+}
+
+/* Up to the end, rounded up: a wait that ends early would be followed by others of nothing. */
+static int ms_until(uint64_t end_ns, int most) {
+    const uint64_t now = clock_ns();
+    const uint64_t left = end_ns > now ? (end_ns - now + 999999) / 1000000 : 0;
+    return left < (uint64_t)most ? (int)left : most;
+}
+
+static uint64_t after(int64_t timeout_ns) {
+    return timeout_ns < 0 ? UINT64_MAX : clock_ns() + (uint64_t)timeout_ns;
+}
+
+int dp_loop_step(struct dp_loop *l, int64_t wait_ns) {
+    if (!l) {
+        return DP_EINVAL;
+    }
+    if (atomic_flag_test_and_set(&l->inside)) {
+        return DP_EBUSY;
+    }
+    const int status = turn(l, wait_ns < 0 ? -1 : ms_until(after(wait_ns), INT_MAX));
+    atomic_flag_clear(&l->inside);
+    return status == INTERRUPTED ? GO_ON : status;
 }
 
 int dp_loop_run(struct dp_loop *l, int64_t timeout_ns) {
     if (!l) {
         return DP_EINVAL;
     }
-    uint64_t now = clock_ns();
-    const uint64_t deadline = now + (timeout_ns > 0 ? (uint64_t)timeout_ns : 0);
-    for (;;) {
-        struct epoll_event events[EVENTS];
-        const int n = epoll_wait(l->epoll, events, EVENTS, wait_ms(now, timeout_ns, deadline));
-        if (n < 0) {
-            return errno == EINTR ? DP_OK : DP_EIO;
-        }
-        for (int i = 0; i < n; i++) {
-            const uint64_t what = events[i].data.u64;
-            if (what == ON_STOP) {
-                uint64_t count;
-                return read(l->stop, &count, sizeof count) > 0 ? 1 : DP_EIO;
-            }
-            serve(l, l->ports[what >> 1], what & ON_V6);
-        }
-        now = clock_ns();
-        housekeeping(l, now);
-        if (timeout_ns >= 0 && now >= deadline) {
-            return DP_OK;
-        }
+    if (atomic_flag_test_and_set(&l->inside)) {
+        return DP_EBUSY;
     }
+    const uint64_t end = after(timeout_ns);
+    int status;
+    do {
+        status = turn(l, ms_until(end, TURN_MS));
+    } while (status == GO_ON && clock_ns() < end);
+    atomic_flag_clear(&l->inside);
+    return status == INTERRUPTED ? GO_ON : status;
 }
 
 void dp_loop_stop(struct dp_loop *l) {
@@ -188,6 +210,7 @@ struct dp_loop *dp_loop_create(struct dp_engine *engine, struct dp_error *err) {
         return NULL;
     }
     l->engine = engine;
+    atomic_flag_clear(&l->inside);
     l->epoll = epoll_create1(EPOLL_CLOEXEC);
     l->stop = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     l->burst.arena = touched_arena();
@@ -201,13 +224,19 @@ struct dp_loop *dp_loop_create(struct dp_engine *engine, struct dp_error *err) {
     return l;
 }
 
+static void free_port(struct io_port *p) {
+    if (p) {
+        free(p->sending);
+        free(p);
+    }
+}
+
 void dp_loop_destroy(struct dp_loop *l) {
     if (!l) {
         return;
     }
-    for (uint32_t i = 0; i < l->n_ports; i++) {
-        free(l->ports[i]->sending);
-        free(l->ports[i]);
+    for (uint32_t i = 0; i < DP_PORT_NONE; i++) {
+        free_port(l->ports[i]);
     }
     if (l->epoll >= 0) {
         close(l->epoll);
@@ -221,9 +250,8 @@ void dp_loop_destroy(struct dp_loop *l) {
 
 static struct io_port *new_port(struct dp_loop *l, uint16_t id, uint8_t kind,
                                 struct dp_error *err) {
-    if (!l || l->n_ports == PORTS_MAX || port_of(l, id)) {
-        *err =
-            (struct dp_error){DP_EDUP, "port", id, "no loop, too many ports, or a port id twice"};
+    if (!l || id == DP_PORT_NONE || l->ports[id]) {
+        *err = (struct dp_error){DP_EDUP, "port", id, "no loop, no port id, or one in use"};
         return NULL;
     }
     struct io_port *p = calloc(1, sizeof *p);
@@ -242,11 +270,10 @@ static struct io_port *new_port(struct dp_loop *l, uint16_t id, uint8_t kind,
 static int join(struct dp_loop *l, struct io_port *p, bool polled, struct dp_error *err) {
     if (!polled) {
         *err = (struct dp_error){DP_EIO, "port", p->id, "its descriptor cannot be polled"};
-        free(p->sending);
-        free(p);
+        free_port(p);
         return err->status;
     }
-    l->ports[l->n_ports++] = p;
+    l->ports[p->id] = p;
     return DP_OK;
 }
 
@@ -259,7 +286,7 @@ int dp_loop_add_tap(struct dp_loop *l, uint16_t port, int fd, uint16_t mtu, bool
     p->fd = fd;
     p->mtu = mtu;
     p->front = vnet_hdr ? IO_VNET_HDR : 0;
-    return join(l, p, watch(l, fd, (uint64_t)l->n_ports << 1), err);
+    return join(l, p, watch(l, fd, (uint64_t)port << 1), err);
 }
 
 int dp_loop_add_underlay(struct dp_loop *l, uint16_t port, const struct dp_underlay_sockets *s,
@@ -279,7 +306,7 @@ int dp_loop_add_underlay(struct dp_loop *l, uint16_t port, const struct dp_under
         p->sending[i] = s->send4 ? s->send4[i] : -1;
         p->sending[s->n_send + i] = s->send6 ? s->send6[i] : -1;
     }
-    const uint64_t what = (uint64_t)l->n_ports << 1;
+    const uint64_t what = (uint64_t)port << 1;
     const bool polled = p->sending && (s->receive4 < 0 || watch(l, s->receive4, what)) &&
                         (s->receive6 < 0 || watch(l, s->receive6, what | ON_V6));
     return join(l, p, polled, err);
@@ -290,7 +317,7 @@ int dp_loop_fd(const struct dp_loop *l) {
 }
 
 int dp_loop_counters(const struct dp_loop *l, uint16_t port, struct dp_io_counters *out) {
-    const struct io_port *p = l && out ? port_of(l, port) : NULL;
+    const struct io_port *p = l && out && port != DP_PORT_NONE ? l->ports[port] : NULL;
     if (!p) {
         return DP_EINVAL;
     }

@@ -50,7 +50,8 @@ static bool find_headers(uint8_t *frame, uint32_t len, struct headers *h) {
     h->v4 = be16_get(eth->type) == DP_ETH_IP4;
     if (h->v4) {
         const struct dp_ip4 *ip = dp_peek(&c, sizeof *ip);
-        if (!ip || !dp_pull(&c, (uint32_t)(ip->version_ihl & 15) * 4)) {
+        if (!ip || (be16_get(ip->frag) & (DP_IP4_MF | DP_IP4_OFFSET)) ||
+            !dp_pull(&c, (uint32_t)(ip->version_ihl & 15) * 4)) {
             return false;
         }
         h->proto = ip->proto;

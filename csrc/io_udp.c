@@ -100,8 +100,7 @@ void io_underlay_receive(struct io_port *p, int fd, struct io_burst *b) {
     const int got = recvmmsg(fd, m.head, IO_BURST, MSG_DONTWAIT, NULL);
     dp_count(&p->count.rx_calls, 1);
     if (got < 0) {
-        /* an ICMP error of an earlier packet comes back here: counted, and the next call reads on
-         */
+        /* an ICMP error of an earlier packet, perhaps: the next call reads on */
         dp_count(&p->count.rx_errors, errno == EAGAIN || errno == EINTR ? 0 : 1);
         return;
     }

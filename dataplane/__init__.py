@@ -60,7 +60,7 @@ _HOMES = {
     "loads": "document",
     "prove": "expect",
 }
-__all__ = list(_HOMES)  # noqa: PLE0605
+__all__ = list(_HOMES)
 
 
 def __getattr__(name: str) -> Any:

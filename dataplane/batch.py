@@ -46,7 +46,7 @@ class Batch:
         self.count = 0
         self.serial = 0  # counts what makes earlier results invalid
         self._named: dict[str, list[int]] = {}
-        self._bytes = memoryview(self.arena).cast("B")
+        self._bytes = self.arena.data.cast("B")
         self._c_arena = ffi.from_buffer("uint8_t[]", self.arena, require_writable=True)
         self._c_frames = ffi.from_buffer("struct dp_frame[]", self.frames, require_writable=True)
 
@@ -102,7 +102,7 @@ class Batch:
 
 
 class Result:
-    """What became of a batch: views of its descriptors, valid until it is changed or processed again."""
+    """What became of a batch: views of its descriptors, valid until the batch changes."""
 
     def __init__(self, batch: Batch, generations: Mapping[int, Ids]) -> None:
         self._batch = batch
@@ -122,32 +122,37 @@ class Result:
 
     @property
     def verdict(self) -> "NDArray[np.uint8]":
-        return self._column("verdict")
+        column: NDArray[np.uint8] = self._column("verdict")
+        return column
 
     @property
     def reason(self) -> "NDArray[np.uint8]":
-        return self._column("reason")
+        column: NDArray[np.uint8] = self._column("reason")
+        return column
 
     @property
     def port(self) -> "NDArray[np.uint16]":
         """Egress port, DP_PORT_NONE (65535) where nothing leaves."""
-        return self._column("port")
+        column: NDArray[np.uint16] = self._column("port")
+        return column
 
     @property
     def rule(self) -> "NDArray[np.uint32]":
         """Id of the rule that decided, or DP_NONE."""
-        return self._column("rule")
+        column: NDArray[np.uint32] = self._column("rule")
+        return column
 
     @property
     def generation(self) -> "NDArray[np.uint32]":
         """Of the policy that judged the frame."""
-        return self._column("generation")
+        column: NDArray[np.uint32] = self._column("generation")
+        return column
 
     @property
     def missed(self) -> "NDArray[np.bool_]":
         """Whether the frame took the miss path."""
-        flags: NDArray[np.uint8] = self._column("flags")
-        return (flags & lib.DP_MISS) != 0
+        missed: NDArray[np.bool_] = (self._column("flags") & lib.DP_MISS) != 0
+        return missed
 
     def to(self, port: int | str) -> "NDArray[np.intp]":
         """Places of all that leaves by the port: forwarded frames, answers and ICMP errors."""

@@ -41,7 +41,8 @@ MILLION = 1_000_000
 REMOTE_SUBNETS = 100_000
 CHECKED = 512  # frames whose bytes are compared
 PARTS = ("plan", "commit")
-COLUMNS = ("work", "path", "acl_rules", "flows", "ns", "cycles", "median", "mpps")
+PACKET_COLUMNS = ("work", "path", "acl_rules", "flows", "ns", "cycles", "median", "mpps")
+COMMIT_COLUMNS = ("work", "remote_subnets", "seconds", "median", *PARTS)
 
 
 class Case(NamedTuple):
@@ -107,7 +108,7 @@ def verify(engine: Engine, work: Work, traffic: Traffic) -> None:
     for path in ("miss", "hit"):
         batch = Batch(n, slot=512)
         for frame, port in zip(traffic.frames[:n], traffic.ports[:n].tolist(), strict=True):
-            batch.load([frame.tobytes()], port)
+            batch.add([frame.tobytes()], port)
         result = engine.process(batch)
         if (result.verdict != Verdict.FORWARD).any() or (result.missed != (path == "miss")).any():
             raise DataplaneError(f"bench: a frame of {work} was not forwarded as a {path}")
@@ -338,8 +339,8 @@ def render(report: dict[str, Any]) -> str:
     lines = [f"{key:<8} {value}" for key, value in report["machine"].items()]
     packets = [row for row in report["results"] if "flows" in row]
     commits = [row for row in report["results"] if "seconds" in row]
-    lines += ["", *table([COLUMNS, *map(_packet_cells, packets)])]
-    lines += ["", *table([("work", "remote_subnets", "seconds", "median", *PARTS)])]
+    lines += ["", *table([PACKET_COLUMNS, *map(_packet_cells, packets)])]
+    lines += ["", *table([COMMIT_COLUMNS, *map(_commit_cells, commits)])]
     return "\n".join(lines)
 
 
@@ -354,6 +355,11 @@ def _packet_cells(row: Row) -> tuple[str, ...]:
         f"{row['median_cycles_per_packet']:.1f}",
         f"{row['mpps']:.2f}",
     )
+
+
+def _commit_cells(row: Row) -> tuple[str, ...]:
+    seconds = ("seconds", "median_seconds", *(f"{part}_seconds" for part in PARTS))
+    return row["work"], str(row["remote_subnets"]), *(f"{row[key]:.3f}" for key in seconds)
 
 
 @dataclass

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from dataplane.errors import DataplaneError
+from dataplane.netns import inside
 
 PREFIX = "dpdemo"
 LEFTOVER = re.compile(PREFIX + r"(\d+)-\w+")
@@ -70,12 +71,9 @@ class Site:
         """The words of a command that runs inside a namespace."""
         return ["ip", "netns", "exec", self.full(name), *words]
 
-    def inside(self, name: str, make: Callable[[], Made]) -> Made:
-        """What `make` returns when called in a namespace: a socket made there stays there."""
-        from dataplane.netns import inside
-
-        with inside(self.full(name)):
-            return make()
+    def inside(self, name: str, work: Callable[[], Made]) -> Made:
+        """Calls `work` in a namespace: a socket made there stays there."""
+        return inside(self.full(name), work)
 
     def checksum_errors(self) -> dict[str, int]:
         """Wrong checksums that the kernels of all namespaces received, by namespace and counter."""
@@ -98,9 +96,9 @@ class Site:
             end = f"netns {self.full(host)}"
             self.ip(
                 "r",
-                f"link add {host} type veth peer name uplink {end}",
-                f"addr add {router}/{length} dev {host}",
-                f"link set {host} up",
+                f"link add name to-{host} type veth peer name uplink {end}",
+                f"addr add {router}/{length} dev to-{host}",
+                f"link set to-{host} up",
             )
             self.ip(
                 host,

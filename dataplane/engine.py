@@ -54,7 +54,7 @@ class Timers:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of one frame. `frame` is what leaves by `port`: itself, an answer or an ICMP error."""
+    """What became of one frame. `frame` is what leaves by `port`: itself, an answer, an error."""
 
     verdict: Verdict
     reason: Reason
@@ -79,8 +79,8 @@ class _Committed:
 class Engine:
     """Owns the C engine; a context manager.
 
-    One thread at a time may process, trace, expire, flush or list flows: a second one gets BusyError.
-    `commit` and `stats` may run on another thread meanwhile. Engines are independent of each other.
+    One thread at a time may process, trace, expire, flush or list flows: a second one gets
+    BusyError. `commit` and `stats` may run on another thread meanwhile.
     Without a `now` the engine's `clock` is asked, by default a SimClock that stands still.
     """
 

@@ -134,7 +134,8 @@ def _way_faults(
     for name, key, wanted_value in (("encap", "dst", expect.encap), ("vni", "vni", expect.vni)):
         values = [str(headers.get(key)) for headers in outer]
         if wanted_value is not None and str(wanted_value) not in values:
-            yield f"{name}: expected {wanted_value}, found {', '.join(values) or 'no encapsulation'}"
+            found = ", ".join(values) or "no encapsulation"
+            yield f"{name}: expected {wanted_value}, found {found}"
 
 
 def _outer(node: LabNode, hop: Hop) -> dict[str, Any]:

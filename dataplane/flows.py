@@ -20,7 +20,8 @@ CHUNK = 4096
 class Flow:
     """A pair of flows. Addresses and ports as the initiator sent them, and as they leave.
 
-    For ICMP `dport` is type << 8 | code and `sport` the echo id. Counters are (initiator, responder).
+    For ICMP `dport` is type << 8 | code and `sport` the echo id. Counters are those of initiator
+    and responder.
     """
 
     vni: int
@@ -73,14 +74,13 @@ def _flow(record: Any, ids: Ids) -> Flow:
     in_port, out_port = int(record["in_port"]), int(record["out_port"])
     state = int(record["state"])
     first, second = record["packets"].tolist(), record["bytes"].tolist()
-    addresses = {n: ip_from16(record[n].tobytes()) for n in ("src", "dst", "new_src", "new_dst")}
-    numbers = {
-        n: int(record[n])
-        for n in ("vni", "sport", "dport", "new_sport", "new_dport", "generation", "last_ns")
+    values: dict[str, Any] = {
+        n: ip_from16(record[n].tobytes()) for n in ("src", "dst", "new_src", "new_dst")
     }
+    for n in ("vni", "sport", "dport", "new_sport", "new_dport", "generation", "last_ns"):
+        values[n] = int(record[n])
     return Flow(
-        **addresses,
-        **numbers,
+        **values,
         protocol=int(record["proto"]),
         in_port=ids.port_names.get(in_port, f"port {in_port}"),
         out_port=ids.port_names.get(out_port, f"port {out_port}"),

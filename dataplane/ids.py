@@ -1,8 +1,8 @@
 """Numbers the engine knows names by.
 
-C counts and tells in numbers. A name keeps its number from commit to commit, so that flows, counters
-and ids of earlier generations stay comparable; a number is given again only after it was free for a
-whole generation.
+C counts and tells in numbers. A name keeps its number from commit to commit, so that flows and
+counters of earlier generations stay comparable; a number is given again only after it was free for
+a whole generation.
 """
 
 from collections.abc import Iterable, Mapping

@@ -1,7 +1,7 @@
 """Lab: nodes in memory, joined by an underlay of dictionaries, on a clock that stands still.
 
-No root, no sockets, no waiting: a frame sent by an endpoint has arrived, or was dropped for a reason,
-when `send` returns. Every hop is the engine that also forwards for real.
+No root, no sockets, no waiting: a frame sent by an endpoint has arrived, or was dropped for a
+reason, when `send` returns. Every hop is the engine that also forwards for real.
 """
 
 from collections import deque
@@ -53,7 +53,7 @@ class Hop:
 
 @dataclass(frozen=True, slots=True)
 class Journey:
-    """All that became of one frame, in order. The answers and errors that it met are told, not followed."""
+    """All that became of one frame, in order; what is answered or dropped ends it."""
 
     hops: tuple[Hop, ...]
 
@@ -326,9 +326,10 @@ class LabEndpoint:
     def _addressed(self, frame: Frame) -> Frame:
         if isinstance(frame, bytes | bytearray | memoryview) or not hasattr(frame, "getlayer"):
             return frame
-        packet: Any = frame.copy()  # type: ignore[attr-defined]
+        scapy: Any = frame
+        packet = scapy.copy()
         sources = {a.version: str(a) for a in reversed(self.model.addresses)}
-        given = {
+        given: dict[str, dict[str, str | None]] = {
             "Ether": {"src": str(self.mac), "dst": str(self.gateway_mac)},
             "IP": {"src": sources.get(4)},
             "IPv6": {"src": sources.get(6)},

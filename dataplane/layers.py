@@ -1,7 +1,8 @@
 """Layers: tables of rules as the C objects of one generation.
 
-Groups and route tables are immutable in C, so those whose content did not change are shared with the
-generation before. Ownership: `ffi.gc` releases what Python holds, the snapshot keeps its own references.
+Groups and route tables are immutable in C, so those whose content did not change are shared with
+the generation before. Ownership: `ffi.gc` releases what Python holds, the snapshot keeps references
+of its own.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -74,7 +75,7 @@ NOTHING = Built(snapshot=None, groups={}, routes={})
 
 
 def build(tables: Tables, generation: int, stamps: dict[int, int], known: Built = NOTHING) -> Built:
-    """The snapshot of the tables; `stamps` by port id. Raises EngineError, leaving nothing behind."""
+    """The snapshot of the tables; `stamps` by port id. Raises EngineError."""
     try:
         return _build(tables, generation, stamps, known)
     except OverflowError as overflow:
@@ -103,7 +104,14 @@ def _build(tables: Tables, generation: int, stamps: dict[int, int], known: Built
         routes[route_key] = known.routes.get(route_key) or _make_routes(network.routes, target)
         of_network.append(routes[route_key])
     of_group = {key[0].id: made for key, made in groups.items()}
-    policy = _Policy(tables, generation, stamps, list(pools), of_group, of_network)
+    policy = _Policy(
+        tables,
+        generation=generation,
+        stamps=stamps,
+        pools=list(pools),
+        of_group=of_group,
+        of_network=of_network,
+    )
     return Built(policy.snapshot(), groups, routes)
 
 
@@ -233,6 +241,7 @@ class _Policy:
     def __init__(
         self,
         tables: Tables,
+        *,
         generation: int,
         stamps: dict[int, int],
         pools: list[Pool],
@@ -293,11 +302,11 @@ class _Policy:
     def snapshot(self) -> Any:
         """A `struct dp_snapshot *` that releases itself. C copies all it is given."""
         policy = ffi.new("struct dp_policy *", {"generation": self.generation})
-        arrays = {
+        arrays: dict[str, tuple[str, list[tuple[Any, ...]]]] = {
             "ports": ("dp_port", self.ports),
             "networks": ("dp_network", self.networks),
             "endpoints": ("dp_endpoint", self.endpoints),
-            "pools": ("dp_pool", self.pools),
+            "pools": ("dp_pool", [tuple(pool) for pool in self.pools]),
         }
         made = {field: (struct, records(struct, rows)) for field, (struct, rows) in arrays.items()}
         made["adjacencies"] = "dp_adjacency", self.adjacencies

@@ -28,7 +28,7 @@ class Verdict(IntEnum):
 class Reason(IntEnum):
     """Why a frame was dropped: the list of reason.def, in capitals. NONE is 0."""
 
-    _ignore_ = ["number"]
+    _ignore_ = "number"
 
     for number in range(lib.dp_reason_count()):
         vars()[text(lib.dp_reason_name(number)).upper()] = number

@@ -1,7 +1,7 @@
 """Rules: the policy model as tables of ports, networks, endpoints, adjacencies, groups and routes.
 
-Pure: no C object is made here. Rows refer to each other by stable numbers (`dataplane.ids`), never by
-their place, so that a row changes only when what it says changes. Addresses are 16 bytes, IPv4
+Pure: no C object is made here. Rows refer to each other by stable numbers (`dataplane.ids`), never
+by their place, so that a row changes only when what it says changes. Addresses are 16 bytes, IPv4
 v4-mapped; prefix lengths count those 128 bits.
 """
 
@@ -11,19 +11,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from dataplane.address import IP, Mac, Prefix, ip16, prefix16
-from dataplane.model import (
-    Acl,
-    Direction,
-    Endpoint,
-    Fallback,
-    HostPort,
-    Network,
-    Node,
-    OutboundNat,
-    PortRange,
-    RemoteSubnet,
-    Underlay,
-)
 from dataplane.defaults import HOST_MTU
 from dataplane.ids import (
     FIRST_ENDPOINT_PORT,
@@ -37,6 +24,18 @@ from dataplane.ids import (
     RuleName,
     allot,
 )
+from dataplane.model import (
+    Acl,
+    Direction,
+    Endpoint,
+    Fallback,
+    HostPort,
+    Network,
+    Node,
+    PortRange,
+    RemoteSubnet,
+    Underlay,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -48,6 +47,7 @@ Range = tuple[int, int]  # both ends included
 
 PROTOCOLS = {"icmp": 1, "tcp": 6, "udp": 17, "icmp6": 58, "sctp": 132}
 DIRECTIONS: tuple[Direction, ...] = ("out", "in")  # in the engine's order
+NAT_RULES = ("nat-exceptions", "nat")  # in the order they are evaluated
 NO_ADDRESS = bytes(16)
 NO_MAC = bytes(6)
 UNDERLAY_MAC, HOST_MAC = b"\x02\x00", b"\x02\x01"
@@ -189,7 +189,7 @@ def compile_node(node: Node, old: Tables | None = None) -> Tables:
     memo = Memo(old.memo if old else None)
     ids = _number(node, old.ids if old else Ids(), memo)
     networks = tuple(_network(n, ids, memo) for n in node.networks)
-    endpoints = [_endpoint(e, n, node, ids, memo) for n in node.networks for e in n.endpoints]
+    endpoints = [_endpoint(e, n, ids, memo) for n in node.networks for e in n.endpoints]
     return Tables(
         ids=ids,
         ports=tuple(_ports(node, ids)),
@@ -256,8 +256,7 @@ def _rule_names(node: Node) -> Iterator[RuleName]:
         for e in n.endpoints:
             yield from (RuleName(n.name, e.name, "acl", acl.name) for acl in e.acls)
             if e.outbound_nat is not None:
-                yield RuleName(n.name, e.name, "nat", "nat-exceptions")
-                yield RuleName(n.name, e.name, "nat", "nat")
+                yield from (RuleName(n.name, e.name, "nat", rule) for rule in NAT_RULES)
 
 
 # ---- ports -------------------------------------------------------------------------------------
@@ -442,9 +441,9 @@ def _among(prefix: Span, ways: _Ways) -> bool:
 # ---- endpoints and their groups ----------------------------------------------------------------
 
 
-def _endpoint(e: Endpoint, network: Network, node: Node, ids: Ids, memo: Memo) -> EndpointRow:
+def _endpoint(e: Endpoint, network: Network, ids: Ids, memo: Memo) -> EndpointRow:
     assert e.mac is not None and e.default_in is not None and e.default_out is not None
-    nat = _nat_group(e, network, node, ids, memo)
+    nat = _nat_group(e, network, ids, memo)
     groups = tuple(
         (
             *_acl_group(network.acls, GroupName(network.name, None, "acl", direction), ids, memo),
@@ -522,40 +521,24 @@ def _ranges(ports: tuple[PortRange, ...]) -> tuple[Range, ...]:
     return tuple((p.first, p.last) for p in ports)
 
 
-def _nat_group(
-    e: Endpoint, network: Network, node: Node, ids: Ids, memo: Memo
-) -> tuple[Group, ...]:
+def _nat_group(e: Endpoint, network: Network, ids: Ids, memo: Memo) -> tuple[Group, ...]:
     """What stays untranslated first, then the translation; none without an outside address."""
     nat = e.outbound_nat
-    outside = nat and (nat.vip or (node.host_port and node.host_port.address))
-    if nat is None or outside is None:
+    if nat is None or nat.vip is None:
         return ()
-    inside = tuple((ip16(a), 128) for a in e.addresses if a.version == outside.version)
+    pool = Pool(ip16(nat.vip), nat.ports.first, nat.ports.last)
+    inside = tuple((ip16(a), 128) for a in e.addresses if a.version == nat.vip.version)
+    keep = _inner_prefixes(network, memo), _spans(nat.exceptions)
     name = GroupName(network.name, e.name, "nat", "out")
-    if not inside:
-        return ()
-    inner = _inner_prefixes(network, memo)
-    source = nat, outside, inside, inner
-    return memo(name, source, lambda: _make_nat_group(nat, outside, inside, inner, name, ids))
-
-
-def _make_nat_group(
-    nat: OutboundNat,
-    outside: IP,
-    inside: tuple[Span, ...],
-    inner: tuple[Span, ...],
-    name: GroupName,
-    ids: Ids,
-) -> tuple[Group, ...]:
-    def number(rule: str) -> int:
-        return ids.rules[RuleName(name.network, name.endpoint, name.layer, rule)]
-
-    keep = Rule(number("nat-exceptions"), 0, "allow", True, dst=inner + _spans(nat.exceptions))
-    pool = Pool(ip16(outside), nat.ports.first, nat.ports.last)
-    translate = Rule(
-        number("nat"), 1, "snat", True, pool=pool, src=inside, dst=_spans(nat.destinations)
+    numbers = [
+        ids.rules[RuleName(name.network, name.endpoint, name.layer, rule)] for rule in NAT_RULES
+    ]
+    rules = (
+        Rule(numbers[0], 0, "allow", True, dst=keep[0] + keep[1]),
+        Rule(numbers[1], 1, "snat", True, pool=pool, src=inside, dst=_spans(nat.destinations)),
     )
-    return (Group(ids.groups[name], name.layer, (keep, translate)),)
+    group = Group(ids.groups[name], name.layer, rules)
+    return (group,) if inside else ()
 
 
 def _inner_prefixes(network: Network, memo: Memo) -> tuple[Span, ...]:

@@ -1,14 +1,14 @@
 """Stats: the engine's counters at one moment, by name; two of them subtract."""
 
-from collections.abc import Mapping
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from dataplane._engine import ffi, lib
-from dataplane.layers import LAYERS
 from dataplane.errors import EngineError
 from dataplane.ids import Ids
+from dataplane.layers import LAYERS
 from dataplane.reasons import Reason, check
 from dataplane.records import dtype
 
@@ -68,7 +68,7 @@ def _minus(later: Mapping[Key, int], earlier: Mapping[Key, int]) -> dict[Key, in
 
 
 class Counters:
-    """Reads one engine's counters. A rule or port whose number was another's before starts at zero."""
+    """Reads one engine's counters. Whoever gets a number that was another's starts at zero."""
 
     def __init__(self, engine: Any, max_ports: int, max_rules: int) -> None:
         import numpy as np
@@ -79,7 +79,7 @@ class Counters:
         self._ports = np.zeros(max_ports, dtype("dp_port_counters"))
         self._rules = np.zeros(max_rules, np.uint64)
         self._layers = np.zeros(lib.DP_LAYERS, np.uint64)
-        self._base_ports = np.zeros((max_ports, len(self._ports.dtype)), np.uint64)
+        self._base_ports = np.zeros((max_ports, len(self._ports.dtype.names or ())), np.uint64)
         self._base_rules = np.zeros(max_rules, np.uint64)
 
     def rebase(self, old: Ids, new: Ids) -> None:

@@ -23,6 +23,7 @@ ACTION_NAMES = {number: name for name, number in ACTIONS.items()}
 DIRECTION_NAMES = {lib.DP_OUT: "out", lib.DP_IN: "in"}
 PROTOCOLS = {1: "icmp", 6: "tcp", 17: "udp", 58: "icmp6", 132: "sctp"}
 ICMP = (1, 58)
+AWAY = ("vnet", "underlay")  # the layers that know where a VTEP is
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,19 +123,19 @@ class Walk:
     def mermaid(self) -> str:
         """A flow chart of the layers; the one that drops is red."""
         boxes = [f"{self.port}<br/>{len(self.before)} bytes"]
-        boxes += [_box(step) for step in self._layers()]
         if self.hit:
             boxes.append("flow table<br/>hit")
-        boxes.append(_quoted(self._end()))
+        layers = [step for step in self.steps if step.kind == "layer"]
+        boxes += [f"{step.layer} {step.direction}<br/>{self._said(step)}" for step in layers]
+        last = len(boxes) - 1
+        boxes.append(self._end().replace('"', "#quot;"))
         lines = ["flowchart LR", *(f'    s{i}["{text}"]' for i, text in enumerate(boxes))]
-        lines += [f"    s{i} --> s{i + 1}" for i in range(len(boxes) - 1)]
-        colour = "#f66" if self.verdict is Verdict.DROP else "#6c6"
-        return "\n".join([*lines, f"    style s{len(boxes) - 1} fill:{colour}"])
+        lines += [f"    s{i} --> s{i + 1}" for i in range(last + 1)]
+        if self.verdict is Verdict.DROP:
+            lines.append(f"    style s{last} fill:#f66")
+        return "\n".join(lines)
 
     # ---- lines ---------------------------------------------------------------------------------
-
-    def _layers(self) -> list[Step]:
-        return [step for step in self.steps if step.kind == "layer"]
 
     def _entry(self) -> str:
         parsed = next((step for step in self.steps if step.kind == "parse"), None)
@@ -155,8 +156,30 @@ class Walk:
                 yield f"      flow table: hit, decided by {step.rule or 'no rule'}"
             elif step.kind == "layer":
                 number += 1
-                yield from _layer_lines(number, step, pending, known)
+                yield from self._layer_lines(number, step, pending, known)
                 pending, known = [], step.id
+
+    def _layer_lines(
+        self, number: int, step: Step, tried: list[Step], before: FlowId | None
+    ) -> Iterator[str]:
+        title = f"{number:<5} {step.layer + ' ' + step.direction:<13}"
+        for rule in tried:
+            group = f"group {rule.group or '?':<15}"
+            said = rule.action.upper() if rule.matched else "no match"
+            if rule.kind == "rule" or rule.matched:
+                yield f"{title} {group} rule {rule.rule or '?':<24} {said}"
+            else:
+                yield f"{title} {group} no rule matches"
+            title = " " * len(title)
+        changed = f"  now {step.id}" if before is not None and step.id != before else ""
+        way = f"  to {step.port}" if step.port and step.layer == "vnet" else ""
+        peer = f" at {step.provider}" if step.provider and step.layer in AWAY else ""
+        yield f"{title} {self._said(step)}{way}{peer}{changed}"
+
+    def _said(self, step: Step) -> str:
+        if not step.reason:
+            return "ok"
+        return "answered here" if self.verdict is Verdict.ANSWER else f"drop: {step.reason}"
 
     def _end(self) -> str:
         rule = f", rule {self.rule}" if self.rule else ""
@@ -166,34 +189,6 @@ class Walk:
         told = f", ICMP error to {self.egress}" if self.egress else ""
         why = f"layer {self.reason.layer}{rule}, reason {self.reason}: {self.reason.sentence}"
         return f"DROP    {why}{told}"
-
-
-def _layer_lines(
-    number: int, step: Step, tried: list[Step], before: FlowId | None
-) -> Iterator[str]:
-    title = f"{number:<5} {step.layer + ' ' + step.direction:<13}"
-    for rule in tried:
-        said = rule.action.upper() if rule.matched else "no match"
-        if rule.kind == "rule" or rule.matched:
-            yield f"{title} group {rule.group or '?':<15} rule {rule.rule or '-':<24} {said}"
-        else:
-            yield f"{title} group {rule.group or '?':<15} {said}"
-        title = " " * len(title)
-    changed = f"  now {step.id}" if before is not None and step.id != before else ""
-    way = f"  to {step.port}" if step.port and step.layer == "vnet" else ""
-    peer = f" by {step.provider}" if step.provider and step.layer in ("vnet", "underlay") else ""
-    ended = f"drop: {step.reason}" if step.reason else "ok"
-    yield f"{title} {ended}{way}{peer}{changed}"
-
-
-def _box(step: Step) -> str:
-    said = str(step.reason) if step.reason else "ok"
-    rule = f"<br/>{_quoted(step.rule)}" if step.rule else ""
-    return f"{step.layer} {step.direction}{rule}<br/>{said}"
-
-
-def _quoted(text: str) -> str:
-    return text.replace('"', "#quot;")
 
 
 def _side(address: IP, port: int) -> str:

@@ -46,7 +46,7 @@ STRANGE = [
     for a in ("0.0.0.0", "127.0.0.1", "224.0.0.1", "255.255.255.255", "::1", "ff02::1")
 ]
 HOST_ADDRESS, HOST_PEER = ip_address("169.254.1.1"), ip_address("169.254.1.2")
-VIP = ip_address("192.0.2.100")
+VIPS: list[IP | None] = [None, None, ip_address("192.0.2.100"), ip_address("2001:db8::100")]
 PORTS = [53, 67, 80, 1000, 1001, 2000, 65535]
 NAMES = ["a", "b", "c"]
 DIRECTIONS: list[Direction] = ["in", "out"]
@@ -116,7 +116,7 @@ def _few(values: list[Any]) -> st.SearchStrategy[tuple[Any, ...]]:
 
 nats = st.builds(
     OutboundNat,
-    vip=st.sampled_from([None, None, VIP]),
+    vip=st.sampled_from(VIPS),
     exceptions=st.sampled_from([(), (ip_network("203.0.113.0/24"),)]),
     destinations=st.sampled_from([(), (), (ip_network("198.51.100.0/24"),)]),
     ports=st.sampled_from([PortRange(first=1024, last=65535), PortRange(first=5000, last=5002)]),
@@ -277,9 +277,8 @@ def _from_host(draw: st.DrawFn, site: Site) -> Frame:
     if draw(seldom):
         tpa = draw(_mostly([HOST_ADDRESS], [HOST_PEER])).packed
         return Frame(HOST, build.arp(1, site.host.peer_mac, HOST_PEER.packed, tpa))
-    packet = draw(
-        packets(draw(_mostly(OUTSIDE[:2], [HOST_PEER])), [HOST_ADDRESS, VIP, LOCAL[0][0]])
-    )
+    src = draw(_mostly(OUTSIDE, [HOST_PEER]))
+    packet = draw(packets(src, [HOST_ADDRESS, *LOCAL[0], *(v for v in VIPS if v)]))
     dmac = draw(_mostly([site.host.mac], [b"\x02\0\0\0\0\x66", b"\xff" * 6]))
     return Frame(HOST, build.ethernet(dmac, site.host.peer_mac, build.ip_type(packet), packet))
 
@@ -419,6 +418,13 @@ class Reply:
 
 
 @dataclass(frozen=True)
+class Complain:
+    """The receiver of the frame forwarded `back` forwards ago answers with an ICMP error."""
+
+    back: int
+
+
+@dataclass(frozen=True)
 class Wait:
     ns: int
 
@@ -433,18 +439,23 @@ class Commit:
     node: Node
 
 
-Step = Send | Repeat | Reply | Wait | Expire | Commit
+Step = Send | Repeat | Reply | Complain | Wait | Expire | Commit
 
 waits = st.sampled_from([0, 1, SECOND, 9 * SECOND, 10 * SECOND + 1, 26 * SECOND, 101 * SECOND])
 repeats = st.builds(Repeat, st.integers(0, 3))
+complaints = st.builds(Complain, st.integers(0, 3))
 replies = st.builds(Reply, st.integers(0, 3), st.sampled_from([0x10, 0x12, 0x11, 0x04]))
 
 
 SIMPLE: dict[str, st.SearchStrategy[Step]] = {
     "reply": replies,
     "repeat": repeats,
+    "complain": complaints,
     "wait": waits.map(Wait),
 }
+
+
+KINDS = ["send"] * 4 + ["reply"] * 4 + ["repeat", "complain", "wait", "commit", "expire"]
 
 
 @st.composite
@@ -453,9 +464,7 @@ def scenarios(draw: st.DrawFn, max_steps: int = 20) -> tuple[Node, list[Step]]:
     first = node = draw(nodes())
     steps: list[Step] = []
     for _ in range(draw(st.integers(1, max_steps))):
-        kind = draw(
-            st.sampled_from(["send"] * 4 + ["reply"] * 3 + ["repeat", "wait", "commit", "expire"])
-        )
+        kind = draw(st.sampled_from(KINDS))
         if kind == "commit":
             node = draw(edits(node))
             steps.append(Commit(node))
@@ -503,7 +512,7 @@ class Player:
         self.sent.append(frame)
         return Event(self.now, frame)
 
-    def _frame(self, step: Send | Repeat | Reply) -> Frame | None:
+    def _frame(self, step: Send | Repeat | Reply | Complain) -> Frame | None:
         if isinstance(step, Send):
             return step.frame
         past = self.sent if isinstance(step, Repeat) else self.forwarded
@@ -512,7 +521,11 @@ class Player:
         if isinstance(step, Repeat):
             return self.sent[-1 - step.back]
         egress, data = self.forwarded[-1 - step.back]
-        return answer_from(Site(self.node), egress, data, step.tcp_flags)
+        if isinstance(step, Complain):
+            return answer_from(Site(self.node), egress, data, build.error_about)
+        return answer_from(
+            Site(self.node), egress, data, lambda inner: build.reply_to(inner, step.tcp_flags)
+        )
 
     def saw(self, outcome: Outcome) -> None:
         if outcome.verdict == "forward":
@@ -532,14 +545,16 @@ def play(node: Node, steps: list[Step], do: Callable[[Event], Outcome | None]) -
     return outcomes
 
 
-def answer_from(site: Site, egress: str, data: bytes, tcp_flags: int) -> Frame | None:
-    """The answer to a forwarded frame, entering where that one left."""
+def answer_from(
+    site: Site, egress: str, data: bytes, make: Callable[[bytes], bytes | None]
+) -> Frame | None:
+    """What `make` answers to a forwarded inner frame, entering where that one left."""
     if egress != UNDERLAY:
-        answer = build.reply_to(data, tcp_flags)
+        answer = make(data)
         return None if answer is None else Frame(egress, _towards_router(site, egress, answer))
     head = 50 if data[12:14] == b"\x08\0" else 70
     vni, remote = int.from_bytes(data[head - 4 : head - 1]), _outer_dst(data, head)
-    answer = build.reply_to(data[head:], tcp_flags)
+    answer = make(data[head:])
     network = site.networks.get(vni)
     own = site.underlay.ip4 if len(remote) == 4 else site.underlay.ip6
     if answer is None or network is None or own is None:
@@ -562,6 +577,7 @@ def _towards_router(site: Site, port: str, answer: bytes) -> bytes:
 __all__ = [
     "Adjacency",
     "Commit",
+    "Complain",
     "Event",
     "Expire",
     "Frame",

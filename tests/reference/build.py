@@ -112,3 +112,15 @@ def reply_to(frame: bytes, tcp_flags: int = ACK) -> bytes | None:
     src, dst = unmapped(flow.src), unmapped(flow.dst)
     answer = ip(src, dst, flow.proto, summed(src, dst, flow.proto, bytes(segment)))
     return frame[6:12] + frame[0:6] + frame[12:ETHERNET] + answer
+
+
+def error_about(frame: bytes) -> bytes | None:
+    """The receiver's ICMP port unreachable, quoting what it got. None: not about this."""
+    packet = parse(frame)
+    if not isinstance(packet, Packet) or packet.flow.later:
+        return None
+    src, dst = unmapped(packet.flow.dst), unmapped(packet.flow.src)
+    proto, kind, code = (ICMP, 3, 3) if packet.version == 4 else (ICMP6, 1, 4)
+    message = bytes([kind, code]) + bytes(6) + bytes(packet.data[ETHERNET:])[:500]
+    answer = ip(src, dst, proto, summed(src, dst, proto, message), fragment=0)
+    return frame[6:12] + frame[0:6] + frame[12:ETHERNET] + answer

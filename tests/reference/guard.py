@@ -118,9 +118,11 @@ def _check_host(site: Site, arrival: Arrival) -> bytes | None:
         raise Drop("not_our_mac")
     if is_multicast(packet.flow.dst):
         raise Drop("multicast")
-    if packet.flow.dst == host.address and answer.is_echo(packet):
-        return answer.echo(packet, host.mac)
-    return None
+    if packet.flow.dst != host.address or not packet.flow.is_echo_request:
+        return None
+    if packet.fragment:
+        raise Drop("to_gateway")
+    return answer.echo(packet, host.mac)
 
 
 def gateway_echo(arrival: Arrival) -> bytes | None:
