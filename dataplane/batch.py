@@ -18,6 +18,7 @@ Frame = Buffer | SupportsBytes  # anything that bytes() turns into a frame, such
 
 MAX_SLOT = 1 << 20
 MAX_ARENA = (1 << 32) - 1
+EMPTY = dict.fromkeys((name for name, _ in ffi.typeof("struct dp_frame").fields), 0)
 
 
 class Batch:
@@ -74,12 +75,15 @@ class Batch:
         if length > self.slot - self.headroom:
             raise ValueError(f"frame of {length} bytes: a slot takes {self.slot - self.headroom}")
         start = place * self.slot + self.headroom
-        self._bytes[start : start + length] = memoryview(frame).cast("B")
+        octets = frame.cast("B") if isinstance(frame, memoryview) else frame
+        self._bytes[start : start + length] = octets
         number = port if isinstance(port, int) else lib.DP_PORT_NONE
-        self.frames[place] = 0
-        described = self.frames[place]
-        described["off"], described["len"], described["port"] = start, length, number
-        described["flags"] = flags
+        self._c_frames[place] = EMPTY | {
+            "off": start,
+            "len": length,
+            "port": number,
+            "flags": flags,
+        }
         if isinstance(port, str):
             self._named.setdefault(port, []).append(place)
         self.count += 1

@@ -156,22 +156,25 @@ class Converter:
     def _object(self, tree: Tree, kind: type[Model], path: Path) -> Any:
         if not isinstance(tree.value, dict):
             message = f"{_show(tree.value)} stands where a mapping should"
-            return self.complain(tree, path, message, f"with {', '.join(list(fields_of(kind))[:4])}")
+            return self.complain(
+                tree, path, message, f"with {', '.join(list(fields_of(kind))[:4])}"
+            )
         fields = fields_of(kind)
         made: dict[str, Any] = {}
+        misspelt = set()
         sound = True
         for name, member in tree.value.items():
             if name not in fields:
-                self.complain(
-                    member, (*path, name), f"unknown key {_show(name)}", near(name, fields)
-                )
+                fix = near(name, fields)
+                self.complain(member, (*path, name), f"unknown key {_show(name)}", fix)
+                misspelt.add(fix)
                 sound = False
                 continue
             value = self.make(member, fields[name][0], (*path, name))
             sound = sound and value is not FAULTY
             made[name] = value
         for name in _required(kind):
-            if name not in tree.value:
+            if name not in tree.value and _meant(name) not in misspelt:
                 self.complain(tree, path, f"{_noun(kind)} lacks {name}")
                 sound = False
         return kind(**made) if sound else FAULTY
@@ -237,7 +240,11 @@ def near(word: object, choices: typing.Iterable[object]) -> str:
 
     known = [str(choice) for choice in choices]
     close = difflib.get_close_matches(str(word)[:64], known, 1, 0.6)
-    return f"did you mean {close[0]}?" if close else f"known: {', '.join(known[:20])}"
+    return _meant(close[0]) if close else f"known: {', '.join(known[:20])}"
+
+
+def _meant(word: str) -> str:
+    return f"did you mean {word}?"
 
 
 def _fits(value: object, kind: Any) -> bool:

@@ -74,6 +74,12 @@ class NodeProcess:
         self.process.send_signal(signal.SIGHUP)
         self.wait_for("generation ", before)
 
+    def refuse(self) -> str:
+        """Has a policy read that it cannot accept; returns what it says."""
+        before = len(self.lines())
+        self.process.send_signal(signal.SIGHUP)
+        return self.wait_for("nothing applied", before)
+
     def stop(self) -> int:
         """Ends the process as an operator would; returns its exit code."""
         if self.process.poll() is None:

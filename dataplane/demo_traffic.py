@@ -41,6 +41,13 @@ class Transfer:
         return f"{self.size / 1e6:.0f} MB in {self.seconds:.2f} s, {rate:.2f} Gbit/s"
 
 
+class Background(ThreadPoolExecutor):
+    """One thread for what goes on while something else is done."""
+
+    def __init__(self) -> None:
+        super().__init__(1)
+
+
 def server(site: Site, place: str, port: int) -> socket.socket:
     """A TCP listener in a namespace."""
     made = site.inside(place, lambda: socket.create_server(("", port)))
@@ -64,7 +71,7 @@ def transfer(
     site: Site, source: str, target: str, to: tuple[str, int], size: int, rate: int | None = None
 ) -> Transfer:
     """Sends `size` bytes from one namespace to another; `rate` in bytes a second paces it."""
-    with closing(server(site, target, to[1])) as listener, ThreadPoolExecutor(1) as receiver:
+    with closing(server(site, target, to[1])) as listener, Background() as receiver:
         received = receiver.submit(_receive, listener)
         begin = time.monotonic()
         with closing(connect(site, source, to, PATIENCE)) as sender:
@@ -186,7 +193,7 @@ def _datagram_socket(site: Site, place: str, port: int) -> socket.socket:
 
 def ping(site: Site, place: str, address: str, *options: str) -> tuple[int, str]:
     """Exit code and text of the system's ping."""
-    words = ["ping", "-n", "-q" if not options else "-O", "-W", "2", *options, address]
+    words = ["ping", "-n", "-W", "2", *options, address]
     done = subprocess.run(
         site.command(place, *words), capture_output=True, text=True, check=False, timeout=30
     )

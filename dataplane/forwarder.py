@@ -2,80 +2,116 @@
 
 import contextlib
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from types import TracebackType
 from typing import Any, Protocol, Self
 
 from dataplane._engine import ffi, lib
-from dataplane.errors import PortError
+from dataplane.errors import BusyError
 from dataplane.ports import Port
-from dataplane.reasons import check, text
+from dataplane.reasons import check
 
 _SLICE = 50_000_000  # ns of C before Python looks at signals and conditions again
 
 
 class _Engine(Protocol):
-    """What the forwarder wants of an engine: its C handle, and the id of a port by name."""
+    """What the forwarder wants of an engine.
+
+    `handle`: the `struct dp_engine *`; `port_id`: the id of a port by name, or PortError; `exclusive`:
+    keeps other threads out of the packet's way, or BusyError.
+    """
 
     @property
     def handle(self) -> Any: ...
     def port_id(self, name: str) -> int: ...
+    def exclusive(self) -> contextlib.AbstractContextManager[None]: ...
 
 
 class Forwarder:
     """Moves frames between ports until told to stop; policies may be committed meanwhile.
 
-    `ports` maps the engine's port names (`underlay`, `host`, `NETWORK/ENDPOINT`) to open ports,
-    which stay the caller's: they are closed after the forwarder. One thread runs it at a time.
+    `ports` maps the engine's port names (`underlay`, `host`, `NETWORK/ENDPOINT`) or port ids to open
+    ports, which stay the caller's: they are closed after the forwarder. One thread at a time
+    forwards, a second one gets BusyError; `stop` and `stats` are for all threads.
     """
 
-    def __init__(self, engine: _Engine, ports: Mapping[str, Port]) -> None:
+    def __init__(
+        self, engine: _Engine, ports: Mapping[str | int, Port] | Mapping[str, Port]
+    ) -> None:
         self._engine = engine
-        self._names = {name: engine.port_id(name) for name in ports}
-        self._ports = dict(ports)
+        self._ports: dict[str | int, tuple[int, Port]] = {}
         self._stopping = False
+        self._turn = threading.Lock()
+        self._open = threading.Event()  # cleared: a pause is wanted
+        self._open.set()
         error = ffi.new("struct dp_error *")
         self._loop = lib.dp_loop_create(engine.handle, error)
         check(error.status, error)
         try:
             for name, port in ports.items():
-                port.join(self._loop, self._names[name])
+                self.add(name, port)
         except BaseException:
             self.close()
             raise
 
-    def add(self, name: str, port: Port) -> None:
-        """One more port; only while nothing runs."""
-        self._names[name] = self._engine.port_id(name)
-        self._ports[name] = port
-        port.join(self._loop, self._names[name])
+    def add(self, name: str | int, port: Port) -> None:
+        """One more port; only while nothing runs, or in a `pause`."""
+        port_id = name if isinstance(name, int) else self._engine.port_id(name)
+        port.join(self._loop, port_id)
+        self._ports[name] = port_id, port  # the port is held as long as C has its descriptors
 
     def fileno(self) -> int:
         """Readable when `step` has something to do: for callers with a loop of their own."""
         return int(lib.dp_loop_fd(self._loop))
 
     def step(self, wait_ns: int = 0) -> bool:
-        """One turn, waiting up to `wait_ns` for frames. False: stopped."""
-        status = int(lib.dp_loop_run(self._loop, wait_ns))
-        if status < 0:
-            raise PortError(f"the loop failed: {text(lib.dp_status_text(status))}")
-        return status == 0
+        """One turn, waiting up to `wait_ns` for frames. False: stopped. Raises BusyError."""
+        return self._inside(lib.dp_loop_step, wait_ns)
 
     def run(self, until: Callable[[], bool] = lambda: False, timeout: float | None = None) -> None:
-        """Forwards until `stop()`, `until()` or `timeout` seconds; signals are seen in between."""
-        import time
+        """Forwards until `stop()`, `until()` or `timeout` seconds; signals are handled between turns.
 
+        Raises BusyError.
+        """
         end = None if timeout is None else time.monotonic() + timeout
-        self._stopping = False
         while not self._stopping and not until():
             left = _SLICE if end is None else min(_SLICE, int((end - time.monotonic()) * 1e9))
-            if left < 0 or not self.step(left):
+            if left < 0:
                 return
+            self._open.wait()
+            self._inside(lib.dp_loop_run, left)
+        self._stopping = False
+
+    def _inside(self, call: Callable[[Any, int], int], ns: int) -> bool:
+        with self._alone(), self._engine.exclusive():
+            _ = self._engine.handle  # raises if the engine was closed
+            return check(call(self._loop, ns)) == 0
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        if not self._turn.acquire(blocking=False):
+            raise BusyError("another thread is inside this forwarder")
+        try:
+            yield
+        finally:
+            self._turn.release()
 
     def stop(self) -> None:
-        """Ends `run`, from any thread or signal handler."""
+        """Ends `run`, the next one if none is under way; from any thread or signal handler."""
         self._stopping = True
         lib.dp_loop_stop(self._loop)
+
+    @contextlib.contextmanager
+    def pause(self) -> Iterator[None]:
+        """Inside the block nothing is forwarded, so that another thread may list flows or trace."""
+        self._open.clear()
+        lib.dp_loop_stop(self._loop)
+        try:
+            with self._turn:
+                yield
+        finally:
+            self._open.set()
 
     @contextlib.contextmanager
     def background(self) -> Iterator[threading.Thread]:
@@ -95,6 +131,7 @@ class Forwarder:
         finally:
             self.stop()
             thread.join()
+            self._stopping = False
         if failed:
             raise failed[0]
 
@@ -102,16 +139,18 @@ class Forwarder:
         """I/O counters by port name: frames, system calls, errors, super-frames."""
         counters = ffi.new("struct dp_io_counters *")
         result = {}
-        for name, port_id in self._names.items():
+        for name, (port_id, _) in self._ports.items():
             if lib.dp_loop_counters(self._loop, port_id, counters) == 0:
                 fields = dir(counters)
-                result[name] = {field: int(getattr(counters, field)) for field in fields}
+                result[str(name)] = {field: int(getattr(counters, field)) for field in fields}
         return result
 
     def close(self) -> None:
-        loop, self._loop = self._loop, ffi.NULL
-        if loop != ffi.NULL:
-            lib.dp_loop_destroy(loop)
+        """Again is harmless. Raises BusyError while another thread forwards."""
+        with self._alone():
+            loop, self._loop = self._loop, ffi.NULL
+            if loop != ffi.NULL:
+                lib.dp_loop_destroy(loop)
 
     def __enter__(self) -> Self:
         return self

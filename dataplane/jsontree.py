@@ -29,17 +29,21 @@ class _Reader:
     def next(self) -> str:
         match = _TOKEN.match(self._text, self._at)
         if match is None:
-            rest = self._text[self._at :].lstrip(" \t\r\n")
-            self._line += self._text.count("\n", self._at, len(self._text) - len(rest))
-            raise self._stop(rest[:20] or "end of text")
+            raise self._stop(self._rest()[:20] or "end of text")
         self._line += self._text.count("\n", self._at, match.end())
         self._at = match.end()
         return match[1]
 
     def end(self) -> None:
-        rest = self._text[self._at :].lstrip(" \t\r\n")
+        rest = self._rest()
         if rest:
             raise self._stop(rest[:20])
+
+    def _rest(self) -> str:
+        """What was not read yet, from its first character on."""
+        rest = self._text[self._at :].lstrip(" \t\r\n")
+        self._line += self._text.count("\n", self._at, len(self._text) - len(rest))
+        return rest
 
     def value(self, token: str, depth: int) -> Tree:
         self._values += 1

@@ -14,6 +14,8 @@ Action = Literal["allow", "block", "pass", "reject"]
 Fallback = Literal["allow", "block"]
 Direction = Literal["in", "out"]
 
+PROTOCOLS = {"icmp": 1, "tcp": 6, "udp": 17, "icmp6": 58, "sctp": 132}  # and "any"
+
 _PORTS = re.compile(r"(0|[1-9][0-9]{0,8})(?:-(0|[1-9][0-9]{0,8}))?")
 
 
@@ -76,7 +78,7 @@ class Acl(Model, frozen=True, kw_only=True):
     direction: Direction
     action: Action
     priority: int = 1000
-    protocol: str | int = "any"  # any, tcp, udp, icmp, icmp6, sctp, or an IP protocol number
+    protocol: str | int = "any"  # any, a name of PROTOCOLS, or an IP protocol number
     local: tuple[Prefix, ...] = ()
     remote: tuple[Prefix, ...] = ()
     local_ports: tuple[PortRange, ...] = ()

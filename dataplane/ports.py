@@ -24,6 +24,7 @@ _IFF_TAP, _IFF_NO_PI, _IFF_VNET_HDR = 0x0002, 0x1000, 0x4000
 _IP_MTU_DISCOVER, _IPV6_MTU_DISCOVER, _PMTUDISC_PROBE = 10, 23, 3
 _IP_RECVTTL, _SO_NO_CHECK, _SO_RCVBUFFORCE, _SO_SNDBUFFORCE = 12, 11, 33, 32
 _BUFFER = 8 << 20
+_TTL = 64  # as the engine writes it
 _SOURCE_PORTS = range(49152, 65536)  # RFC 7348 §5
 
 
@@ -55,12 +56,12 @@ class _Owner:
 
 
 def _open_tap(name: str, persist: bool, owner: int | None) -> int:
-    if not 0 < len(name.encode()) < 16:
-        raise PortError(f"{name!r} is not an interface name (1 to 15 bytes)")
+    _check_name(name)
     try:
         fd = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
-        raise PortError(f"/dev/net/tun: {error.strerror}; load the tun module") from error
+        fix = "run as root" if error.errno == errno.EACCES else "load it with: modprobe tun"
+        raise PortError(f"/dev/net/tun: {error.strerror}; {fix}") from error
     try:
         flags = _IFF_TAP | _IFF_NO_PI | _IFF_VNET_HDR
         fcntl.ioctl(fd, _TUNSETIFF, struct.pack("16sH22x", name.encode(), flags))
@@ -73,6 +74,14 @@ def _open_tap(name: str, persist: bool, owner: int | None) -> int:
         os.close(fd)
         raise PortError(f"tap {name}: {_tap_fault(error)}") from error
     return fd
+
+
+def _check_name(name: str) -> None:
+    """The kernel's rule, and no %: it would take that for a pattern."""
+    if not 0 < len(name.encode()) < 16 or name in (".", ".."):
+        raise PortError(f"{name!r} is not an interface name: 1 to 15 bytes")
+    if any(c in "/:%" or c.isspace() for c in name):
+        raise PortError(f"{name!r} is not an interface name: no slash, colon, percent or space")
 
 
 def _tap_fault(error: OSError) -> str:
@@ -190,8 +199,10 @@ class VxlanSocket(_Owner):
     """The UDP underlay: one receiving socket for each address, `sources` sending ones.
 
     A UDP socket has one source port, so the entropy of RFC 7348 §5 needs many: each flow sticks to
-    the one its hash names. The kernel never fragments what it sends (DF set, RFC 7348 §4.3): the
-    path's MTU is the engine's business, so PMTUDISC_PROBE and not DO.
+    the one its hash names. The kernel never fragments what it sends (DF set, RFC 7348 §4.3) and
+    refuses what is above the device's MTU. PMTUDISC_PROBE and not DO: the path's MTU is the engine's
+    business, and a forged ICMP error must not shrink it for everyone behind the socket.
+    `interface`: the only device to use. Raises PortError with the fix.
     """
 
     def __init__(
@@ -202,9 +213,13 @@ class VxlanSocket(_Owner):
         port: int = 4789,
         sources: int = 64,
         netns: str | None = None,
+        interface: str | None = None,
     ) -> None:
+        if not 0 < sources <= len(_SOURCE_PORTS):
+            raise PortError(f"{sources} source ports: at least 1, at most {len(_SOURCE_PORTS)}")
         own = [a for a in (address, address6) if a is not None]
         self.port = port
+        self._interface = interface
         self._own: dict[int, IP] = {a.version: a for a in own}
         self._receive: dict[int, socket.socket] = {}
         self._send: dict[int, list[socket.socket]] = {}
@@ -216,8 +231,10 @@ class VxlanSocket(_Owner):
 
     def _open(self, sources: int) -> None:
         for version, address in self._own.items():
-            self._receive[version] = _receiver(address, self.port)
-            self._send[version] = list(_senders(address, sources))
+            self._receive[version] = _receiver(address, self.port, self._interface)
+            self._send[version] = []
+            for sock in _senders(address, sources, self._interface):
+                self._send[version].append(sock)
 
     def join(self, loop: Any, port_id: int) -> None:
         from dataplane._engine import ffi, lib
@@ -242,25 +259,38 @@ class VxlanSocket(_Owner):
             sock.close()
 
 
-def _udp(address: IP) -> socket.socket:
-    family = socket.AF_INET if address.version == 4 else socket.AF_INET6
+def _udp(address: IP, interface: str | None) -> socket.socket:
+    v4 = address.version == 4
+    family = socket.AF_INET if v4 else socket.AF_INET6
     sock = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
-    if address.version == 4:
+    if v4:
         sock.setsockopt(socket.IPPROTO_IP, _IP_MTU_DISCOVER, _PMTUDISC_PROBE)
+        sock.setsockopt(socket.IPPROTO_IP, socket.IP_TTL, _TTL)
         sock.setsockopt(socket.SOL_SOCKET, _SO_NO_CHECK, 1)
     else:
         sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_MTU_DISCOVER, _PMTUDISC_PROBE)
+        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_UNICAST_HOPS, _TTL)
         sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-    for force, ask in ((_SO_RCVBUFFORCE, socket.SO_RCVBUF), (_SO_SNDBUFFORCE, socket.SO_SNDBUF)):
+    if interface is not None:
         try:
-            sock.setsockopt(socket.SOL_SOCKET, force, _BUFFER)
-        except PermissionError:
-            sock.setsockopt(socket.SOL_SOCKET, ask, _BUFFER)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, interface.encode() + b"\0")
+        except OSError as error:
+            sock.close()
+            raise PortError(f"udp {address}: interface {interface}: {error.strerror}") from error
     return sock
 
 
-def _receiver(address: IP, port: int) -> socket.socket:
-    sock = _udp(address)
+def _enlarge(sock: socket.socket, force: int, ask: int) -> None:
+    """The buffer, above the administrator's limit where that is permitted."""
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, force, _BUFFER)
+    except PermissionError:
+        sock.setsockopt(socket.SOL_SOCKET, ask, _BUFFER)
+
+
+def _receiver(address: IP, port: int, interface: str | None) -> socket.socket:
+    sock = _udp(address, interface)
+    _enlarge(sock, _SO_RCVBUFFORCE, socket.SO_RCVBUF)
     if address.version == 4:
         sock.setsockopt(socket.IPPROTO_IP, socket.IP_RECVTOS, 1)
         sock.setsockopt(socket.IPPROTO_IP, _IP_RECVTTL, 1)
@@ -285,16 +315,21 @@ def _bind_fault(error: OSError) -> str:
             return str(error.strerror)
 
 
-def _senders(address: IP, count: int) -> Iterator[socket.socket]:
+def _senders(address: IP, count: int, interface: str | None) -> Iterator[socket.socket]:
     """Sockets on source ports spread evenly over 49152-65535, ports in use left out."""
     step = len(_SOURCE_PORTS) // count
     for first in range(0, step * count, step):
         for port in _SOURCE_PORTS[first : first + step]:
-            sock = _udp(address)
+            sock = _udp(address, interface)
+            _enlarge(sock, _SO_SNDBUFFORCE, socket.SO_SNDBUF)
+            # Nobody reads here: what is sent to a source port must not pile up.
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 0)
             try:
                 sock.bind((str(address), port))
-            except OSError:
+            except OSError as error:
                 sock.close()
+                if error.errno != errno.EADDRINUSE:
+                    raise PortError(f"udp {address}: {_bind_fault(error)}") from error
                 continue
             yield sock
             break

@@ -6,6 +6,7 @@ from collections.abc import Collection, Hashable, Iterable, Iterator
 from dataplane import defaults
 from dataplane.address import IP, Mac
 from dataplane.model import (
+    PROTOCOLS,
     Acl,
     Document,
     Endpoint,
@@ -20,13 +21,10 @@ from dataplane.model import (
 )
 from dataplane.names import nodes_of
 from dataplane.tree import Complaint, Path, path_text
-from dataplane.validate_expect import check_expect
-
-PROTOCOLS = {"any": None, "icmp": 1, "tcp": 6, "udp": 17, "icmp6": 58, "sctp": 132}
+from dataplane.validate_expect import WAYS_OUT, check_expect
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,62}")
 _TAP_NAME = re.compile(r"(?!\.\.?$)[^\s/:%\x00-\x1f]{1,15}")
-_RESERVED = ("underlay", "host")  # what `to:` of an expectation says besides endpoints
 _MIN_MTU = {4: 68, 6: 1280}  # RFC 791, RFC 8200 §5
 _MAX_MTU = 65535
 
@@ -231,8 +229,8 @@ def _addresses(network: Network, path: Path) -> Iterator[tuple[Hashable, Path]]:
 
 def _endpoint(endpoint: Endpoint, network: Network, node: Node, path: Path) -> Iterator[Complaint]:
     yield from _name(endpoint.name, path)
-    if endpoint.name in _RESERVED:
-        fix = f"{' and '.join(_RESERVED)} are ways out"
+    if endpoint.name in WAYS_OUT:
+        fix = f"{' and '.join(WAYS_OUT)} are ways out"
         yield Complaint((*path, "name"), f"{endpoint.name!r} is reserved", fix)
     if endpoint.name == network.name:
         message = f"{endpoint.name!r} is also the network's name"
@@ -263,15 +261,16 @@ def _acl(acl: Acl, path: Path) -> Iterator[Complaint]:
     yield from _within("priority", acl.priority, 0, 65535, (*path, "priority"))
     yield from _within("idle time", acl.idle, 0, (1 << 32) - 1, (*path, "idle"))
     protocol = acl.protocol
-    if isinstance(protocol, str) and protocol not in PROTOCOLS:
-        known = ", ".join(PROTOCOLS)
+    if isinstance(protocol, str) and protocol not in ("any", *PROTOCOLS):
+        known = ", ".join(("any", *PROTOCOLS))
         yield Complaint(
             (*path, "protocol"), f"{protocol[:40]!r} is no protocol", f"{known}, or a number"
         )
         return
-    number = PROTOCOLS[protocol] if isinstance(protocol, str) else protocol
-    if number is not None:
+    number = PROTOCOLS.get(protocol) if isinstance(protocol, str) else protocol
+    if number is not None and not 0 <= number <= 255:
         yield from _within("IP protocol", number, 0, 255, (*path, "protocol"))
+        return
     for key, ports in (("local_ports", acl.local_ports), ("remote_ports", acl.remote_ports)):
         if ports and number not in (6, 17):
             message = f"protocol {protocol} has no ports here"

@@ -11,7 +11,7 @@ from dataplane.packet_describe import HEADERS
 from dataplane.packet_spec import parse
 from dataplane.tree import Complaint, Path
 
-WAYS_OUT = ("underlay", "host")
+WAYS_OUT = ("underlay", "host")  # what `to` may say besides an endpoint
 NAT_RULES = ("nat", "nat-exceptions")
 
 _REASON = re.compile(r"[a-z][a-z0-9_]*")

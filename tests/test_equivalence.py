@@ -1,0 +1,85 @@
+"""The engine against its slow twin: the same verdict, reason, rule, egress and bytes, frame by frame.
+
+Policies, frames, answers, ICMP errors, policy changes, time and expiry are drawn by Hypothesis. Each
+frame is also traced first: what a trace foretells is what then happens, and it changes nothing.
+"""
+
+import os
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+
+from dataplane.engine import Engine, Timers
+from dataplane.model import Node
+from dataplane.reasons import Verdict
+from tests import strategies
+from tests.reference import Outcome, Twin
+from tests.reference.flows import Timers as TwinTimers
+
+EXAMPLES = int(os.environ.get("DATAPLANE_EXAMPLES", "600"))
+SECONDS = {"tcp_established": 100, "tcp_transitory": 25, "udp": 10, "icmp": 5, "other": 10}
+KEY = bytes(range(32))
+VERDICTS = {Verdict.FORWARD: "forward", Verdict.DROP: "drop", Verdict.ANSWER: "answer"}
+
+
+class Pair:
+    """Both dataplanes, asked the same."""
+
+    def __init__(self, node: Node, max_flows: int = 1 << 12) -> None:
+        self.engine = Engine(
+            max_flows=max_flows, max_bindings=1 << 10, key=KEY, timers=Timers(**SECONDS)
+        )
+        self.engine.commit(node)
+        self.twin = Twin(node, TwinTimers(**SECONDS))
+
+    def do(self, event: strategies.Event) -> Outcome | None:
+        if event.commit is not None:
+            self.engine.commit(event.commit)
+            self.twin.commit(event.commit)
+            return None
+        if event.expire:
+            self.engine.expire(now=event.now_ns)
+            self.twin.expire(event.now_ns)
+            return None
+        assert event.frame is not None
+        return self.judge(event.frame, event.now_ns)
+
+    def judge(self, frame: strategies.Frame, now: int) -> Outcome:
+        before = self.engine.stats()
+        walk = self.engine.trace(frame.data, frame.port, now=now, flags=frame.flags)
+        assert self.engine.stats().totals == before.totals
+        got = self.engine.process_one(frame.data, frame.port, now=now, flags=frame.flags)
+        assert (walk.verdict, walk.reason, walk.egress, walk.after, walk.rule) == (
+            (got.verdict, got.reason, got.port, got.frame, got.rule)
+        )
+        data = got.frame if got.port is not None else None
+        seen = Outcome(
+            VERDICTS[got.verdict],
+            str(got.reason) if got.verdict is Verdict.DROP else None,
+            got.port,
+            data,
+            got.rule,
+        )
+        wanted = self.twin.process(frame.data, frame.port, now, frame.flags, observed=data)
+        assert seen == wanted._replace(partial=False)
+        totals = self.engine.stats().totals
+        assert totals["rx"] == totals["forwarded"] + totals["dropped"] + totals["consumed"]
+        return seen
+
+
+@settings(
+    max_examples=EXAMPLES,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
+@given(strategies.scenarios())
+def test_engine_does_what_its_twin_does(scenario: tuple[Node, list[strategies.Step]]) -> None:
+    node, steps = scenario
+    pair = Pair(node)
+    try:
+        strategies.play(node, steps, pair.do)
+    finally:
+        pair.engine.close()
+
+
+pytestmark = pytest.mark.timeout(600)
