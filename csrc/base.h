@@ -47,6 +47,8 @@ static inline bool dp_addr_equal(const struct dp_addr *a, const struct dp_addr *
 static inline bool dp_addr_is_zero(const struct dp_addr *a) {
     return (a->word[0] | a->word[1]) == 0;
 }
+/* Prefixes of IPv4 have at least 96 bits; a shorter one is of IPv6 and holds no IPv4 address. */
+enum { DP_V4_BITS = 96 };
 static inline bool dp_addr_is_v4(const struct dp_addr *a) {
     return a->word[0] == 0 && (uint32_t)a->word[1] == DP_V4_MARK;
 }

@@ -9,7 +9,8 @@
  * are thread safe. Engines are independent of each other.
  *
  * Addresses are 16 bytes in network order, IPv4 as ::ffff:a.b.c.d; prefix lengths count those
- * 128 bits (10.0.0.0/8 has length 104). Ports, VNIs and lengths are in host order.
+ * 128 bits (10.0.0.0/8 has length 104; below 96 a prefix is of IPv6 and holds no IPv4 address).
+ * Ports, VNIs and lengths are in host order.
  *
  * The text between the markers is the cffi declaration as it stands. */
 #ifndef DP_H
@@ -294,8 +295,8 @@ struct dp_flow_info {
     uint64_t bytes[2];
     uint64_t last_ns;
 };
-/* Copies up to n flows from *cursor (0 at first) on; returns how many, advances *cursor, 0 at the
- * end. */
+/* Copies up to n flows from *cursor (0 at first) on; returns how many, advances *cursor;
+ * fewer than n: that was the end. */
 int dp_flows(struct dp_engine *engine, uint32_t *cursor, struct dp_flow_info *out, uint32_t n);
 
 /* One thing tried on the way of a traced frame. */

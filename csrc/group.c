@@ -40,17 +40,32 @@ static struct dp_span span_of(const struct dp_rule *r, enum dp_dimension_name d)
     return spans[d];
 }
 
-/* The i-th value of a rule's condition, as first and last point. */
-static void value_points(const struct dp_group *g, enum dp_dimension_name d, uint32_t i,
-                         struct dp_point *lo, struct dp_point *hi) {
-    if (d == DP_DIM_SRC || d == DP_DIM_DST) {
-        const struct dp_addr a = dp_addr_load(g->prefixes[i].addr);
-        *lo = dp_point_first(dp_point_of(&a), g->prefixes[i].len);
-        *hi = dp_point_last(*lo, g->prefixes[i].len);
-    } else {
-        *lo = number(g->ranges[i].lo);
-        *hi = number(g->ranges[i].hi);
+struct piece {
+    struct dp_point lo;
+    struct dp_point hi;
+};
+
+/* The i-th value of a rule's condition as one or two pieces of the line: an IPv6 prefix around the
+ * place where IPv4 addresses stand leaves that place out. */
+static uint32_t value_pieces(const struct dp_group *g, enum dp_dimension_name d, uint32_t i,
+                             struct piece out[2]) {
+    if (d != DP_DIM_SRC && d != DP_DIM_DST) {
+        out[0] = (struct piece){number(g->ranges[i].lo), number(g->ranges[i].hi)};
+        return 1;
     }
+    const struct dp_point v4_first = {0, 0xffff00000000u};
+    const struct dp_point v4_last = {0, 0xffffffffffffu};
+    const unsigned len = g->prefixes[i].len;
+    const struct dp_addr a = dp_addr_load(g->prefixes[i].addr);
+    const struct dp_point lo = dp_point_first(dp_point_of(&a), len);
+    const struct dp_point hi = dp_point_last(lo, len);
+    if (len >= DP_V4_BITS || !dp_point_equal(dp_point_first(v4_first, len), lo)) {
+        out[0] = (struct piece){lo, hi};
+        return 1;
+    }
+    out[0] = (struct piece){lo, {0, v4_first.lo - 1}};
+    out[1] = (struct piece){dp_point_next(v4_last), hi};
+    return 2;
 }
 
 static bool cut_lines(const struct dp_group *g, struct dp_dimension *dim, enum dp_dimension_name d,
@@ -59,7 +74,7 @@ static bool cut_lines(const struct dp_group *g, struct dp_dimension *dim, enum d
     for (uint32_t i = 0; i < n; i++) {
         values += span_of(&g->rules[first + i], d).count;
     }
-    struct dp_point *points = malloc((values * 2 + 1) * sizeof *points);
+    struct dp_point *points = malloc((values * 4 + 1) * sizeof *points);
     if (!points) {
         return false;
     }
@@ -67,10 +82,12 @@ static bool cut_lines(const struct dp_group *g, struct dp_dimension *dim, enum d
     for (uint32_t i = 0; i < n; i++) {
         const struct dp_span s = span_of(&g->rules[first + i], d);
         for (uint32_t v = 0; v < s.count; v++) {
-            struct dp_point hi;
-            value_points(g, d, s.first + v, &points[at], &hi);
-            points[at + 1] = dp_point_next(hi);
-            at += 2;
+            struct piece pieces[2];
+            const uint32_t n_pieces = value_pieces(g, d, s.first + v, pieces);
+            for (uint32_t k = 0; k < n_pieces; k++) {
+                points[at++] = pieces[k].lo;
+                points[at++] = dp_point_next(pieces[k].hi);
+            }
         }
     }
     const bool ok = dp_intervals_init(&dim->lines, points, at);
@@ -140,10 +157,11 @@ static bool build_dimension(const struct dp_group *g, struct dp_dimension *dim,
             mark(sets, &dim->lines, number(0), (struct dp_point){UINT64_MAX, UINT64_MAX}, i);
         }
         for (uint32_t v = 0; v < s.count; v++) {
-            struct dp_point lo;
-            struct dp_point hi;
-            value_points(g, d, s.first + v, &lo, &hi);
-            mark(sets, &dim->lines, lo, hi, i);
+            struct piece pieces[2];
+            const uint32_t n_pieces = value_pieces(g, d, s.first + v, pieces);
+            for (uint32_t k = 0; k < n_pieces; k++) {
+                mark(sets, &dim->lines, pieces[k].lo, pieces[k].hi, i);
+            }
         }
     }
     if (!share_sets(dim, sets)) {

@@ -18,7 +18,8 @@ struct dp_routes *dp_routes_retain(struct dp_routes *r);
 static inline const struct dp_route *dp_routes_lookup(const struct dp_routes *r,
                                                       const struct dp_addr *a) {
     const uint32_t value = r->lines.value[dp_intervals_find(&r->lines, dp_point_of(a))];
-    return value ? &r->routes[value - 1] : NULL;
+    const struct dp_route *found = value ? &r->routes[value - 1] : NULL;
+    return found && found->len < DP_V4_BITS && dp_addr_is_v4(a) ? NULL : found;
 }
 
 #endif

@@ -8,8 +8,9 @@ enum {
 };
 
 static uint32_t vtep_hash(uint32_t network, const struct dp_addr *a) {
-    uint64_t h = (a->word[0] ^ network) * 0x9e3779b97f4a7c15u;
+    uint64_t h = (a->word[0] ^ (uint64_t)network << 32) * 0x9e3779b97f4a7c15u;
     h = (h ^ h >> 32 ^ a->word[1]) * 0xbf58476d1ce4e5b9u;
+    h = (h ^ h >> 29) * 0x94d049bb133111ebu;
     return (uint32_t)(h >> 32);
 }
 

@@ -74,7 +74,8 @@ static bool in_prefixes(const struct dp_group *g, struct dp_span span, const str
     for (uint32_t i = 0; i < span.count && !in; i++) {
         const struct dp_prefix *x = &g->prefixes[span.first + i];
         const struct dp_addr base = dp_addr_load(x->addr);
-        in = dp_point_equal(dp_point_first(p, x->len), dp_point_first(dp_point_of(&base), x->len));
+        in = !(x->len < DP_V4_BITS && dp_addr_is_v4(a)) &&
+             dp_point_equal(dp_point_first(p, x->len), dp_point_first(dp_point_of(&base), x->len));
     }
     return in;
 }

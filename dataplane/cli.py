@@ -51,7 +51,9 @@ def cli() -> None:
 @cli.command(epilog=EXIT_CODES)
 @click.argument("file", type=FILE)
 @node_option
-@click.option("--stats", "stats_file", type=FILE, help="Write counters there (JSON), not to stderr.")
+@click.option(
+    "--stats", "stats_file", type=FILE, help="Write counters there (JSON), not to stderr."
+)
 @click.option("--pid-file", type=FILE, help="Write the process id there while running.")
 def run(file: str, node: str | None, stats_file: str | None, pid_file: str | None) -> None:
     """Forward frames between the TAPs and the underlay of one node.

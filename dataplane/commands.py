@@ -40,7 +40,9 @@ def check(files: tuple[str, ...], form: str) -> int:
             broken = True
     failed = any(not finding.passed for findings in proved.values() for finding in findings)
     if form == "json":
-        print(json.dumps({f: [x.to_dict() for x in found] for f, found in proved.items()}, indent=1))
+        print(
+            json.dumps({f: [x.to_dict() for x in found] for f, found in proved.items()}, indent=1)
+        )
     else:
         for file, findings in proved.items():
             print("\n".join(_told(file, findings)))
@@ -82,7 +84,9 @@ def diff(file_a: str, file_b: str | None, node: str | None, form: str) -> int:
     changed = bool(gone) or any(not plan.is_empty for plan in plans.values())
     if form == "json":
         told = {name: plan.to_dict()["changes"] for name, plan in plans.items()}
-        print(json.dumps({"nodes": told, "removed": gone, "changed": changed}, indent=1, default=str))
+        print(
+            json.dumps({"nodes": told, "removed": gone, "changed": changed}, indent=1, default=str)
+        )
         return int(changed)
     for name, plan in plans.items():
         text = plan.diff()

@@ -28,7 +28,9 @@ def main(document: Document, why: str) -> int:
             except DataplaneError as error:
                 demo.say("FAIL", what, f"\n      {error}")
                 return 1
-    demo.say("ok", "the lab's part is shown", "not shown: real sockets, the kernel peer, throughput")
+    demo.say(
+        "ok", "the lab's part is shown", "not shown: real sockets, the kernel peer, throughput"
+    )
     return 0
 
 

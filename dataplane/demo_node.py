@@ -54,7 +54,9 @@ class NodeProcess:
                 return found[0]
             if ended or time.monotonic() > deadline:
                 how = f"ended with {self.process.returncode}" if ended else f"took {PATIENCE:.0f} s"
-                raise DataplaneError(f"node {self.name} {how} and did not say {start!r}{self.tail()}")
+                raise DataplaneError(
+                    f"node {self.name} {how} and did not say {start!r}{self.tail()}"
+                )
             time.sleep(0.01)
 
     def stats(self) -> dict[str, Any]:

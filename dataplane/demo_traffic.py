@@ -68,16 +68,24 @@ def connect(site: Site, place: str, to: tuple[str, int], patience: float) -> soc
 
 
 def transfer(
-    site: Site, source: str, target: str, to: tuple[str, int], size: int, rate: int | None = None
+    site: Site,
+    source: str,
+    target: str,
+    to: tuple[str, int],
+    more: Callable[[int], bool],
+    rate: int | None = None,
 ) -> Transfer:
-    """Sends `size` bytes from one namespace to another; `rate` in bytes a second paces it."""
+    """Sends blocks from one namespace to another while `more(number of blocks sent)`.
+
+    `rate` in bytes a second paces it.
+    """
     with closing(server(site, target, to[1])) as listener, Background() as receiver:
         received = receiver.submit(_receive, listener)
         begin = time.monotonic()
         with closing(connect(site, source, to, PATIENCE)) as sender:
             if rate is not None:
                 sender.setsockopt(socket.SOL_SOCKET, SO_MAX_PACING_RATE, rate)
-            digest = _send(sender, size)
+            digest = _send(sender, more)
             count, found, peer = received.result(PATIENCE)
             seconds = time.monotonic() - begin
             info = sender.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 192)
@@ -85,15 +93,15 @@ def transfer(
     return Transfer(count, seconds, digest, found, peer, retransmits)
 
 
-def _send(sender: socket.socket, size: int) -> str:
+def _send(sender: socket.socket, more: Callable[[int], bool]) -> str:
     """Random blocks, each numbered, so that none can stand for another."""
-    digest = hashlib.sha256()
+    digest, count = hashlib.sha256(), 0
     block = bytearray(os.urandom(BLOCK))
-    for number in range(0, size, BLOCK):
-        struct.pack_into("!Q", block, 0, number)
-        part = memoryview(block)[: min(BLOCK, size - number)]
-        digest.update(part)
-        sender.sendall(part)
+    while more(count):
+        struct.pack_into("!Q", block, 0, count)
+        digest.update(block)
+        sender.sendall(block)
+        count += 1
     sender.shutdown(socket.SHUT_WR)
     return digest.hexdigest()
 

@@ -18,8 +18,8 @@ _SLICE = 50_000_000  # ns of C before Python looks at signals and conditions aga
 class _Engine(Protocol):
     """What the forwarder wants of an engine.
 
-    `handle`: the `struct dp_engine *`; `port_id`: the id of a port by name, or PortError; `exclusive`:
-    keeps other threads out of the packet's way, or BusyError.
+    `handle`: the `struct dp_engine *`; `port_id`: the id of a port by name, or PortError;
+    `exclusive`: keeps other threads out of the packet's way, or BusyError.
     """
 
     @property
@@ -31,9 +31,9 @@ class _Engine(Protocol):
 class Forwarder:
     """Moves frames between ports until told to stop; policies may be committed meanwhile.
 
-    `ports` maps the engine's port names (`underlay`, `host`, `NETWORK/ENDPOINT`) or port ids to open
-    ports, which stay the caller's: they are closed after the forwarder. One thread at a time
-    forwards, a second one gets BusyError; `stop` and `stats` are for all threads.
+    `ports` maps the engine's port names (`underlay`, `host`, `NETWORK/ENDPOINT`) or port ids to
+    open ports, which stay the caller's: they are closed after the forwarder. One thread at a time
+    forwards, a second one gets BusyError; `stop`, `pause` and `stats` are for all threads.
     """
 
     def __init__(
@@ -42,7 +42,8 @@ class Forwarder:
         self._engine = engine
         self._ports: dict[str | int, tuple[int, Port]] = {}
         self._stopping = False
-        self._turn = threading.Lock()
+        self._runner = threading.Lock()  # held by whoever forwards
+        self._turn = threading.Lock()  # held while it does, given up for a pause
         self._open = threading.Event()  # cleared: a pause is wanted
         self._open.set()
         error = ffi.new("struct dp_error *")
@@ -67,35 +68,45 @@ class Forwarder:
 
     def step(self, wait_ns: int = 0) -> bool:
         """One turn, waiting up to `wait_ns` for frames. False: stopped. Raises BusyError."""
-        return self._inside(lib.dp_loop_step, wait_ns)
+        with self._alone(), self._turn, self._engine.exclusive():
+            stopped = self._call(lib.dp_loop_step, wait_ns) and self._stopping
+        if stopped:
+            self._stopping = False
+        return not stopped
 
     def run(self, until: Callable[[], bool] = lambda: False, timeout: float | None = None) -> None:
-        """Forwards until `stop()`, `until()` or `timeout` seconds; signals are handled between turns.
+        """Forwards until `stop()`, `until()` or `timeout` seconds. Raises BusyError.
 
-        Raises BusyError.
+        Signals are handled, and `until` is asked, at least every 50 ms.
         """
         end = None if timeout is None else time.monotonic() + timeout
-        while not self._stopping and not until():
-            left = _SLICE if end is None else min(_SLICE, int((end - time.monotonic()) * 1e9))
-            if left < 0:
-                return
-            self._open.wait()
-            self._inside(lib.dp_loop_run, left)
-        self._stopping = False
 
-    def _inside(self, call: Callable[[Any, int], int], ns: int) -> bool:
-        with self._alone(), self._engine.exclusive():
-            _ = self._engine.handle  # raises if the engine was closed
-            return check(call(self._loop, ns)) == 0
+        def ended() -> bool:
+            late = end is not None and time.monotonic() >= end
+            return late or self._stopping or until()
+
+        with self._alone():
+            while not ended():
+                self._open.wait()
+                with self._turn, self._engine.exclusive():
+                    while self._open.is_set() and not ended():
+                        left = _SLICE if end is None else int((end - time.monotonic()) * 1e9)
+                        self._call(lib.dp_loop_run, max(0, min(_SLICE, left)))
+            self._stopping = False
+
+    def _call(self, function: Callable[[Any, int], int], ns: int) -> bool:
+        """True: something wrote to the stop descriptor."""
+        _ = self._engine.handle  # raises if the engine was closed
+        return check(function(self._loop, ns)) != 0
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
-        if not self._turn.acquire(blocking=False):
+        if not self._runner.acquire(blocking=False):
             raise BusyError("another thread is inside this forwarder")
         try:
             yield
         finally:
-            self._turn.release()
+            self._runner.release()
 
     def stop(self) -> None:
         """Ends `run`, the next one if none is under way; from any thread or signal handler."""

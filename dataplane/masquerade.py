@@ -84,5 +84,7 @@ def _forward() -> str:
     try:
         IP_FORWARD.write_text("1")
     except OSError as error:
-        return f"ip_forward is off and cannot be set: {error.strerror} (sysctl net.ipv4.ip_forward=1)"
+        return (
+            f"ip_forward is off and cannot be set: {error.strerror} (sysctl net.ipv4.ip_forward=1)"
+        )
     return "ip_forward was off and is on now"

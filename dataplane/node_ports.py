@@ -140,7 +140,9 @@ class NodePorts:
     def _refuse(self, node: Node) -> None:
         """What cannot change while the node runs."""
         if _sockets(node.underlay) != self._sockets:
-            raise PortError(f"node {node.name}: its underlay cannot change while it runs: restart it")
+            raise PortError(
+                f"node {node.name}: its underlay cannot change while it runs: restart it"
+            )
         held = {device.place: device for device in self._devices.values()}
         for name, device in devices(node).items():
             if held.get(device.place, device) != device:

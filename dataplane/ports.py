@@ -200,8 +200,8 @@ class VxlanSocket(_Owner):
 
     A UDP socket has one source port, so the entropy of RFC 7348 §5 needs many: each flow sticks to
     the one its hash names. The kernel never fragments what it sends (DF set, RFC 7348 §4.3) and
-    refuses what is above the device's MTU. PMTUDISC_PROBE and not DO: the path's MTU is the engine's
-    business, and a forged ICMP error must not shrink it for everyone behind the socket.
+    refuses what is above the device's MTU. PMTUDISC_PROBE and not DO: the path's MTU is the
+    engine's business, and a forged ICMP error must not shrink it for everyone behind the socket.
     `interface`: the only device to use. Raises PortError with the fix.
     """
 

@@ -4,7 +4,15 @@ from collections.abc import Iterable, Sequence
 
 from dataplane.stats import Stats
 
-PORT_COLUMNS = ("rx_frames", "rx_bytes", "tx_frames", "tx_bytes", "originated", "consumed", "dropped")
+PORT_COLUMNS = (
+    "rx_frames",
+    "rx_bytes",
+    "tx_frames",
+    "tx_bytes",
+    "originated",
+    "consumed",
+    "dropped",
+)
 
 
 def table(rows: Iterable[Sequence[object]]) -> list[str]:
