@@ -51,9 +51,7 @@ def cli() -> None:
 @cli.command(epilog=EXIT_CODES)
 @click.argument("file", type=FILE)
 @node_option
-@click.option(
-    "--stats", "stats_file", type=FILE, help="Write counters there (JSON), not to stderr."
-)
+@click.option("--stats", "stats_file", type=FILE, help="Write counters there, as JSON.")
 @click.option("--pid-file", type=FILE, help="Write the process id there while running.")
 def run(file: str, node: str | None, stats_file: str | None, pid_file: str | None) -> None:
     """Forward frames between the TAPs and the underlay of one node.
@@ -131,7 +129,7 @@ def bench(as_json: bool, quick: bool) -> None:
     """Measure the engine on this machine."""
     from dataplane import bench as benchmarks
 
-    sys.exit(benchmarks.main(json=as_json, quick=quick))
+    sys.exit(benchmarks.main(as_json))
 
 
 @cli.command(epilog=EXIT_CODES)

@@ -51,7 +51,7 @@ class Daemon:
             made.callback(self._unmasquerade)
             self._masquerade_for(self._node)
             self._forwarding = contextlib.ExitStack()
-            made.callback(lambda: self._forwarding.close())
+            made.callback(self._stop_forwarding)
             self._start()
             self._made = made.pop_all()
 
@@ -94,7 +94,7 @@ class Daemon:
     # ---- policy --------------------------------------------------------------------------------
 
     def reload(self) -> None:
-        """Commits the file's policy while frames pass; whatever is wrong with it, the old one stays."""
+        """Commits what the file says while frames pass. If it is wrong the old one stays."""
         try:
             begin = time.monotonic()
             target = choose(load(self._file, REASONS), self._node.name)
@@ -145,14 +145,17 @@ class Daemon:
             self._forwarding = made.pop_all()
         self.forwarder = forwarder
 
+    def _stop_forwarding(self) -> None:
+        self._forwarding.close()
+
     def _restart(self) -> None:
         """With other ports. Frames wait in their devices meanwhile."""
-        self._forwarding.close()
+        self._stop_forwarding()
         self._start()
 
     def stop(self) -> None:
         """Ends forwarding; the counters are final then."""
-        self._forwarding.close()
+        self._stop_forwarding()
         if self._stats_file is not None:
             self.tell()
 

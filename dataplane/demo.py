@@ -1,4 +1,4 @@
-"""`dataplane demo`: two hosts and a kernel VXLAN peer exchange real traffic, and every claim is measured.
+"""`dataplane demo`: two hosts and a kernel VXLAN peer exchange real traffic, all measured.
 
 One line for each: `ok  what  measured`. The first that fails is explained and ends the demo with 1.
 Without root it runs in a user namespace if that is permitted, else in the in-memory lab.
@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
+from functools import partial
 from pathlib import Path
 from threading import Event
 
@@ -220,18 +221,14 @@ class Story:
         self._site, self._document, self._policy, self._nodes = site, document, policy, nodes
 
     def steps(self) -> Iterator[tuple[str, Callable[[], str]]]:
-        for what, source, address in (
-            ("a -> b", "a1", DB),
-            ("a -> c", "a1", C),
-            ("c -> b", "c1", DB),
-        ):
-            yield f"ping {what}", lambda s=source, t=address: self._ping(s, t)
-        ways = (("a -> b", "a1", "b1", DB), ("b -> a", "b1", "a1", WEB))
-        kernel = (("a -> c", "a1", "c1", C), ("c -> a", "c1", "a1", WEB))
-        for what, source, target, address in (*ways, *kernel):
-            yield f"TCP {what}", lambda s=source, t=target, a=address: self._tcp(s, t, a)
-        for what, source, target, address in (*ways, *kernel):
-            yield f"UDP {what}", lambda s=source, t=target, a=address: self._udp(s, t, a)
+        b, c = ("a1", "b1", DB), ("a1", "c1", C)
+        ways = {"a -> b": b, "b -> a": ("b1", "a1", WEB), "a -> c": c, "c -> a": ("c1", "a1", WEB)}
+        for what, (source, _, address) in ways.items():
+            yield f"ping {what}", partial(self._ping, source, address)
+        for what, way in ways.items():
+            yield f"TCP {what}", partial(self._tcp, *way)
+        for what, way in ways.items():
+            yield f"UDP {what}", partial(self._udp, *way)
         yield "denied port dropped, reason named", self._denied
         yield "tenants with equal addresses apart", self._tenants
         yield "to the outside under the NAT address", self._outside
@@ -241,7 +238,7 @@ class Story:
         yield "a broken policy changes nothing", self._broken
         yield "no checksum error in any namespace", self._checksums
         for node in ("a", "b"):
-            yield f"node {node}: counters add up", lambda n=node: self._law(n)
+            yield f"node {node}: counters add up", partial(self._law, node)
 
     # ---- steps ---------------------------------------------------------------------------------
 
@@ -327,7 +324,13 @@ class Story:
         over = Event()
         with stream.running(0.0005), traffic.Background() as background:
             running = background.submit(
-                traffic.transfer, site, "a1", "b1", (DB, 5004), lambda _: not over.is_set(), PACE
+                traffic.transfer,
+                site,
+                "a1",
+                "b1",
+                (DB, 5004),
+                lambda _: not over.is_set(),
+                rate=PACE,
             )
             try:
                 for i in range(RELOADS):
@@ -401,11 +404,13 @@ class Story:
             with client:
                 client.sendall(word)
 
-        with closing(traffic.server(self._site, place, port)) as listener:
-            with traffic.Background() as background:
-                answered = background.submit(serve)
-                yield
-                answered.result()
+        with (
+            closing(traffic.server(self._site, place, port)) as listener,
+            traffic.Background() as background,
+        ):
+            answered = background.submit(serve)
+            yield
+            answered.result()
 
 
 def _intact(done: traffic.Transfer) -> None:

@@ -1,14 +1,15 @@
-"""The demo's network namespaces: hosts, pods, the routed underlay, and a host C as flannel makes it.
+"""The demo's network namespaces: hosts, pods, the routed underlay, and host C as flannel makes it.
 
              r  (routes between the underlay's subnets)
      ┌───────┼─────────┬──────────┐
      a       b         c          o        hosts; o is the outside
    a1 a2   b1 b2       c1                  pods: 1 of tenant blue, 2 of tenant green
 
-All names carry a prefix and the pid of this run, so that it removes what it made and nothing else, and
-a later run recognises what a killed one left behind.
+All names carry a prefix and the pid of this run, so that it removes what it made and nothing else,
+and a later run recognises what a killed one left behind.
 """
 
+import contextlib
 import os
 import re
 import shutil
@@ -85,8 +86,8 @@ class Site:
         return found
 
     def _add(self, name: str) -> None:
+        self.names.append(name)  # first: an interrupt may come any time
         run("ip", "netns", "add", self.full(name))
-        self.names.append(name)
         self.ip(name, "link set lo up")
 
     def _underlay(self) -> None:
@@ -178,10 +179,8 @@ def remove(namespace: str) -> None:
         deadline = time.monotonic() + wait
         pids = _inhabitants(namespace)
         for pid in pids:
-            try:
+            with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, number)
-            except ProcessLookupError:
-                pass
         while pids and time.monotonic() < deadline:
             time.sleep(0.02)
             pids = _inhabitants(namespace)

@@ -1,4 +1,4 @@
-"""Real traffic between the demo's namespaces, by sockets that are made in one and used from here."""
+"""Real traffic between the demo's namespaces, by sockets made in one of them and used from here."""
 
 import hashlib
 import os
@@ -73,6 +73,7 @@ def transfer(
     target: str,
     to: tuple[str, int],
     more: Callable[[int], bool],
+    *,
     rate: int | None = None,
 ) -> Transfer:
     """Sends blocks from one namespace to another while `more(number of blocks sent)`.

@@ -1,10 +1,11 @@
-"""A node's devices: the underlay's sockets and the TAPs of its endpoints and host port, opened as its
-policy asks, and changed as the policy changes."""
+"""A node's devices: the underlay's sockets and the TAPs of its endpoints and host port.
+
+Opened as its policy asks, and changed as the policy changes.
+"""
 
 import contextlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from dataplane.address import IP, Mac
 from dataplane.errors import PortError
@@ -94,14 +95,14 @@ class NodePorts:
     def __init__(self) -> None:
         self._sockets: tuple[object, ...] = ()
         self._devices: dict[str, Device] = {}
-        self._ports: dict[str, Any] = {}
+        self._ports: dict[str, VxlanSocket | TapPort] = {}
 
     @property
     def open_ports(self) -> Mapping[str, Port]:
         return dict(self._ports)
 
     def open(self, node: Node) -> None:
-        """All ports of a resolved node. Raises PortError; what was opened then is closed by `close`."""
+        """All ports of a resolved node. Raises PortError; `close` then closes what was opened."""
         own = node.underlay
         self._ports[UNDERLAY] = VxlanSocket(own.address, address6=own.address6, port=own.port)
         self._sockets = _sockets(own)
@@ -113,14 +114,14 @@ class NodePorts:
     def change(self, node: Node) -> Iterator[bool]:
         """Inside the block the ports are those of the new policy; True if they differ from before.
 
-        If the block raises they are as they were, else those no longer wanted are closed at its end.
+        If the block raises they are as they were, else those not wanted any more are closed.
         """
         self._refuse(node)
         wanted = devices(node)
         held = {device.place: self._ports[name] for name, device in self._devices.items()}
         before = self._ports, self._devices
-        after = {UNDERLAY: self._ports[UNDERLAY]}
-        fresh = []
+        after: dict[str, VxlanSocket | TapPort] = {UNDERLAY: self._ports[UNDERLAY]}
+        fresh: list[TapPort] = []
         try:
             for name, device in wanted.items():
                 if device.place not in held:

@@ -4,15 +4,7 @@ from collections.abc import Iterable, Sequence
 
 from dataplane.stats import Stats
 
-PORT_COLUMNS = (
-    "rx_frames",
-    "rx_bytes",
-    "tx_frames",
-    "tx_bytes",
-    "originated",
-    "consumed",
-    "dropped",
-)
+FRAMES = ("rx_frames", "rx_bytes", "tx_frames", "tx_bytes", "originated", "consumed", "dropped")
 
 
 def table(rows: Iterable[Sequence[object]]) -> list[str]:
@@ -26,8 +18,8 @@ def table(rows: Iterable[Sequence[object]]) -> list[str]:
 
 def counters(stats: Stats) -> str:
     """Ports, drops by reason with layer and meaning, rules hit, totals, and whether they add up."""
-    ports = [("port", *PORT_COLUMNS)]
-    ports += [(name, *(str(c[k]) for k in PORT_COLUMNS)) for name, c in stats.ports.items()]
+    ports: list[tuple[object, ...]] = [("port", *FRAMES)]
+    ports += [(name, *(c[column] for column in FRAMES)) for name, c in stats.ports.items()]
     drops = [
         ("drop", reason, reason.layer, count, reason.sentence)
         for reason, count in sorted(stats.reasons.items(), key=lambda item: -item[1])

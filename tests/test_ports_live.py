@@ -1,0 +1,660 @@
+"""TAP devices, the UDP underlay and the loop against the kernel, in network namespaces of our own.
+
+       node (192.0.2.1, this engine) ── veth ── peer (192.0.2.2, the kernel's VXLAN device, 10.1.2.2)
+        │
+       pod (the TAP lives here, 10.1.1.2)
+"""
+
+import contextlib
+import hashlib
+import os
+import select
+import socket
+import struct
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from ipaddress import ip_address, ip_network
+
+import pytest
+
+from dataplane.address import Mac, Vni
+from dataplane.engine import Engine
+from dataplane.errors import BusyError, DataplaneError, PortError
+from dataplane.forwarder import Forwarder
+from dataplane.model import Endpoint, Network, Node, RemoteSubnet, Underlay
+from dataplane.netns import inside, path_of
+from dataplane.ports import AdoptedTap, Tap, VxlanSocket
+
+MTU = 1450
+PEER_MAC, DR_MAC = Mac("02:aa:00:00:00:02"), Mac("02:aa:00:00:00:01")
+POD, REMOTE = "10.1.1.2", "10.1.2.2"
+
+
+def _why_not() -> str:
+    if os.geteuid() != 0:
+        return "needs root: it makes network namespaces"
+    if not os.path.exists("/dev/net/tun"):
+        return "needs /dev/net/tun"
+    made = subprocess.run(["ip", "netns", "add", f"dpt{os.getpid()}x"], capture_output=True)
+    subprocess.run(["ip", "netns", "del", f"dpt{os.getpid()}x"], capture_output=True)
+    return "" if made.returncode == 0 else "may not make network namespaces"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _root() -> None:
+    try:
+        reason = _why_not()
+    except FileNotFoundError:
+        reason = "needs iproute2"
+    if reason:
+        pytest.skip(reason)
+
+
+# ---- namespaces --------------------------------------------------------------------------------
+
+
+def ip(netns: str | None, *lines: str) -> None:
+    where = ["-n", netns] if netns else []
+    for line in lines:
+        done = subprocess.run(["ip", *where, *line.split()], capture_output=True, text=True)
+        assert done.returncode == 0, f"ip {line}: {done.stderr}"
+
+
+@contextlib.contextmanager
+def namespaces(*names: str) -> Iterator[list[str]]:
+    made: list[str] = []
+    try:
+        for name in names:
+            full = f"dpt{os.getpid()}-{name}"
+            ip(None, f"netns add {full}")
+            made.append(full)
+            ip(full, "link set lo up")
+        yield made
+    finally:
+        for full in made:
+            subprocess.run(["ip", "netns", "del", full], check=False)
+
+
+class Site:
+    """The picture above, with the kernel's VXLAN device set up as flannel does it."""
+
+    def __init__(self, node: str, peer: str, pod: str, *, v6: bool, underlay_mtu: int) -> None:
+        self.node, self.peer, self.pod = node, peer, pod
+        self.address, self.remote = (
+            ("2001:db8::1", "2001:db8::2") if v6 else ("192.0.2.1", "192.0.2.2")
+        )
+        self.mtu = underlay_mtu - (70 if v6 else 50)
+        length, flags = ("64", " nodad") if v6 else ("24", "")
+        ip(
+            node,
+            f"link add under type veth peer name under netns {peer}",
+            f"link set under mtu {underlay_mtu} up",
+            f"addr add {self.address}/{length} dev under{flags}",
+        )
+        ip(
+            peer,
+            f"link set under mtu {underlay_mtu} up",
+            f"addr add {self.remote}/{length} dev under{flags}",
+            f"link add vx address {PEER_MAC} type vxlan id 4096 local {self.remote} dev under"
+            f" dstport 4789 nolearning" + (" udp6zerocsumrx" if v6 else ""),
+            f"link set vx mtu {self.mtu} up",
+            f"addr add {REMOTE}/32 dev vx",
+            f"neigh add 10.1.1.0 lladdr {DR_MAC} dev vx nud permanent",
+            f"route add 10.1.1.0/24 via 10.1.1.0 dev vx onlink src {REMOTE}",
+        )
+        subprocess.run(
+            ["bridge", "-n", peer, *f"fdb add {DR_MAC} dev vx dst {self.address}".split()],
+            check=True,
+        )
+
+    def policy(self, mtu: int | None = None) -> Node:
+        remote = RemoteSubnet(
+            prefix=ip_network("10.1.2.0/24"),
+            provider_address=ip_address(self.remote),
+            dr_mac=PEER_MAC,
+        )
+        web = Endpoint(name="web", addresses=(ip_address(POD),))
+        network = Network(
+            name="blue",
+            vni=Vni(4096),
+            prefixes=(ip_network("10.1.0.0/16"),),
+            dr_mac=DR_MAC,
+            mtu=mtu or self.mtu,
+            remote_subnets=(remote,),
+            endpoints=(web,),
+        )
+        return Node(name="a", underlay=Underlay(address=ip_address(self.address)), networks=(network,))
+
+
+class Running:
+    """An engine that forwards between the pod's TAP and the underlay, on a thread."""
+
+    def __init__(self, site: Site, made: contextlib.ExitStack, mtu: int | None = None) -> None:
+        self.site = site
+        self.engine = made.enter_context(Engine())
+        self.engine.commit(site.policy(mtu))
+        mac = self.engine.resolved.networks[0].endpoints[0].mac  # type: ignore[union-attr]
+        self.tap = made.enter_context(Tap("web", netns=site.pod, mac=mac, mtu=mtu or site.mtu))
+        self.tap.address(ip_address(POD), 16)
+        self.tap.default_route(ip_address("10.1.0.1"))
+        self.underlay = made.enter_context(
+            VxlanSocket(ip_address(site.address), netns=site.node, interface="under")
+        )
+        ports = {"underlay": self.underlay, "web": self.tap}
+        self.forwarder = made.enter_context(Forwarder(self.engine, ports))
+        made.enter_context(self.forwarder.background())
+
+    def io(self, port: str, counter: str) -> int:
+        return self.forwarder.stats()[port][counter]
+
+    def drops(self) -> dict[str, int]:
+        return {r: n for r, n in self.engine.stats().to_dict()["reasons"].items() if n}
+
+
+@contextlib.contextmanager
+def running(*, v6: bool = False, underlay_mtu: int = 1500, mtu: int | None = None) -> Iterator[Running]:
+    with namespaces("n", "k", "p") as names, contextlib.ExitStack() as made:
+        site = Site(*names, v6=v6, underlay_mtu=underlay_mtu)
+        yield Running(site, made, mtu)
+
+
+@pytest.fixture
+def live() -> Iterator[Running]:
+    with running() as r:
+        yield r
+
+
+# ---- traffic -----------------------------------------------------------------------------------
+
+
+def udp(netns: str, address: str, port: int = 0) -> socket.socket:
+    def make() -> socket.socket:
+        sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        sock.settimeout(2)
+        sock.bind((address, port))
+        return sock
+
+    return inside(netns, make)
+
+
+def transfer(from_netns: str, to_netns: str, to: str, size: int) -> None:
+    """One TCP connection, `size` bytes; the digests must be equal."""
+
+    def listen() -> socket.socket:
+        return socket.create_server((to, 5000))
+
+    server = inside(to_netns, listen)
+    server.settimeout(5)
+    data = os.urandom(1 << 20) * (size >> 20)
+    digest = hashlib.sha256()
+
+    def receive() -> None:
+        with server, server.accept()[0] as conn:
+            conn.settimeout(10)
+            while chunk := conn.recv(1 << 18):
+                digest.update(chunk)
+
+    thread = threading.Thread(target=receive)
+    thread.start()
+    with inside(from_netns, lambda: socket.create_connection((to, 5000), 5)) as client:
+        client.settimeout(20)
+        client.sendall(data)
+    thread.join(30)
+    assert not thread.is_alive()
+    assert digest.digest() == hashlib.sha256(data).digest()
+
+
+def checksum_errors(netns: str) -> int:
+    """Of TCP, UDP and ICMP over IPv4 that the namespace's kernel received."""
+
+    def read() -> int:
+        with open("/proc/thread-self/net/snmp") as file:
+            lines = [line.split() for line in file]
+        pairs = [p for head, row in zip(lines[::2], lines[1::2]) for p in zip(head, row)]
+        return sum(int(v) for name, v in pairs if name == "InCsumErrors")
+
+    return inside(netns, read)
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 3) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.01)
+
+
+def ping_works(r: Running) -> bool:
+    """A datagram there and back."""
+    with udp(r.site.pod, POD) as pod, udp(r.site.peer, REMOTE) as peer:
+        pod.settimeout(0.3)
+        peer.settimeout(0.3)
+        try:
+            pod.sendto(b"there", peer.getsockname())
+            data, source = peer.recvfrom(100)
+            peer.sendto(b"back", source)
+            return data == b"there" and pod.recv(100) == b"back"
+        except OSError:
+            return False
+
+
+# ---- frames of a kernel peer -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("v6", [False, True], ids=["underlay4", "underlay6"])
+def test_tcp_both_ways_with_the_offloads_of_a_veth(v6: bool) -> None:
+    with running(v6=v6) as r:
+        transfer(r.site.pod, r.site.peer, REMOTE, 8 << 20)
+        transfer(r.site.peer, r.site.pod, POD, 8 << 20)
+        assert r.io("web", "gso_frames") > 0, "the peer sends super-frames without a segment size"
+        assert r.io("web", "truncated") == r.io("underlay", "truncated") == 0
+        assert checksum_errors(r.site.pod) == checksum_errors(r.site.peer) == 0
+        totals = r.engine.stats().to_dict()["totals"]
+        assert totals["rx"] == totals["forwarded"] + totals["dropped"] + totals["consumed"]
+
+
+def test_tcp_with_the_offloads_off() -> None:
+    with running() as r:
+        for netns, device in ((r.site.node, "under"), (r.site.peer, "under"), (r.site.peer, "vx")):
+            command = ["ip", "netns", "exec", netns, "ethtool", "-K", device]
+            try:
+                subprocess.run([*command, "tx", "off", "tso", "off", "gso", "off"], check=True)
+            except (FileNotFoundError, subprocess.CalledProcessError):
+                pytest.skip("needs ethtool")
+        transfer(r.site.peer, r.site.pod, POD, 4 << 20)
+        assert checksum_errors(r.site.pod) == 0
+
+
+@pytest.mark.parametrize("size", [0, 1, 2, 17, 1000, MTU - 28])
+def test_udp_of_every_size_there_and_back(live: Running, size: int) -> None:
+    data = os.urandom(size)
+    with udp(live.site.pod, POD) as pod, udp(live.site.peer, REMOTE) as peer:
+        pod.sendto(data, peer.getsockname())
+        got, source = peer.recvfrom(2000)
+        assert got == data
+        peer.sendto(data[::-1], source)
+        assert pod.recv(2000) == data[::-1]
+    assert checksum_errors(live.site.pod) == checksum_errors(live.site.peer) == 0
+
+
+def test_udp_with_segment_offload_arrives_as_it_was_cut(live: Running) -> None:
+    UDP_SEGMENT = 103
+    with udp(live.site.pod, POD) as pod, udp(live.site.peer, REMOTE) as peer:
+        peer.setsockopt(socket.IPPROTO_UDP, UDP_SEGMENT, 1000)
+        data = os.urandom(5500)
+        peer.sendto(data, pod.getsockname())
+        got = [pod.recv(9000) for _ in range(6)]
+    assert [len(g) for g in got] == [1000] * 5 + [500]
+    assert b"".join(got) == data
+
+
+def test_a_datagram_is_never_cut_in_two() -> None:
+    """A peer with a larger MTU: TCP may be cut into segments, a datagram is one or none."""
+    with running(underlay_mtu=9000, mtu=MTU) as r:
+        with udp(r.site.pod, POD) as pod, udp(r.site.peer, REMOTE) as peer:
+            peer.sendto(b"x" * 4000, pod.getsockname())
+            peer.sendto(b"y", pod.getsockname())
+            assert pod.recv(9000) == b"y"
+        assert r.drops() == {"egress_too_big": 1}
+        transfer(r.site.peer, r.site.pod, POD, 4 << 20)
+
+
+# ---- what leaves by the underlay ---------------------------------------------------------------
+
+
+def outer_packets(r: Running, work: Callable[[], None], quiet: float = 0.3) -> list[bytes]:
+    """What the peer's underlay device receives from this node while `work` runs."""
+    ip_type = 0x86DD if ":" in r.site.address else 0x0800
+
+    def listen() -> socket.socket:
+        sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(ip_type))
+        sock.bind(("under", ip_type))
+        sock.settimeout(quiet)
+        return sock
+
+    own = ip_address(r.site.address).packed
+    at = 22 if len(own) == 16 else 26
+    found = []
+    with inside(r.site.peer, listen) as sock:
+        work()
+        with contextlib.suppress(TimeoutError):
+            while frame := sock.recv(65535):
+                if frame[at : at + len(own)] == own:
+                    found.append(frame)
+    return found
+
+
+@pytest.mark.parametrize("v6", [False, True], ids=["underlay4", "underlay6"])
+def test_outer_headers(v6: bool) -> None:
+    with running(v6=v6) as r:
+
+        def send() -> None:
+            with udp(r.site.pod, POD) as pod:
+                pod.setsockopt(socket.IPPROTO_IP, socket.IP_TOS, 0xB8 | 2)  # EF, ECT(0)
+                pod.sendto(b"hello", (REMOTE, 7000))
+
+        frames = [f for f in outer_packets(r, send) if b"hello" in f]
+        assert len(frames) == 1
+        outer = frames[0][14:]
+        if v6:
+            assert int.from_bytes(outer[:4]) >> 20 & 0xFF == 2 and outer[7] == 64
+            transport = outer[40:]
+            assert transport[6:8] != b"\0\0", "RFC 8200: the checksum is mandatory"
+        else:
+            assert outer[1] == 2 and outer[8] == 64
+            assert outer[6] & 0xC0 == 0x40, "DF is set: never fragmented (RFC 7348 section 4.3)"
+            transport = outer[20:]
+            assert transport[6:8] == b"\0\0"
+        assert 49152 <= int.from_bytes(transport[:2])
+        assert int.from_bytes(transport[2:4]) == 4789
+        assert transport[8:16] == bytes([8, 0, 0, 0, 0, 16, 0, 0])
+
+
+def test_flows_spread_over_source_ports_and_stick_to_theirs(live: Running) -> None:
+    flows = 200
+
+    def send() -> None:
+        for i in range(flows):
+            with udp(live.site.pod, POD) as pod:
+                for _ in range(3):
+                    pod.sendto(struct.pack("!6sH", b"spread", i), (REMOTE, 7000))
+
+    ports: dict[int, set[int]] = {}
+    for frame in outer_packets(live, send):
+        at = frame.find(b"spread")
+        if at > 0:
+            flow = struct.unpack_from("!H", frame, at + 6)[0]
+            ports.setdefault(flow, set()).add(int.from_bytes(frame[34:36]))
+    assert len(ports) == flows and all(len(p) == 1 for p in ports.values())
+    distinct = set().union(*ports.values())
+    assert len(distinct) > 48, "64 sockets, 200 flows: about 61 of them are used"
+    assert min(distinct) >= 49152
+
+
+# ---- misfortunes -------------------------------------------------------------------------------
+
+
+def test_tap_down_and_up(live: Running) -> None:
+    assert ping_works(live)
+    ip(live.site.pod, "link set web down")
+    with udp(live.site.peer, REMOTE) as peer:
+        for _ in range(5):
+            peer.sendto(b"x", (POD, 9))
+    wait_for(lambda: live.drops().get("egress_down") == 5)
+    before = live.io("web", "rx_calls")
+    time.sleep(0.3)
+    assert live.io("web", "rx_calls") - before < 10, "it spins"
+    ip(live.site.pod, "link set web up", "route replace default via 10.1.0.1 dev web")
+    wait_for(lambda: ping_works(live))
+
+
+def test_tap_deleted_others_go_on(live: Running) -> None:
+    assert ping_works(live)
+    ip(live.site.pod, "link del web")
+    time.sleep(0.1)
+    before = live.io("web", "rx_calls")
+    with udp(live.site.peer, REMOTE) as peer:
+        peer.sendto(b"x", (POD, 9))
+    wait_for(lambda: live.drops().get("egress_down") == 1)
+    time.sleep(0.2)
+    assert live.io("web", "rx_calls") - before < 10, "it spins"
+
+
+def test_peer_that_does_not_listen(live: Running) -> None:
+    """ICMP port unreachable comes back for every packet: counted at most, never fatal."""
+    ip(live.site.peer, "link set vx down")
+    with udp(live.site.pod, POD) as pod:
+        for _ in range(50):
+            pod.sendto(b"x", (REMOTE, 9))
+            time.sleep(0.002)
+    assert live.io("underlay", "tx_frames") >= 50
+    ip(
+        live.site.peer,
+        "link set vx up",
+        f"neigh replace 10.1.1.0 lladdr {DR_MAC} dev vx nud permanent",
+        f"route replace 10.1.1.0/24 via 10.1.1.0 dev vx onlink src {REMOTE}",
+    )
+    wait_for(lambda: ping_works(live))
+
+
+def test_underlay_without_a_route(live: Running) -> None:
+    assert ping_works(live)
+    ip(live.site.node, "link set under down")
+    with udp(live.site.pod, POD) as pod:
+        pod.sendto(b"x", (REMOTE, 9))
+    wait_for(lambda: live.drops().get("egress_down") == 1)
+    ip(live.site.node, "link set under up")
+    wait_for(lambda: ping_works(live))
+
+
+def test_underlay_that_carries_less_than_believed(live: Running) -> None:
+    """The kernel refuses instead of fragmenting (RFC 7348 section 4.3)."""
+    ip(live.site.node, "link set under mtu 1400")
+    with udp(live.site.pod, POD) as pod:
+        pod.sendto(b"x" * 1400, (REMOTE, 9))
+        wait_for(lambda: live.drops().get("egress_too_big") == 1)
+    assert ping_works(live)
+
+
+def test_answers_lost_on_the_way_out_are_no_forwards() -> None:
+    """An ARP answer for a port that is not in the loop: consumed and originated, not forwarded."""
+    with running() as r:
+        ip(r.site.pod, "neigh flush dev web")
+        assert ping_works(r)
+        totals = r.engine.stats().to_dict()["totals"]
+        assert totals["rx"] == totals["forwarded"] + totals["dropped"] + totals["consumed"]
+        assert totals["consumed"] > 0
+
+
+# ---- the forwarder -----------------------------------------------------------------------------
+
+
+def test_a_second_thread_is_refused_and_policy_may_change(live: Running) -> None:
+    with pytest.raises(BusyError):
+        live.forwarder.step()
+    with pytest.raises(BusyError):
+        live.forwarder.close()
+    with pytest.raises(BusyError):
+        live.engine.close()
+    with Forwarder(live.engine, {}) as other, pytest.raises(BusyError):
+        other.run(timeout=0)
+        other.step()
+    assert ping_works(live)
+    with live.forwarder.pause():
+        assert len(live.engine.flows()) == 1
+        assert not ping_works(live)
+    wait_for(lambda: ping_works(live))
+    with live.engine.edit() as draft:
+        draft.network("blue", remote_subnets=())
+    assert not ping_works(live)
+
+
+def test_step_with_a_loop_of_ones_own() -> None:
+    with namespaces("n", "k", "p") as names, Engine() as engine:
+        site = Site(*names, v6=False, underlay_mtu=1500)
+        engine.commit(site.policy())
+        mac = engine.resolved.networks[0].endpoints[0].mac
+        with (
+            Tap("web", netns=site.pod, mac=mac, mtu=MTU) as tap,
+            VxlanSocket(ip_address(site.address), netns=site.node) as underlay,
+            Forwarder(engine, {0: underlay, "blue/web": tap}) as forwarder,
+            udp(site.peer, REMOTE) as peer,
+        ):
+            tap.address(ip_address(POD), 16)
+            while select.select([forwarder], [], [], 0)[0]:
+                assert forwarder.step()
+            peer.sendto(b"x", (POD, 9))
+            assert select.select([forwarder], [], [], 2)[0]
+            assert forwarder.step()
+            assert forwarder.stats()["0"]["rx_frames"] == 1
+            begin = time.monotonic()
+            forwarder.run(timeout=0.15)
+            assert 0.1 < time.monotonic() - begin < 1
+            forwarder.stop()
+            assert not forwarder.step()
+            assert forwarder.step()
+            forwarder.stop()
+            forwarder.run()
+            forwarder.run(until=lambda: True)
+        engine.flush()
+
+
+def test_a_closed_engine_is_an_error_not_a_crash() -> None:
+    engine = Engine()
+    with Forwarder(engine, {}) as forwarder:
+        engine.close()
+        with pytest.raises(DataplaneError):
+            forwarder.step()
+    with pytest.raises(DataplaneError):
+        forwarder.run(timeout=0.1)
+
+
+# ---- opening -----------------------------------------------------------------------------------
+
+
+def test_nothing_stays_open() -> None:
+    with running() as r:
+        assert ping_works(r)
+    before = sorted(os.listdir("/proc/self/fd"))
+    with running() as r:
+        assert ping_works(r)
+    assert sorted(os.listdir("/proc/self/fd")) == before
+
+
+def links(netns: str) -> str:
+    return subprocess.run(["ip", "-n", netns, "-br", "link"], capture_output=True, text=True).stdout
+
+
+def test_persistence() -> None:
+    with namespaces("p") as (pod,):
+        with Tap("stays", netns=pod, persist=True), Tap("goes", netns=pod) as goes:
+            assert "stays" in links(pod) and "goes" in links(pod)
+            goes.close()
+            goes.close()
+            wait_for(lambda: "goes" not in links(pod))
+        assert "stays" in links(pod)
+        with Tap("stays", netns=pod, mtu=1400, mac=Mac("02:00:00:00:00:07")):
+            shown = subprocess.run(
+                ["ip", "-n", pod, "link", "show", "stays"], capture_output=True, text=True
+            ).stdout
+            assert "mtu 1400" in shown and "02:00:00:00:00:07" in shown and "UP" in shown
+        assert "stays" in links(pod)
+
+
+def test_refusals_name_the_fix() -> None:
+    with namespaces("p") as (pod,):
+        ip(pod, "link add other type dummy")
+        with Tap("tap0", netns=pod):
+            for name, words in {
+                "tap0": "busy",
+                "other": "no single-queue TAP",
+                "sixteen-bytes-it": "1 to 15 bytes",
+                "tap%d": "percent",
+            }.items():
+                with pytest.raises(PortError, match=words):
+                    Tap(name, netns=pod)
+        with pytest.raises(PortError, match="interface name"):
+            Tap("", netns=pod)
+        with pytest.raises(PortError, match="ip netns add"):
+            Tap("tap0", netns="no-such-netns")
+        with pytest.raises(PortError, match="mtu|MTU|[Ii]nvalid"):
+            Tap("tap1", netns=pod, mtu=20)
+        assert "tap1" not in links(pod)
+        loopback = ip_address("127.0.0.1")
+        with VxlanSocket(loopback, netns=pod, sources=3):
+            with pytest.raises(PortError, match="in use"):
+                VxlanSocket(loopback, netns=pod)
+            VxlanSocket(loopback, netns=pod, port=8472).close()
+        with pytest.raises(PortError, match="no interface"):
+            VxlanSocket(ip_address("192.0.2.9"), netns=pod)
+        with pytest.raises(PortError, match="interface nothere"):
+            VxlanSocket(loopback, netns=pod, interface="nothere")
+        for count in (0, -1, 20000):
+            with pytest.raises(PortError, match="source ports"):
+                VxlanSocket(loopback, netns=pod, sources=count)
+        ip(pod, "link add vx type vxlan id 1 dstport 4789 external", "link set vx up")
+        with pytest.raises(PortError, match="kernel VXLAN device"):
+            VxlanSocket(loopback, netns=pod)
+
+
+def test_source_ports_in_use_are_left_out() -> None:
+    with namespaces("p") as (pod,):
+        held = [udp(pod, "127.0.0.1", port) for port in (49152, 49153)]
+        with VxlanSocket(ip_address("127.0.0.1"), netns=pod) as socket_:
+            ports = [s.getsockname()[1] for s in socket_._send[4]]
+            assert ports[0] == 49154 and len(set(ports)) == 64 and ports[-1] > 65000
+        for sock in held:
+            sock.close()
+
+
+def test_what_is_sent_to_a_source_port_does_not_pile_up() -> None:
+    with namespaces("p") as (pod,), VxlanSocket(ip_address("127.0.0.1"), netns=pod) as socket_:
+        sender = socket_._send[4][0]
+        with udp(pod, "127.0.0.1") as other:
+            for _ in range(1000):
+                other.sendto(b"x" * 1000, sender.getsockname())
+        held = 0
+        with contextlib.suppress(BlockingIOError):
+            while sender.recv(2000):
+                held += 1
+        assert held < 20
+
+
+def test_pytap2_devices_are_adopted() -> None:
+    pytap2 = pytest.importorskip("pytap2")
+    from dataplane.adapters.pytap2 import from_pytap2
+
+    with namespaces("p") as (pod,), Engine() as engine:
+        site_policy = Node(
+            name="a",
+            underlay=Underlay(address=ip_address("127.0.0.1")),
+            networks=(
+                Network(
+                    name="blue",
+                    vni=Vni(1),
+                    prefixes=(ip_network("10.1.0.0/16"),),
+                    mtu=1500,
+                    endpoints=(Endpoint(name="web", addresses=(ip_address(POD),)),),
+                ),
+            ),
+        )
+        engine.commit(site_policy)
+        mac = engine.resolved.networks[0].endpoints[0].mac
+        device = inside(pod, lambda: pytap2.TapDevice(pytap2.TapMode.Tap, name="py"))
+        try:
+            ip(pod, f"link set py0 address {mac} up", f"addr add {POD}/16 dev py0")
+            port = from_pytap2(device)
+            assert isinstance(port, AdoptedTap) and port.fileno() != device.fileno()
+            with Forwarder(engine, {"web": port}) as forwarder, forwarder.background():
+                with udp(pod, POD) as sock:
+                    sock.setsockopt(socket.IPPROTO_IP, 10, 0)  # the kernel may fragment
+                    sock.sendto(b"x" * 1472, ("10.1.0.1", 9))
+                wait_for(lambda: engine.stats().to_dict()["reasons"].get("to_gateway", 0) == 1)
+            port.close()
+            port.close()
+            os.fstat(device.fileno())  # still open: it is the caller's
+        finally:
+            device.close()
+            device.close = lambda: None  # it registered itself with atexit, and would close a stranger
+
+
+def test_pytap2_tun_is_refused() -> None:
+    pytap2 = pytest.importorskip("pytap2")
+    from dataplane.adapters.pytap2 import from_pytap2
+
+    with namespaces("p") as (pod,):
+        device = inside(pod, lambda: pytap2.TapDevice(pytap2.TapMode.Tun, name="py"))
+        with pytest.raises(PortError, match="TapMode.Tap"):
+            from_pytap2(device)
+        device.close()
+
+
+def test_inside_leaves_this_thread_where_it_is() -> None:
+    with namespaces("p") as (pod,):
+        here = os.stat("/proc/thread-self/ns/net").st_ino
+        there = inside(pod, lambda: os.stat("/proc/thread-self/ns/net").st_ino)
+        assert there == os.stat(path_of(pod)).st_ino != here
+        assert os.stat("/proc/thread-self/ns/net").st_ino == here
+        with pytest.raises(ZeroDivisionError):
+            inside(pod, lambda: 1 // 0)
