@@ -39,8 +39,8 @@ struct dp_loop;
 
 struct dp_loop *dp_loop_create(struct dp_engine *engine, struct dp_error *err);
 void dp_loop_destroy(struct dp_loop *loop);
-/* mtu: of the device; with vnet_hdr larger frames are handed over as super-frames of segments that
- * fit. */
+/* mtu: of the device; with vnet_hdr larger TCP frames are handed over as super-frames of segments
+ * that fit. */
 int dp_loop_add_tap(struct dp_loop *loop, uint16_t port, int fd, uint16_t mtu, bool vnet_hdr,
                     struct dp_error *err);
 int dp_loop_add_underlay(struct dp_loop *loop, uint16_t port,

@@ -6,7 +6,6 @@
 #include <linux/virtio_net.h>
 #include <unistd.h>
 
-enum { GSO_UDP_L4 = 5 }; /* VIRTIO_NET_HDR_GSO_UDP_L4 of newer headers */
 _Static_assert(sizeof(struct virtio_net_hdr) == IO_VNET_HDR,
                "IFF_VNET_HDR without TUNSETVNETHDRSZ");
 
@@ -32,15 +31,14 @@ bool io_tap_receive(struct io_port *p, struct io_burst *b) {
     return true;
 }
 
-/* Offsets of a TCP or UDP packet that is to be cut into segments; false: anything else. */
+/* Offsets of a TCP packet that is to be cut into segments. */
 struct headers {
     bool v4;
-    uint8_t proto;
     uint16_t l4;
     uint16_t payload;
-    uint16_t field; /* of the checksum, from l4 */
 };
 
+/* False: not whole TCP. A stream may be cut anywhere, but a datagram is one or none. */
 static bool find_headers(uint8_t *frame, uint32_t len, struct headers *h) {
     struct dp_cursor c = {frame, len};
     const struct dp_eth *eth = dp_pull(&c, sizeof *eth);
@@ -48,30 +46,27 @@ static bool find_headers(uint8_t *frame, uint32_t len, struct headers *h) {
         return false;
     }
     h->v4 = be16_get(eth->type) == DP_ETH_IP4;
+    uint8_t proto;
     if (h->v4) {
         const struct dp_ip4 *ip = dp_peek(&c, sizeof *ip);
         if (!ip || (be16_get(ip->frag) & (DP_IP4_MF | DP_IP4_OFFSET)) ||
             !dp_pull(&c, (uint32_t)(ip->version_ihl & 15) * 4)) {
             return false;
         }
-        h->proto = ip->proto;
+        proto = ip->proto;
     } else {
         const struct dp_ip6 *ip = dp_pull(&c, sizeof *ip);
         if (!ip || be16_get(eth->type) != DP_ETH_IP6) {
             return false;
         }
-        h->proto = ip->next;
+        proto = ip->next;
     }
     h->l4 = (uint16_t)(c.at - frame);
-    const struct dp_tcp *tcp =
-        dp_peek(&c, h->proto == DP_IP_TCP ? sizeof *tcp : sizeof(struct dp_udp));
-    if (!tcp || !dp_proto_has_ports(h->proto)) {
+    const struct dp_tcp *tcp = dp_peek(&c, sizeof *tcp);
+    if (!tcp || proto != DP_IP_TCP) {
         return false;
     }
-    const bool is_tcp = h->proto == DP_IP_TCP;
-    h->payload =
-        (uint16_t)(h->l4 + (is_tcp ? (uint32_t)(tcp->offset >> 4) * 4 : sizeof(struct dp_udp)));
-    h->field = is_tcp ? offsetof(struct dp_tcp, csum) : offsetof(struct dp_udp, csum);
+    h->payload = (uint16_t)(h->l4 + (uint32_t)(tcp->offset >> 4) * 4);
     return true;
 }
 
@@ -80,8 +75,8 @@ static void put_pseudo_sum(uint8_t *frame, uint32_t len, const struct headers *h
     const uint8_t *ip = frame + sizeof(struct dp_eth);
     const struct dp_addr src = h->v4 ? dp_addr_from4(ip + 12) : dp_addr_load(ip + 8);
     const struct dp_addr dst = h->v4 ? dp_addr_from4(ip + 16) : dp_addr_load(ip + 24);
-    const uint16_t sum = dp_csum_fold(dp_csum_pseudo(&src, &dst, h->proto, len - h->l4));
-    memcpy(frame + h->l4 + h->field, &sum, 2);
+    const uint16_t sum = dp_csum_fold(dp_csum_pseudo(&src, &dst, DP_IP_TCP, len - h->l4));
+    memcpy(frame + h->l4 + offsetof(struct dp_tcp, csum), &sum, 2);
 }
 
 /* What the device has to know; false: a frame it could not carry. */
@@ -109,12 +104,10 @@ static bool describe(const struct io_port *p, const struct dp_frame *f, uint8_t 
     }
     v->flags = VIRTIO_NET_HDR_F_NEEDS_CSUM;
     v->csum_start = h.l4;
-    v->csum_offset = h.field;
+    v->csum_offset = offsetof(struct dp_tcp, csum);
     v->hdr_len = h.payload;
     v->gso_size = (uint16_t)(p->mtu + sizeof(struct dp_eth) - h.payload);
-    v->gso_type = h.proto == DP_IP_UDP ? GSO_UDP_L4
-                  : h.v4               ? VIRTIO_NET_HDR_GSO_TCPV4
-                                       : VIRTIO_NET_HDR_GSO_TCPV6;
+    v->gso_type = h.v4 ? VIRTIO_NET_HDR_GSO_TCPV4 : VIRTIO_NET_HDR_GSO_TCPV6;
     return true;
 }
 

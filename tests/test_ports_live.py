@@ -309,6 +309,7 @@ def outer_packets(r: Running, work: Callable[[], None], quiet: float = 0.3) -> l
 
     def listen() -> socket.socket:
         sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(ip_type))
+        sock.setsockopt(socket.SOL_SOCKET, 33, 8 << 20)  # SO_RCVBUFFORCE
         sock.bind(("under", ip_type))
         sock.settimeout(quiet)
         return sock
@@ -544,7 +545,7 @@ def test_persistence() -> None:
 
 def test_refusals_name_the_fix() -> None:
     with namespaces("p") as (pod,):
-        ip(pod, "link add other type dummy")
+        ip(pod, "link add other type veth peer name another")
         with Tap("tap0", netns=pod):
             for name, words in {
                 "tap0": "busy",
@@ -608,7 +609,7 @@ def test_pytap2_devices_are_adopted() -> None:
     with namespaces("p") as (pod,), Engine() as engine:
         site_policy = Node(
             name="a",
-            underlay=Underlay(address=ip_address("127.0.0.1")),
+            underlay=Underlay(address=ip_address("127.0.0.1"), mtu=1600),
             networks=(
                 Network(
                     name="blue",

@@ -203,15 +203,17 @@ def _endpoint(source: model.Endpoint, network: model.Network, host: IP | None) -
         addresses=frozenset(ip16(a) for a in source.addresses),
         groups=groups,
         fallback=fallback,
-        nat=_nat(source.outbound_nat, network, host),
+        nat=_nat(source, network, host),
     )
 
 
-def _nat(source: model.OutboundNat | None, network: model.Network, host: IP | None) -> Nat | None:
-    if source is None:
+def _nat(endpoint: model.Endpoint, network: model.Network, host: IP | None) -> Nat | None:
+    """None without an outside address, or an inside one of its family."""
+    source = endpoint.outbound_nat
+    address = source and (source.vip or host)
+    if source is None or address is None:
         return None
-    address = source.vip or host
-    if address is None:
+    if all(a.version != address.version for a in endpoint.addresses):
         return None
     remotes = tuple(r.prefix for r in network.remote_subnets)
     return Nat(
