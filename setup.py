@@ -1,4 +1,4 @@
-"""Builds dataplane._engine, the C engine, through cffi's API mode (one abi3 wheel for all CPythons)."""
+"""Builds dataplane._engine, the C engine, through cffi's API mode: one abi3 wheel for CPython."""
 
 from setuptools import setup
 

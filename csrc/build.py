@@ -1,4 +1,4 @@
-"""The cffi builder: the cdef is cut out of the C headers, so that there is one text and no drift."""
+"""The cffi builder: the cdef is cut out of the C headers, so there is one text and no drift."""
 
 import os
 from pathlib import Path

@@ -154,7 +154,10 @@ def _captured(pcap: str, number: int) -> bytes:
 
     if number < 1:
         raise PacketError(f"--frame {number}: frames are counted from 1")
-    found = next(islice(captures.read(pcap), number - 1, None), None)
+    try:
+        found = next(islice(captures.read(pcap), number - 1, None), None)
+    except OSError as error:
+        raise PacketError(f"{pcap}: {error.strerror}") from None
     if found is None:
         raise PacketError(f"{pcap}: has no frame {number}")
     if found.linktype != ETHERNET:

@@ -39,9 +39,9 @@ class MonotonicClock:
 class Daemon:
     """Owns everything one `run` makes; a context manager that leaves nothing behind."""
 
-    def __init__(self, file: str, node: str | None, stats_file: str | None = None) -> None:
-        self._file, self._stats_file = file, stats_file
-        self._node = choose(load(file, REASONS), node)
+    def __init__(self, file: str, node: Node, stats_file: str | None = None) -> None:
+        """`file` is where `node` comes from, and where it is read again. Raises DataplaneError."""
+        self._file, self._node, self._stats_file = file, node, stats_file
         self._masquerade: Masquerade | None = None
         with contextlib.ExitStack() as made:
             self.engine = made.enter_context(Engine(clock=MonotonicClock()))
@@ -181,9 +181,10 @@ class Daemon:
 
 def run(file: str, node: str | None, stats_file: str | None, pid_file: str | None) -> None:
     """What the command does. Raises DataplaneError."""
+    target = choose(load(file, REASONS), node)
     logging.basicConfig(format="%(message)s", level=logging.INFO)
-    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-    with Daemon(file, node, stats_file) as daemon, _pid_file(pid_file):
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # by all threads: `serve` fetches them
+    with Daemon(file, target, stats_file) as daemon, _pid_file(pid_file):
         log.info(daemon.ready())
         daemon.serve()
         daemon.stop()

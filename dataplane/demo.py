@@ -34,6 +34,7 @@ NAT_ADDRESS = "192.0.2.1"
 TRANSFER = 100  # blocks of 1 MiB
 DATAGRAMS = 1000
 RELOADS = 10
+INTERRUPTS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 PACE = 15_000_000  # bytes a second, of the transfer under which the policy changes
 
 
@@ -61,7 +62,7 @@ def main(policy: str | None, lab: bool) -> int:
     document = load(file)
     if lab:
         return demo_lab.main(document, "asked for")
-    why_not = _why_no_namespaces()
+    why_not = demo_net.why_not()
     if not why_not:
         return _live(document)
     if IN_USER_NAMESPACE not in os.environ and _user_namespaces():
@@ -71,23 +72,6 @@ def main(policy: str | None, lab: bool) -> int:
 
 
 # ---- where to run ------------------------------------------------------------------------------
-
-
-def _why_no_namespaces() -> str:
-    """Empty if network namespaces and TAPs can be had here."""
-    probe = f"{demo_net.PREFIX}{os.getpid()}-probe"
-    try:
-        os.close(os.open("/dev/net/tun", os.O_RDWR))
-        demo_net.run("ip", "netns", "add", probe)
-        try:
-            demo_net.run("ip", "netns", "exec", probe, "ping", "-V")
-        finally:
-            demo_net.remove(probe)
-    except OSError as error:
-        return f"/dev/net/tun: {error.strerror}"
-    except DataplaneError as error:
-        return str(error).splitlines()[0]
-    return ""
 
 
 def _user_namespace_command(*words: str) -> list[str]:
@@ -110,11 +94,9 @@ def _in_user_namespace(file: Path) -> int:
     child = subprocess.Popen(
         _user_namespace_command(*words), env={**os.environ, IN_USER_NAMESPACE: "1"}
     )
-    while True:
-        try:
-            return child.wait()
-        except KeyboardInterrupt:  # the child has it too, and cleans up
-            pass
+    for number in INTERRUPTS:  # it cleans up
+        signal.signal(number, lambda number, _: child.send_signal(number))
+    return child.wait()
 
 
 # ---- the live demo -----------------------------------------------------------------------------
@@ -122,12 +104,13 @@ def _in_user_namespace(file: Path) -> int:
 
 def _live(document: Document) -> int:
     begin = time.monotonic()
-    for number in (signal.SIGTERM, signal.SIGHUP):
+    for number in INTERRUPTS:
         signal.signal(number, _interrupt)
     nodes: list[NodeProcess] = []
     try:
-        for name in demo_net.remove_leftovers():
-            say("note", "removed what an earlier run left", name)
+        leftovers = demo_net.remove_leftovers()
+        if leftovers:
+            say("note", "removed what an earlier run left", " ".join(leftovers))
         with ExitStack() as stack:
             try:
                 _story(document, stack, nodes)
@@ -150,19 +133,20 @@ def _live(document: Document) -> int:
 
 
 def _interrupt(number: int, frame: object) -> None:
+    _ignore_interrupts()
     raise KeyboardInterrupt
 
 
 def _ignore_interrupts() -> None:
     """Nothing stops the clean-up."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for number in INTERRUPTS:
         signal.signal(number, signal.SIG_IGN)
 
 
 def _story(document: Document, stack: ExitStack, nodes: list[NodeProcess]) -> None:
     site = stack.enter_context(Site())
     policy = site.directory / "policy.yaml"
-    policy.write_text(dump(_placed(document, site)))
+    policy.write_text(dump(placed(document, site)))
     story = Story(site, document, policy, nodes)
     say("ok", "namespaces", f"{len(site.names)}: hosts a, b, c, outside, a router, pods")
     for host in ("a", "b"):
@@ -178,7 +162,7 @@ def _story(document: Document, stack: ExitStack, nodes: list[NodeProcess]) -> No
             raise DataplaneError(f"{what}\n      {kind}{error}{tails}") from error
 
 
-def _placed(document: Document, site: Site) -> Document:
+def placed(document: Document, site: Site) -> Document:
     """Every TAP in the namespace of its pod. The host port stays in the host's."""
 
     def endpoint(e: Endpoint, pod: str) -> Endpoint:
@@ -320,7 +304,7 @@ class Story:
         site, policy = self._site, self._policy
         before = [node.stats() for node in self._nodes]
         stream = traffic.Stream(site, "b1", "a1", (WEB, 5003))
-        placed = _placed(self._document, site)
+        own = placed(self._document, site)
         over = Event()
         with stream.running(0.0005), traffic.Background() as background:
             running = background.submit(
@@ -335,7 +319,7 @@ class Story:
             try:
                 for i in range(RELOADS):
                     action = "block" if i % 2 else "allow"
-                    policy.write_text(dump(with_telnet(placed, action)))
+                    policy.write_text(dump(with_telnet(own, action)))
                     for node in self._nodes:
                         node.reload()
                     self._telnet(open_=action == "allow")

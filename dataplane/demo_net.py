@@ -44,7 +44,7 @@ class Site:
     def __enter__(self) -> "Site":
         try:
             for name in ("r", *HOSTS, *PODS):
-                self._add(name)
+                self.add(name)
             self._underlay()
             self._flannel_host()
         except BaseException:
@@ -85,7 +85,8 @@ class Site:
                     found[f"{name} {counter}"] = value
         return found
 
-    def _add(self, name: str) -> None:
+    def add(self, name: str) -> None:
+        """One more namespace."""
         self.names.append(name)  # first: an interrupt may come any time
         run("ip", "netns", "add", self.full(name))
         self.ip(name, "link set lo up")
@@ -171,6 +172,23 @@ def run(*words: str, text: str = "") -> str:
         said = (done.stderr or done.stdout).strip()
         raise DataplaneError(f"{' '.join(words)} {text}".strip() + f": {said}")
     return done.stdout
+
+
+def why_not() -> str:
+    """Empty if network namespaces and TAPs can be had here."""
+    probe = f"{PREFIX}{os.getpid()}-probe"
+    try:
+        os.close(os.open("/dev/net/tun", os.O_RDWR))
+        run("ip", "netns", "add", probe)
+        try:
+            run("ip", "netns", "exec", probe, "ping", "-V")
+        finally:
+            remove(probe)
+    except OSError as error:
+        return f"/dev/net/tun: {error.strerror}"
+    except DataplaneError as error:
+        return str(error).splitlines()[0]
+    return ""
 
 
 def remove(namespace: str) -> None:

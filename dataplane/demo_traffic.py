@@ -127,7 +127,7 @@ class Stream:
 
     def __init__(self, site: Site, source: str, target: str, to: tuple[str, int]) -> None:
         self._to = to
-        self._in = _datagram_socket(site, target, to[1])
+        self._in = datagram_socket(site, target, to[1])
         self._out = site.inside(source, lambda: socket.socket(type=socket.SOCK_DGRAM))
         self.sent = 0
         self.seen: set[int] = set()
@@ -186,14 +186,14 @@ def datagrams(site: Site, source: str, target: str, to: tuple[str, int], count: 
     return stream.lost
 
 
-def _datagram_socket(site: Site, place: str, port: int) -> socket.socket:
+def datagram_socket(site: Site, place: str, port: int) -> socket.socket:
     made = site.inside(place, lambda: socket.socket(type=socket.SOCK_DGRAM))
     try:
         made.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 4 << 20)
     except PermissionError:
         made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 << 20)
     made.bind(("", port))
-    made.settimeout(0.2)
+    made.settimeout(0.3)
     return made
 
 

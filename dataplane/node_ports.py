@@ -45,8 +45,8 @@ class Device:
             if wanted:
                 for address, length, peer in self.addresses:
                     port.address(address, length, peer=peer)
-                for gateway in self.gateways:
-                    port.default_route(gateway)
+                for gateway in self.gateways if tap.netns is not None else ():
+                    port.default_route(gateway)  # never in our own namespace: the underlay is there
         except BaseException:
             port.close()
             raise
@@ -131,8 +131,8 @@ class NodePorts:
             yield after != before[0]
         except BaseException:
             self._ports, self._devices = before
-            for port in fresh:
-                port.close()
+            for opened in fresh:
+                opened.close()
             raise
         for port in before[0].values():
             if port not in after.values():

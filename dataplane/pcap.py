@@ -1,4 +1,4 @@
-"""Reading pcap and pcapng files; writing pcapng with a name, a time and a comment a frame.
+"""Reading and writing pcap and pcapng files; pcapng with an interface and a comment for each frame.
 
 Formats: draft-ietf-opsawg-pcap and draft-ietf-opsawg-pcapng.
 """
@@ -19,7 +19,7 @@ _MAGICS = {  # as read: byte order, nanoseconds a tick
     b"\xa1\xb2\x3c\x4d": (">", 1),
 }
 _SECTION, _INTERFACE, _SIMPLE, _ENHANCED = 0x0A0D0D0A, 1, 3, 6
-_OPT_END, _OPT_COMMENT, _IF_NAME, _IF_TSRESOL = 0, 1, 2, 9
+_OPT_END, _OPT_COMMENT, _IF_NAME, _IF_TSRESOL, _IF_TSOFFSET = 0, 1, 2, 9, 14
 _BLOCK_MAX = 16 << 20
 
 
@@ -37,6 +37,7 @@ class _Interface(NamedTuple):
     linktype: int
     name: str
     ticks: int  # a second
+    offset: int  # seconds to add
 
 
 def read(path: str | Path) -> Iterator[Packet]:
@@ -86,17 +87,23 @@ def _interface(body: bytes, order: str) -> _Interface:
     resolution = options.get(_IF_TSRESOL, b"\x06")[0]
     base = 2 if resolution & 0x80 else 10
     name = options.get(_IF_NAME, b"").decode(errors="replace")
-    return _Interface(struct.unpack_from(order + "H", body)[0], name, base ** (resolution & 0x7F))
+    offset = struct.unpack(order + "q", options.get(_IF_TSOFFSET, bytes(8)))[0]
+    linktype = struct.unpack_from(order + "H", body)[0]
+    return _Interface(linktype, name, base ** (resolution & 0x7F), offset)
 
 
 def _enhanced(body: bytes, order: str, interfaces: list[_Interface]) -> Packet:
     index, high, low, size, _ = struct.unpack_from(order + "IIIII", body)
     interface = interfaces[index]
+    data = body[20 : 20 + size]
+    if len(data) != size:
+        raise IndexError
     padded = (size + 3) // 4 * 4
     options = _options(body[20 + padded :], order)
     time_ns = (high << 32 | low) * 1_000_000_000 // interface.ticks
+    time_ns += interface.offset * 1_000_000_000
     comment = options.get(_OPT_COMMENT, b"").decode(errors="replace")
-    return Packet(time_ns, body[20 : 20 + size], interface.linktype, interface.name, comment)
+    return Packet(time_ns, data, interface.linktype, interface.name, comment)
 
 
 def _read_pcapng(file: BinaryIO, name: str) -> Iterator[Packet]:
@@ -133,33 +140,14 @@ def _block(kind: int, body: bytes) -> bytes:
     return struct.pack("<II", kind, size) + body + struct.pack("<I", size)
 
 
-class Writer:
-    """Writes a pcapng file of Ethernet frames, nanosecond times, one interface for each name."""
+class _File:
+    """Owns the file if it opened it; a context manager."""
 
     def __init__(self, file: str | Path | BinaryIO) -> None:
         self._owned = isinstance(file, str | Path)
-        self._file = Path(file).open("wb") if isinstance(file, str | Path) else file  # noqa: SIM115
-        self._interfaces: dict[str, int] = {}
-        self._file.write(_block(_SECTION, struct.pack("<IHHq", 0x1A2B3C4D, 1, 0, -1)))
-
-    def write(self, packet: Packet) -> None:
-        index = self._interface(packet.interface)
-        time = packet.time_ns
-        data = packet.data + b"\0" * (-len(packet.data) % 4)
-        size = len(packet.data)
-        options = b""
-        if packet.comment:
-            options = _option(_OPT_COMMENT, packet.comment.encode()) + _option(_OPT_END, b"")
-        head = struct.pack("<IIIII", index, time >> 32, time & 0xFFFFFFFF, size, size)
-        self._file.write(_block(_ENHANCED, head + data + options))
-
-    def _interface(self, name: str) -> int:
-        if name not in self._interfaces:
-            options = _option(_IF_NAME, name.encode()) if name else b""
-            options += _option(_IF_TSRESOL, b"\x09") + _option(_OPT_END, b"")
-            self._file.write(_block(_INTERFACE, struct.pack("<HHI", ETHERNET, 0, 0) + options))
-            self._interfaces[name] = len(self._interfaces)
-        return self._interfaces[name]
+        self._file: BinaryIO = (
+            open(file, "wb") if isinstance(file, str | Path) else file  # noqa: SIM115 (close does)
+        )
 
     def close(self) -> None:
         if self._owned:
@@ -175,3 +163,51 @@ class Writer:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+class Writer(_File):
+    """Writes a pcapng file: nanosecond times, one interface for each name and link type."""
+
+    def __init__(self, file: str | Path | BinaryIO) -> None:
+        super().__init__(file)
+        self._interfaces: dict[tuple[str, int], int] = {}
+        self._file.write(_block(_SECTION, struct.pack("<IHHq", 0x1A2B3C4D, 1, 0, -1)))
+
+    def write(self, packet: Packet) -> None:
+        index = self._interface(packet.interface, packet.linktype)
+        time = packet.time_ns
+        data = packet.data + b"\0" * (-len(packet.data) % 4)
+        size = len(packet.data)
+        options = b""
+        if packet.comment:
+            options = _option(_OPT_COMMENT, packet.comment.encode()) + _option(_OPT_END, b"")
+        head = struct.pack("<IIIII", index, time >> 32, time & 0xFFFFFFFF, size, size)
+        self._file.write(_block(_ENHANCED, head + data + options))
+
+    def _interface(self, name: str, linktype: int) -> int:
+        key = name, linktype
+        if key not in self._interfaces:
+            options = _option(_IF_NAME, name.encode()) if name else b""
+            options += _option(_IF_TSRESOL, b"\x09") + _option(_OPT_END, b"")
+            self._file.write(_block(_INTERFACE, struct.pack("<HHI", linktype, 0, 0) + options))
+            self._interfaces[key] = len(self._interfaces)
+        return self._interfaces[key]
+
+
+class ClassicWriter(_File):
+    """Writes a pcap file: nanosecond times, one link type; names and comments have no place."""
+
+    def __init__(self, file: str | Path | BinaryIO, linktype: int = ETHERNET) -> None:
+        super().__init__(file)
+        self._linktype = linktype
+        self._file.write(struct.pack("<IHHiIII", 0xA1B23C4D, 2, 4, 0, 0, 1 << 18, linktype))
+
+    def write(self, packet: Packet) -> None:
+        """Raises DataplaneError for a packet of another link type."""
+        if packet.linktype != self._linktype:
+            raise DataplaneError(
+                f"link type {packet.linktype} in a pcap file of {self._linktype}: write pcapng"
+            )
+        seconds, ns = divmod(packet.time_ns, 1_000_000_000)
+        size = len(packet.data)
+        self._file.write(struct.pack("<IIII", seconds, ns, size, size) + packet.data)

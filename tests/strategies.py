@@ -337,7 +337,7 @@ def _segments(draw: st.DrawFn, version: int) -> tuple[int, bytes]:
     if kind == "icmp":
         other = draw(st.sampled_from([3, 8, 11, 13, 1, 2, 128, 137]))
         return proto, build.icmp(other, draw(st.sampled_from([0, 1, 4])), 5, data)
-    return draw(st.sampled_from([47, 50, 132, 255])), data
+    return draw(st.sampled_from([47, 50, 132, 255, ICMP6 if version == 4 else ICMP])), data
 
 
 MSS_OPTIONS = [

@@ -19,6 +19,8 @@ def from_pytap2(device: Any, *, mtu: int = 1500) -> AdoptedTap:
     """A port on a copy of the device's descriptor; the device stays the caller's to close.
 
     The device must be a TAP opened without packet information (pytap2's default).
+    pytap2 has no virtio-net header, so nothing can be cut for it: TCP super-frames of a kernel
+    peer across a veth are dropped (egress_too_big) unless its offloads are off.
     """
     request = bytearray(40)
     fcntl.ioctl(device.fileno(), _TUNGETIFF, request)

@@ -210,7 +210,7 @@ def _endpoint(source: model.Endpoint, network: model.Network, host: IP | None) -
 def _nat(endpoint: model.Endpoint, network: model.Network, host: IP | None) -> Nat | None:
     """None without an outside address, or an inside one of its family."""
     source = endpoint.outbound_nat
-    address = source and (source.vip or host)
+    address = source.vip or host if source else None
     if source is None or address is None:
         return None
     if all(a.version != address.version for a in endpoint.addresses):
