@@ -46,7 +46,7 @@ struct dp_frame {
     uint8_t flags;   /* enum dp_frame_flag */
     uint8_t gso_type;    /* virtio-net gso_type: 0 none, 1 TCPv4, 4 TCPv6, 5 UDP */
     uint16_t gso_size;   /* payload bytes per segment of a super-frame, else 0 */
-    uint16_t csum_start; /* with DP_CSUM_PARTIAL: from .off to the transport header */
+    uint16_t csum_start; /* with DP_CSUM_PARTIAL: from the inner frame to its transport header */
     uint16_t csum_field; /* with DP_CSUM_PARTIAL: from the transport header to the field */
     uint32_t rule;       /* out: id of the rule that decided, or DP_NONE */
     uint32_t generation; /* out: of the policy that judged the frame */

@@ -33,11 +33,20 @@ static const struct dp_port_slot *slot_of(const struct dp_snapshot *s, uint16_t 
     return ready ? slot : NULL;
 }
 
-static enum dp_reason receive(const struct pass *x, struct dp_packet *p, struct dp_frame *f) {
-    memset(p, 0, sizeof *p);
+/* Field by field: what the parser always fills is not cleared first. */
+static void start(struct dp_packet *p, struct dp_frame *f) {
+    p->key = (struct dp_key){.port = f->port};
     p->frame = f;
-    p->key.port = f->port;
+    p->l3 = p->l4 = 0;
+    p->family = p->l2 = p->kind = p->reason = 0;
+    p->outer_tos = p->more_fragments = 0;
+    p->place = 0;
     p->network = DP_NONE;
+    p->candidate = 0;
+}
+
+static enum dp_reason receive(const struct pass *x, struct dp_packet *p, struct dp_frame *f) {
+    start(p, f);
     f->flags &= DP_CSUM_PARTIAL | DP_CSUM_UNKNOWN | DP_OUTER_CHECKED;
     if (f->off > x->arena_len || f->len > x->arena_len - f->off || f->len > 65535 + 64) {
         return DP_R_bad_descriptor;
@@ -254,7 +263,9 @@ static void note_use(const struct pass *x, struct dp_packet *p, struct dp_pair *
             state = half == &pair->half[0] ? DP_FLOW_INITIATOR : DP_FLOW_RESPONDER;
         }
     }
-    pair->half[0].state = state;
+    if (pair->half[0].state != state) { /* seldom, and a line kept clean is not written back */
+        pair->half[0].state = state;
+    }
 }
 
 /* What is left of a packet's way once its transposition said r. */
@@ -438,7 +449,10 @@ static uint32_t receive_burst(const struct pass *x, struct dp_frame *frames, uin
 
 static void judge_packet(const struct pass *x, struct dp_packet *p) {
     struct dp_flows *flows = &x->e->flows;
-    const uint32_t ref = dp_flow_find(flows, &p->key, p->hash);
+    uint32_t ref = p->candidate;
+    if (dp_unlikely(!ref || !dp_flow_is(flows, ref, &p->key))) {
+        ref = dp_flow_find(flows, &p->key, p->hash);
+    }
     if (dp_unlikely(!ref)) {
         if (!dp_key_is_icmp_error(&p->key) || p->key.fragment || p->more_fragments ||
             !relate(x, p)) {
@@ -447,15 +461,17 @@ static void judge_packet(const struct pass *x, struct dp_packet *p) {
         return;
     }
     struct dp_pair *pair = dp_flow_pair(flows, ref);
-    if (dp_unlikely(dp_flow_is_idle(flows, pair, x->w->now_ns))) {
+    const uint32_t side = (ref - 1) & 1;
+    const struct dp_half *half = &pair->half[side];
+    /* the half at hand first: of a flow in use, the other one's lines need not be read */
+    if (dp_unlikely(x->w->now_ns - half->act.last_ns > dp_flow_idle_ns(flows, pair)) &&
+        dp_flow_is_idle(flows, pair, x->w->now_ns)) {
         if (!x->trace) {
             dp_engine_forget(x->e, pair);
         }
         miss(x, p);
         return;
     }
-    const uint32_t side = (ref - 1) & 1;
-    const struct dp_half *half = &pair->half[side];
     struct dp_step *s = dp_trace_step(x->trace, DP_STEP_FLOW, &p->key);
     if (s) {
         s->matched = 1;
@@ -476,7 +492,7 @@ static void judge_packet(const struct pass *x, struct dp_packet *p) {
 static void process_burst(const struct pass *x, struct dp_frame *frames, uint32_t n) {
     const uint32_t alive = receive_burst(x, frames, n);
     for (uint32_t i = 0; i < alive; i++) {
-        dp_flow_candidate(&x->e->flows, x->w->packets[i].hash);
+        x->w->packets[i].candidate = dp_flow_candidate(&x->e->flows, x->w->packets[i].hash);
     }
     for (uint32_t i = 0; i < alive; i++) {
         judge_packet(x, &x->w->packets[i]);

@@ -3,33 +3,54 @@
 #include <stdlib.h>
 #include <sys/mman.h>
 
+enum { SPARE_SLOTS = 3 };
+
 static bool matches(const struct dp_flows *t, uint32_t ref, const struct dp_key *key) {
     return dp_key_equal(&dp_flow_half(t, ref)->key, key);
 }
 
+/* Where four 16-bit lanes equal the tag, each lane's top bit; else 0. */
+static uint64_t equal_lanes(const uint16_t lanes[4], uint16_t tag) {
+    const uint64_t low = 0x7fff7fff7fff7fffu;
+    uint64_t x;
+    memcpy(&x, lanes, sizeof x);
+    x ^= tag * (uint64_t)0x0001000100010001u;
+    return ~(((x & low) + low) | x | low);
+}
+
+/* The slots with the tag as a set, without a branch: which slot it is cannot be foretold. Bit 16 i
+ * stands for slot i, bit 16 i + 1 for slot i + 4. */
+static uint64_t tagged(const struct dp_bucket *b, uint16_t tag) {
+    return equal_lanes(b->tag, tag) >> 15 | equal_lanes(b->tag + 4, tag) >> 14;
+}
+static uint32_t first_of(uint64_t slots) {
+    const uint32_t bit = (uint32_t)__builtin_ctzll(slots);
+    return bit / 16 + bit % 2 * 4;
+}
+
 uint32_t dp_flow_candidate(const struct dp_flows *t, uint64_t hash) {
-    const uint16_t tag = dp_flow_tag(hash);
     for (int which = 0; which < 2; which++) {
         const struct dp_bucket *b = &t->buckets[dp_flow_bucket(t, hash, which)];
-        for (int i = 0; i < DP_BUCKET_SLOTS; i++) {
-            if (b->tag[i] == tag && b->ref[i]) {
-                const struct dp_half *half = dp_flow_half(t, b->ref[i]);
-                dp_prefetch(&half->key);
-                dp_prefetch(&half->act);
-                return b->ref[i];
-            }
+        const uint64_t slots = tagged(b, dp_flow_tag(hash));
+        const uint32_t ref = slots ? b->ref[first_of(slots)] : 0;
+        if (dp_likely(ref)) {
+            const struct dp_half *half = dp_flow_half(t, ref);
+            dp_prefetch(&half->key);
+            dp_prefetch(&half->act);
+            dp_prefetch(dp_flow_pair(t, ref)); /* state and idle time */
+            return ref;
         }
     }
     return 0;
 }
 
 uint32_t dp_flow_find(const struct dp_flows *t, const struct dp_key *key, uint64_t hash) {
-    const uint16_t tag = dp_flow_tag(hash);
     for (int which = 0; which < 2; which++) {
         const struct dp_bucket *b = &t->buckets[dp_flow_bucket(t, hash, which)];
-        for (int i = 0; i < DP_BUCKET_SLOTS; i++) {
-            if (b->tag[i] == tag && b->ref[i] && matches(t, b->ref[i], key)) {
-                return b->ref[i];
+        for (uint64_t slots = tagged(b, dp_flow_tag(hash)); slots; slots &= slots - 1) {
+            const uint32_t ref = b->ref[first_of(slots)];
+            if (ref && matches(t, ref, key)) {
+                return ref;
             }
         }
     }
@@ -57,7 +78,8 @@ uint64_t dp_flow_idle_ns(const struct dp_flows *t, const struct dp_pair *p) {
 
 /* ---- index -------------------------------------------------------------------------------- */
 
-/* A free slot for the hash in the emptier of its two buckets, or NULL. */
+/* A free slot for the hash, or NULL: in its first bucket while that has room to spare, so that most
+ * lookups read no other; else in the emptier of the two. */
 static uint32_t *free_slot(struct dp_flows *t, uint64_t hash, uint16_t **tag) {
     uint32_t *best = NULL;
     int most = 0;
@@ -75,6 +97,9 @@ static uint32_t *free_slot(struct dp_flows *t, uint64_t hash, uint16_t **tag) {
             most = count;
             best = &b->ref[slot];
             *tag = &b->tag[slot];
+        }
+        if (most >= SPARE_SLOTS) {
+            break;
         }
     }
     return best;

@@ -97,7 +97,9 @@ void dp_flows_clear(struct dp_flows *t);
 
 static inline uint64_t dp_flow_hash(const struct dp_flows *t, const struct dp_key *key) {
     uint64_t m[DP_HASH_WORDS];
-    dp_key_words(key, m);
+    for (int i = 0; i < DP_HASH_WORDS; i++) {
+        m[i] = dp_key_word(key, i);
+    }
     return dp_hash(&t->key, m);
 }
 static inline uint16_t dp_flow_tag(uint64_t hash) {
@@ -117,15 +119,19 @@ static inline uint64_t dp_pair_last(const struct dp_pair *p) {
                                                            : p->half[1].act.last_ns;
 }
 
-/* Asks for the lines a lookup of the hash will read: first the buckets, then the pair they may
- * point to. */
+/* Asks for the line a lookup of the hash will read first; most go no further. */
 static inline void dp_flow_prefetch(const struct dp_flows *t, uint64_t hash) {
     dp_prefetch(&t->buckets[dp_flow_bucket(t, hash, 0)]);
-    dp_prefetch(&t->buckets[dp_flow_bucket(t, hash, 1)]);
 }
 /* The first reference with the hash's tag, its pair's lines asked for; 0 = none, so there is no
  * such flow. */
 uint32_t dp_flow_candidate(const struct dp_flows *t, uint64_t hash);
+/* Whether the reference, a candidate a while ago, is that of the key's half now. */
+static inline bool dp_flow_is(const struct dp_flows *t, uint32_t ref, const struct dp_key *key) {
+    const struct dp_half *half = dp_flow_half(t, ref);
+    return dp_key_equal(&half->key, key) && (half->act.flags & DP_ACT_INDEXED) &&
+           dp_flow_pair(t, ref)->half[0].used;
+}
 /* The reference of the key's half, or 0. */
 uint32_t dp_flow_find(const struct dp_flows *t, const struct dp_key *key, uint64_t hash);
 

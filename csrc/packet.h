@@ -21,19 +21,28 @@ _Static_assert(sizeof(struct dp_key) == 48, "a key is six words");
 static inline void dp_key_words(const struct dp_key *k, uint64_t m[6]) {
     memcpy(m, k, sizeof *k);
 }
+/* Word by word from memory: as a copy of the whole it would be stored and loaded again. */
+static inline uint64_t dp_key_word(const struct dp_key *k, int i) {
+    uint64_t word;
+    memcpy(&word, (const uint8_t *)k + i * 8, 8);
+    return word;
+}
 static inline bool dp_key_equal(const struct dp_key *a, const struct dp_key *b) {
-    uint64_t x[6];
-    uint64_t y[6];
-    dp_key_words(a, x);
-    dp_key_words(b, y);
-    return ((x[0] ^ y[0]) | (x[1] ^ y[1]) | (x[2] ^ y[2]) | (x[3] ^ y[3]) | (x[4] ^ y[4]) |
-            (x[5] ^ y[5])) == 0;
+    uint64_t differ = 0;
+    for (int i = 0; i < 6; i++) {
+        differ |= dp_key_word(a, i) ^ dp_key_word(b, i);
+    }
+    return differ == 0;
 }
 static inline bool dp_proto_is_icmp(uint8_t proto) {
     return proto == DP_IP_ICMP || proto == DP_IP_ICMP6;
 }
 static inline bool dp_proto_has_ports(uint8_t proto) {
     return proto == DP_IP_TCP || proto == DP_IP_UDP;
+}
+static inline bool dp_key_is_echo_request(const struct dp_key *k) {
+    return (k->proto == DP_IP_ICMP && k->dport == DP_ICMP_ECHO << 8) ||
+           (k->proto == DP_IP_ICMP6 && k->dport == DP_ICMP6_ECHO << 8);
 }
 /* An echo request or reply: its id is a port in all but name. */
 static inline bool dp_key_is_echo(const struct dp_key *k) {
@@ -85,6 +94,7 @@ struct dp_packet {
     uint32_t network;       /* index, or DP_NONE on the host port */
     struct dp_addr outer_src;
     uint64_t hash;
+    uint32_t candidate; /* reference of the flow it may belong to, or 0 */
 };
 
 static inline struct dp_eth *dp_packet_eth(const struct dp_packet *p) {

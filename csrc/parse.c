@@ -107,7 +107,8 @@ static enum dp_reason parse_ip4(struct dp_packet *p, struct dp_cursor *c) {
         return DP_R_bad_ip4;
     }
     dp_pull(c, header);
-    if (dp_csum_fold(dp_csum_add(0, ip, header)) != 0xffff) {
+    const uint64_t sum = dp_csum_add(0, ip, sizeof *ip);
+    if (dp_csum_fold(dp_csum_add(sum, ip + 1, header - sizeof *ip)) != 0xffff) {
         return DP_R_bad_ip4_checksum;
     }
     if (dp_unlikely(header > sizeof *ip)) {

@@ -17,7 +17,8 @@ static enum dp_reason outer_ip4(struct dp_packet *p, struct dp_cursor *c,
     }
     dp_pull(c, header);
     if (!(p->frame->flags & DP_OUTER_CHECKED) &&
-        dp_csum_fold(dp_csum_add(0, ip, header)) != 0xffff) {
+        dp_csum_fold(dp_csum_add(dp_csum_add(0, ip, sizeof *ip), ip + 1, header - sizeof *ip)) !=
+            0xffff) {
         return DP_R_outer_checksum;
     }
     if (be16_get(ip->frag) & (DP_IP4_MF | DP_IP4_OFFSET)) {

@@ -231,7 +231,7 @@ static enum dp_reason nat_out(struct dp_walk *w) {
     if (r && r->action == DP_SNAT) {
         if (w->id.fragment) {
             reason = DP_R_fragment_untracked;
-        } else if (!dp_proto_has_ports(w->id.proto) && !dp_key_is_echo(&w->id)) {
+        } else if (!dp_proto_has_ports(w->id.proto) && !dp_key_is_echo_request(&w->id)) {
             reason = DP_R_nat_untranslatable;
         } else if (w->policy->host == DP_PORT_NONE) {
             reason = DP_R_no_host_port;
@@ -429,8 +429,7 @@ static enum dp_reason walk_from_host(const struct dp_walk *w) {
     if (dp_addr_is_multicast(&w->id.dst)) {
         return DP_R_multicast;
     }
-    if (ours && dp_key_is_echo(&w->id) &&
-        (w->id.dport >> 8 == DP_ICMP_ECHO || w->id.dport >> 8 == DP_ICMP6_ECHO)) {
+    if (ours && dp_key_is_echo_request(&w->id)) {
         return DP_R_to_gateway;
     }
     for (uint32_t i = 0; i < s->n_pools; i++) {

@@ -1,8 +1,8 @@
 """The benchmark behind `dataplane bench`: cycles a packet, new flows a second, seconds a commit.
 
 Packets: 64-byte inner frames, full vectors, flows in shuffled order, laid into the cache before the
-clock starts; every figure comes from windows of dp_process alone, timed in C. `best` is the quietest
-window, `median` what a machine shared with others gave.
+clock starts; every figure comes from windows of dp_process alone, timed in C. Unmarked figures are
+those of the quietest window, the median is what a machine shared with others gave.
 """
 
 import os
@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from msgspec.structs import replace
 
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 Row = dict[str, Any]
 Progress = Callable[[str], None]
+Cycles: TypeAlias = "NDArray[np.float64]"  # a packet, by window
 
 VECTOR: int = lib.DP_BURST
 HIT_VECTORS = 32  # of a window: 8,192 packets, well under a scheduler's tick
@@ -54,8 +55,8 @@ class Case(NamedTuple):
     flows: int
 
 
-def cases(largest: int = MILLION) -> list[Case]:
-    """The matrix, by ACL rules, so that an engine is made once for each; up to `largest` flows."""
+def cases(largest: int) -> list[Case]:
+    """The matrix of work, path, rules and flows, without those of more than `largest` flows."""
     full = [Case(work, "hit", 1000, n) for work in WORKS for n in (1, 1000, 64_000, MILLION)]
     full += [Case(work, "miss", 1000, n) for work in WORKS for n in (BINDINGS, MILLION)]
     fewer = [
@@ -67,8 +68,12 @@ def cases(largest: int = MILLION) -> list[Case]:
     return [case for case in full + fewer if case.flows <= largest]
 
 
-def run(progress: Progress = lambda _: None, *, largest: int = MILLION) -> dict[str, Any]:
-    """Measures everything on one core: `{"machine": …, "results": […]}`. About a minute."""
+def run(progress: Progress = lambda _: None, *, quick: bool = False) -> dict[str, Any]:
+    """Measures everything on one core: `{"machine": …, "results": […]}`. About a minute.
+
+    `quick`: no more than 64,000 flows, and commits once instead of three times.
+    """
+    largest = 64_000 if quick else MILLION
     results: list[Row] = []
     with pinned() as cpu:
         described = machine(cpu)
@@ -80,7 +85,7 @@ def run(progress: Progress = lambda _: None, *, largest: int = MILLION) -> dict[
                     progress(f"{case.work} {case.path}, {case.flows} flows, {rules} ACL rules")
                     results.append(_packet_row(case, measure(engine, case), rate))
         progress(f"commit of {REMOTE_SUBNETS} remote subnets")
-        results += measure_commit()
+        results += measure_commit(repeats=1 if quick else 3)
     return {"machine": described, "results": results}
 
 
@@ -94,8 +99,8 @@ def engine_for(acl_rules: int, largest: int = MILLION) -> Engine:
     return engine
 
 
-def measure(engine: Engine, case: Case) -> "NDArray[np.float64]":
-    """Cycles a packet, by window. Raises DataplaneError if a frame leaves otherwise than it must."""
+def measure(engine: Engine, case: Case) -> Cycles:
+    """Cycles a packet, by window. Raises DataplaneError if a frame leaves as it must not."""
     traffic = bench_traffic.traffic(engine, case.work, case.flows)
     verify(engine, case.work, traffic)
     return (hits if case.path == "hit" else misses)(engine, traffic)
@@ -120,7 +125,7 @@ def verify(engine: Engine, work: Work, traffic: Traffic) -> None:
                 raise DataplaneError(f"bench: {work} made {out.hex()}, should be {wanted.hex()}")
 
 
-def hits(engine: Engine, traffic: Traffic, windows: int = 400) -> "NDArray[np.float64]":
+def hits(engine: Engine, traffic: Traffic, windows: int = 400) -> Cycles:
     """Of flows that are all known; the windows go over all of them at least once."""
     import numpy as np
 
@@ -136,11 +141,11 @@ def hits(engine: Engine, traffic: Traffic, windows: int = 400) -> "NDArray[np.fl
     return np.asarray(found)
 
 
-def misses(engine: Engine, traffic: Traffic, seconds: float = 0.5) -> "NDArray[np.float64]":
+def misses(engine: Engine, traffic: Traffic, seconds: float = 0.5) -> Cycles:
     """Of flows that are all new, from an empty table to a full one, several times over."""
     import numpy as np
 
-    found = []
+    found: list[Cycles] = []
     windows = len(traffic.ports) // (VECTOR * MISS_VECTORS)
     end = time.monotonic() + seconds
     while not found or time.monotonic() < end:
@@ -155,9 +160,7 @@ def misses(engine: Engine, traffic: Traffic, seconds: float = 0.5) -> "NDArray[n
 class Player:
     """Plays the traffic's frames through a stage of the engine, round and round."""
 
-    def __init__(
-        self, engine: Engine, traffic: Traffic, stage: int = lib.DP_BENCH_ENGINE
-    ) -> None:
+    def __init__(self, engine: Engine, traffic: Traffic, stage: int = lib.DP_BENCH_ENGINE) -> None:
         self._engine, self._stage = engine, stage
         self._keep = traffic
         n, size = traffic.frames.shape
@@ -171,7 +174,7 @@ class Player:
             },
         )
 
-    def play(self, vectors: int, windows: int = 1) -> "NDArray[np.float64]":
+    def play(self, vectors: int, windows: int = 1) -> Cycles:
         """Cycles a packet of each window of `vectors` x 256 packets. Raises DataplaneError."""
         import numpy as np
 
@@ -193,8 +196,8 @@ class Player:
         return cycles / (vectors * VECTOR)
 
 
-def _packet_row(case: Case, cycles: "NDArray[np.float64]", rate: float) -> Row:
-    """`rate`: cycles a nanosecond. Unmarked figures are those of the best window."""
+def _packet_row(case: Case, cycles: Cycles, rate: float) -> Row:
+    """`rate`: cycles a nanosecond."""
     import numpy as np
 
     best, median = float(cycles.min()), float(np.median(cycles))
@@ -231,7 +234,7 @@ def measure_commit(subnets: int = REMOTE_SUBNETS, repeats: int = 3) -> list[Row]
     for i in range(repeats):
         with Engine(max_flows=1024) as engine:
             first.append(_timed_commit(engine, node))
-            more.append(_timed_commit(engine, _with_one_more(node, subnets + i)))
+            more.append(_timed_commit(engine, with_one_more(node, subnets + i)))
     return [
         _commit_row("commit", subnets, first),
         _commit_row("commit one more", subnets, more),
@@ -257,7 +260,7 @@ def _remote_subnet(i: int) -> RemoteSubnet:
     )
 
 
-def _with_one_more(node: Node, i: int) -> Node:
+def with_one_more(node: Node, i: int) -> Node:
     (network,) = node.networks
     subnets = (*network.remote_subnets, _remote_subnet(i))
     return replace(node, networks=(replace(network, remote_subnets=subnets),))
@@ -335,7 +338,7 @@ def tsc_mhz(seconds: float = 0.1) -> float:
 
 
 def render(report: dict[str, Any]) -> str:
-    """The report as plain text; cycles and packets a second are those of the best window."""
+    """The report as plain text."""
     lines = [f"{key:<8} {value}" for key, value in report["machine"].items()]
     packets = [row for row in report["results"] if "flows" in row]
     commits = [row for row in report["results"] if "seconds" in row]
@@ -373,12 +376,12 @@ class _Terminal:
             print(f"\r\x1b[K{message}", end="", file=sys.stderr, flush=True)
 
 
-def main(as_json: bool = False) -> int:
+def main(as_json: bool = False, quick: bool = False) -> int:
     """Measures and prints; the exit code."""
     import json
 
     progress = _Terminal(sys.stderr.isatty())
-    report = run(progress)
+    report = run(progress, quick=quick)
     progress("")
     print(json.dumps(report, indent=2) if as_json else render(report))
     return 0

@@ -124,12 +124,12 @@ def schema() -> None:
 
 @cli.command(context_settings={"ignore_unknown_options": True}, epilog=EXIT_CODES)
 @click.option("--json", "as_json", is_flag=True, help="Results as JSON on stdout.")
-@click.option("--quick", is_flag=True, help="Fewer and shorter windows.")
+@click.option("--quick", is_flag=True, help="Less of it.")
 def bench(as_json: bool, quick: bool) -> None:
     """Measure the engine on this machine."""
     from dataplane import bench as benchmarks
 
-    sys.exit(benchmarks.main(as_json))
+    sys.exit(benchmarks.main(as_json, quick))
 
 
 @cli.command(epilog=EXIT_CODES)

@@ -5,7 +5,8 @@ frame by frame, on a simulated clock. Throughput, the kernel peer and real socke
 import struct
 from collections.abc import Callable, Iterator
 
-from dataplane import defaults, demo
+from dataplane import defaults
+from dataplane.demo_base import DB, OUTSIDE, RELOADS, WEB, C, expect, say, with_telnet
 from dataplane.errors import DataplaneError
 from dataplane.ids import UNDERLAY
 from dataplane.lab import Journey, Lab
@@ -16,20 +17,19 @@ from dataplane.reasons import Verdict
 from dataplane.report import adds_up
 
 STREAM = 2000  # frames under which the policy changes
-RELOADS = 10
 
 
 def main(document: Document, why: str) -> int:
     """0 if all went as it should, else 1."""
-    demo.say("note", "in the in-memory lab", f"no namespaces: {why}")
+    say("note", "in the in-memory lab", f"no namespaces: {why}")
     with Lab.from_document(document) as lab:
         for what, step in InMemory(lab, document).steps():
             try:
-                demo.say("ok", what, step())
+                say("ok", what, step())
             except DataplaneError as error:
-                demo.say("FAIL", what, f"\n      {error}")
+                say("FAIL", what, f"\n      {error}")
                 return 1
-    demo.say("ok", "the lab's part is shown", "not shown: sockets, the kernel peer, throughput")
+    say("ok", "the lab's part is shown", "not shown: sockets, the kernel peer, throughput")
     return 0
 
 
@@ -59,53 +59,53 @@ class InMemory:
         return self._lab.send(place.node.name, f"{place.network.name}/{place.endpoint.name}", frame)
 
     def _ping(self) -> str:
-        there = self._send("a/blue/web", f"icmp {demo.WEB} > {demo.DB} echo id 7 seq 1")
+        there = self._send("a/blue/web", f"icmp {WEB} > {DB} echo id 7 seq 1")
         _arrived(there, "blue/db")
-        back = self._send("b/blue/db", f"icmp {demo.DB} > {demo.WEB} reply id 7 seq 1")
+        back = self._send("b/blue/db", f"icmp {DB} > {WEB} reply id 7 seq 1")
         _arrived(back, "blue/web")
         return str(describe(back.last.outcome.frame)["text"])
 
     def _kernel_peer(self) -> str:
-        journey = self._send("a/blue/web", f"tcp {demo.WEB}:40000 > {demo.C}:5001")
-        demo.expect(journey.last.outcome.port == UNDERLAY, "a VXLAN packet", journey)
+        journey = self._send("a/blue/web", f"tcp {WEB}:40000 > {C}:5001")
+        expect(journey.last.outcome.port == UNDERLAY, "a VXLAN packet", journey)
         outer = describe(journey.last.outcome.frame)["outer"]
         return f"encapsulated for {outer['dst']}, vni {outer['vni']}"
 
     def _denied(self) -> str:
-        journey = self._send("a/blue/web", f"tcp {demo.WEB}:40000 > {demo.DB}:23")
+        journey = self._send("a/blue/web", f"tcp {WEB}:40000 > {DB}:23")
         out = journey.last.outcome
-        demo.expect(str(out.reason) == "acl_deny", "acl_deny", out.reason)
+        expect(str(out.reason) == "acl_deny", "acl_deny", out.reason)
         return f"{out.reason}, rule {out.rule} of node {journey.last.node}"
 
     def _tenants(self) -> str:
         ports = []
         for tenant in ("blue", "green"):
-            journey = self._send(f"a/{tenant}/web", f"tcp {demo.WEB}:40001 > {demo.DB}:5100")
+            journey = self._send(f"a/{tenant}/web", f"tcp {WEB}:40001 > {DB}:5100")
             _arrived(journey, f"{tenant}/db")
             ports.append(str(journey.last.outcome.port))
-        return f"{demo.DB} is two machines: {' and '.join(ports)}"
+        return f"{DB} is two machines: {' and '.join(ports)}"
 
     def _outside(self) -> str:
-        journey = self._send("a/blue/web", f"tcp {demo.WEB}:40002 > {demo.OUTSIDE}:80")
+        journey = self._send("a/blue/web", f"tcp {WEB}:40002 > {OUTSIDE}:80")
         _arrived(journey, "host")
         leaving = parse(str(describe(journey.last.outcome.frame)["text"]))
         node = self._lab.nodes["a"].model
         assert node.host_port is not None and leaving.smac is not None and leaving.dmac is not None
-        demo.expect(leaving.src == node.host_port.address, node.host_port.address, leaving.src)
+        expect(leaving.src == node.host_port.address, node.host_port.address, leaving.src)
         answer = build(mirror(leaving), leaving.dmac, leaving.smac)
         _arrived(self._lab.send("a", "host", answer), "blue/web")
         return f"left as {leaving.src}:{leaving.sport}, and the answer came back"
 
     def _too_large(self) -> str:
-        packet = f"icmp {demo.WEB} > {demo.DB} echo id 8 len 1472 df"
+        packet = f"icmp {WEB} > {DB} echo id 8 len 1472 df"
         journey = self._send("a/blue/web", packet)
-        demo.expect(str(journey.last.outcome.reason) == "too_big", "too_big", journey)
+        expect(str(journey.last.outcome.reason) == "too_big", "too_big", journey)
         return str(describe(journey.last.outcome.frame)["text"])
 
     def _mss(self) -> str:
-        journey = self._send("a/blue/web", f"tcp {demo.WEB}:40003 > {demo.DB}:5200 syn mss 1460")
+        journey = self._send("a/blue/web", f"tcp {WEB}:40003 > {DB}:5200 syn mss 1460")
         found = describe(journey.last.outcome.frame).get("mss")
-        demo.expect(found == 1410, 1410, found)
+        expect(found == 1410, 1410, found)
         return f"the SYN left with 1460 and arrived with {found}"
 
     def _reload(self) -> str:
@@ -115,13 +115,13 @@ class InMemory:
         for i in range(STREAM):
             if i % (STREAM // RELOADS) == 0:
                 action = "block" if i // (STREAM // RELOADS) % 2 else "allow"
-                changed = demo.with_telnet(self._document, action)
+                changed = with_telnet(self._document, action)
                 for node in changed.nodes:
                     self._lab.nodes[node.name].model = node
-            packet = f"udp {demo.WEB}:5003 > {demo.DB}:5003 len 8"
+            packet = f"udp {WEB}:5003 > {DB}:5003 len 8"
             journey = self._send("a/blue/web", packet, struct.pack("!Q", i))
             seen.add(journey.last.outcome.frame[-8:])
-        demo.expect(len(seen) == STREAM, f"{STREAM} datagrams", len(seen))
+        expect(len(seen) == STREAM, f"{STREAM} datagrams", len(seen))
         steps = self._lab.nodes["b"].engine.generation - before
         return f"{STREAM} numbered datagrams, 0 lost, {steps} new generations"
 
@@ -129,7 +129,7 @@ class InMemory:
         told = []
         for name, node in self._lab.nodes.items():
             totals = dict(node.engine.stats().totals)
-            demo.expect(adds_up(totals), "rx = forwarded + dropped + consumed", totals)
+            expect(adds_up(totals), "rx = forwarded + dropped + consumed", totals)
             parts = [f"{k} {totals[k]}" for k in ("forwarded", "dropped", "consumed")]
             told.append(f"{name}: rx {totals['rx']} = {' + '.join(parts)}")
         return "; ".join(told)
@@ -138,4 +138,4 @@ class InMemory:
 def _arrived(journey: Journey, port: str) -> None:
     out = journey.last.outcome
     there = out.verdict is Verdict.FORWARD and out.port == port
-    demo.expect(there, f"delivery to {port}", journey)
+    expect(there, f"delivery to {port}", journey)

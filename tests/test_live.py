@@ -20,9 +20,10 @@ from typing import NamedTuple
 import pytest
 from msgspec.structs import replace
 
-from dataplane import demo, demo_net
+from dataplane import demo, demo_live, demo_net
 from dataplane import demo_traffic as traffic
 from dataplane.address import parse_ip
+from dataplane.demo_base import DB, OUTSIDE, WEB, C
 from dataplane.demo_net import Site
 from dataplane.demo_node import NodeProcess
 from dataplane.document import dump, load
@@ -31,7 +32,6 @@ from dataplane.model import Document, Endpoint, Node
 WHY_NOT = demo_net.why_not()
 pytestmark = pytest.mark.skipif(bool(WHY_NOT), reason=f"no network namespaces: {WHY_NOT}")
 
-WEB, DB, C, OUTSIDE = demo.WEB, demo.DB, demo.C, demo.OUTSIDE
 POD = {"a1": WEB, "b1": DB, "c1": C}
 UDP_SEGMENT = 103
 
@@ -48,7 +48,7 @@ class World(NamedTuple):
 def world() -> Iterator[World]:
     with ExitStack() as stack:
         site = stack.enter_context(Site())
-        document = demo.placed(load(demo.POLICY), site)
+        document = demo_live.placed(load(demo.POLICY), site)
         policy = site.directory / "policy.yaml"
         policy.write_text(dump(document))
         nodes = [stack.enter_context(NodeProcess(site, n, n, policy)) for n in ("a", "b")]
@@ -152,7 +152,7 @@ def _three_blocks(sent: int) -> bool:
 def test_outside_sees_the_nat_address(world: World) -> None:
     done = traffic.transfer(world.site, "a1", "o", (OUTSIDE, 8080), lambda sent: sent < 3)
     assert done.intact
-    assert done.peer == demo.NAT_ADDRESS
+    assert done.peer == demo_live.NAT_ADDRESS
 
 
 def test_refused_port_is_told_through_nat(world: World) -> None:

@@ -240,10 +240,10 @@ def _walk_extensions(ip: bytes) -> tuple[int, int, int, bool]:
         if count == 8 or (proto == HOP_BY_HOP and count > 0) or at + 8 > len(ip):
             raise Drop("bad_extension")
         size = {FRAGMENT: 8, AH: (ip[at + 1] + 2) * 4}.get(proto, (ip[at + 1] + 1) * 8)
-        if at + size > len(ip):
-            raise Drop("bad_extension")
         if proto == ROUTING and ip[at + 2] == 0:
             raise Drop("source_route")
+        if at + size > len(ip):
+            raise Drop("bad_extension")
         if proto == FRAGMENT:
             field = int.from_bytes(ip[at + 2 : at + 4])
             offset, more = field >> 3, bool(field & 1)

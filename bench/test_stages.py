@@ -1,0 +1,31 @@
+"""Each stage of the packet's way by itself, on frames from endpoints to remote subnets."""
+
+from collections.abc import Callable
+
+import pytest
+
+from dataplane import bench
+from dataplane._engine import lib
+from dataplane.bench_traffic import traffic
+from dataplane.engine import Engine
+
+Engines = Callable[[int], Engine]
+Record = Callable[[Callable[[], bench.Cycles]], None]
+
+STAGES = {
+    "parse": lib.DP_BENCH_PARSE,
+    "lookup": lib.DP_BENCH_LOOKUP,
+    "walk": lib.DP_BENCH_WALK,
+    "transpose": lib.DP_BENCH_TRANSPOSE,
+}
+
+
+@pytest.mark.parametrize("flows", [1000, bench.MILLION])
+@pytest.mark.parametrize("stage", STAGES)
+def test_stage(engines: Engines, record: Record, stage: str, flows: int) -> None:
+    engine = engines(1000)
+    frames = traffic(engine, "encap", flows)
+    engine.flush()
+    bench.Player(engine, frames).play(-(-flows // bench.VECTOR))
+    player = bench.Player(engine, frames, STAGES[stage])
+    record(lambda: player.play(bench.HIT_VECTORS))

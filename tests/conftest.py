@@ -1,0 +1,144 @@
+"""What tests share: the capture set, network namespaces, and the law that skips are listed."""
+
+import itertools
+import os
+import re
+import subprocess
+from collections.abc import Callable, Generator, Iterator
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+import pytest
+
+from dataplane import demo_net
+
+ROOT = Path(__file__).resolve().parent.parent
+CAPTURES = Path(os.environ.get("DATAPLANE_CAPTURES", ROOT / "../shared/captures"))
+NETNS = Path("/run/netns")
+OURS = re.compile(r"dpt(\d+)")  # the prefix of test namespaces: the process that made them
+
+
+# ---- captures ----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def capture() -> Callable[[str], Path]:
+    """Finds a capture by its name in the set, `tcpdump/vxlan.pcap`; skips without it."""
+
+    def find(name: str) -> Path:
+        folder, file = name.split("/")
+        for path in (CAPTURES / name, CAPTURES / folder / f"{folder}__{file}"):
+            if path.is_file():
+                return path
+        pytest.skip(f"capture {name} not found under {CAPTURES}; set DATAPLANE_CAPTURES")
+
+    return find
+
+
+@pytest.fixture(scope="session")
+def captures() -> list[Path]:
+    """All captures; skips without them."""
+    found = sorted(p for p in CAPTURES.glob("*/*") if p.suffix in (".pcap", ".pcapng", ".cap"))
+    if not found:
+        pytest.skip(f"no captures under {CAPTURES}; set DATAPLANE_CAPTURES")
+    return found
+
+
+# ---- network namespaces ------------------------------------------------------------------------
+
+
+def why_no_netns() -> str:
+    """Empty if network namespaces and TAPs can be had here."""
+    if os.geteuid() != 0:
+        return "needs root: it makes network namespaces"
+    if not os.path.exists("/dev/net/tun"):
+        return "needs /dev/net/tun"
+    probe = f"dpt{os.getpid()}-probe"
+    try:
+        made = subprocess.run(["ip", "netns", "add", probe], capture_output=True)
+        subprocess.run(["ip", "netns", "del", probe], capture_output=True)
+    except FileNotFoundError:
+        return "needs iproute2"
+    return "" if made.returncode == 0 else "may not make network namespaces"
+
+
+def stale_netns() -> list[str]:
+    """Namespaces of test runs that are no more."""
+    names = [path.name for path in NETNS.glob("dpt*")] if NETNS.is_dir() else []
+    owners = ((name, OURS.match(name)) for name in names)
+    return [name for name, owner in owners if owner and not Path("/proc", owner[1]).exists()]
+
+
+@pytest.fixture(scope="session")
+def _netns_run() -> Iterator[Iterator[int]]:
+    """Counts the namespaces of this run; removes what killed runs left, and at last our own."""
+    if reason := why_no_netns():
+        pytest.skip(reason)
+    for name in stale_netns():
+        demo_net.remove(name)
+    yield itertools.count()
+    for path in NETNS.glob(f"dpt{os.getpid()}-*"):
+        demo_net.remove(path.name)
+
+
+@pytest.fixture
+def netns(_netns_run: Iterator[int]) -> Iterator[Callable[..., list[str]]]:
+    """Makes namespaces with `lo` up: `a, b = netns("a", "b")`. They go with the test."""
+    made: list[str] = []
+
+    def make(*names: str) -> list[str]:
+        full = [f"dpt{os.getpid()}-{next(_netns_run)}{name}" for name in names]
+        for name in full:
+            made.append(name)  # first: an interrupt may come any time
+            subprocess.run(["ip", "netns", "add", name], check=True)
+            subprocess.run(["ip", "-n", name, "link", "set", "lo", "up"], check=True)
+        return full
+
+    try:
+        yield make
+    finally:
+        for name in reversed(made):
+            demo_net.remove(name)
+
+
+# ---- strictness --------------------------------------------------------------------------------
+
+
+def _listed(reason: str) -> bool:
+    lines = (ROOT / "tests/skips.txt").read_text().splitlines()
+    return any(fnmatchcase(reason, line) for line in lines if line and not line.startswith("#"))
+
+
+def _hold_to_list(report: pytest.TestReport | pytest.CollectReport) -> None:
+    """Turns a skip for an unlisted reason into a failure."""
+    if not report.skipped or hasattr(report, "wasxfail"):
+        return
+    reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+    reason = reason.removeprefix("Skipped: ")
+    if os.environ.get("DATAPLANE_STRICT_SKIPS") == "1" and not _listed(reason):
+        report.outcome = "failed"
+        report.longrepr = f"skipped for a reason that tests/skips.txt does not list: {reason}"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    _hold_to_list(report)
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    report = yield
+    _hold_to_list(report)
+    return report
+
+
+def pytest_sessionstart() -> None:
+    """A sanitizer run must not pass because it ran the ordinary engine."""
+    if os.environ.get("DATAPLANE_SANITIZED") == "1":
+        from dataplane import _engine
+
+        assert _engine.__file__.startswith(str(ROOT)), f"{_engine.__file__} is another build"
+        assert b"__asan_init" in Path(_engine.__file__).read_bytes(), "built without sanitizers"
+        assert "libasan" in Path("/proc/self/maps").read_text(), "libasan is not preloaded"

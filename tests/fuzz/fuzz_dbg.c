@@ -1,0 +1,195 @@
+/* fuzz_engine.c: the whole engine under a fixed policy, through its public interface. The input is
+ * a row of events, each a frame for a port after a step of time, perhaps after a commit:
+ *
+ *   byte 0    bits 0-1 the port; 2 put the IPv4 header checksums right; 3-5 frame flags; 6-7 op
+ *   byte 1    t: the clock goes on by t * t * 10 ms
+ *   byte 2-3  the frame's length; it is cut where the input ends
+ *   then, with DP_CSUM_PARTIAL, two bytes of segment size; then the frame
+ *
+ * After each: the counters add up, what was foretold happened, and what left can be read. */
+#include "checksum.h"
+#include "cursor.h"
+#include "parse.h"
+#include "policy.h"
+#include <stdio.h>
+#include <stdlib.h>
+
+#define CHECK(condition)                                                                           \
+    ((condition) ? (void)0                                                                         \
+                 : (fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, #condition), abort()))
+
+enum op { OP_FRAME, OP_TRACE, OP_COMMIT, OP_EXPIRE };
+enum { REASONS = 256, STEPS = 128, MAX_EVENTS = 64 };
+
+struct event {
+    struct dp_frame frame;
+    enum op op;
+    bool mend;
+    uint64_t step_ns;
+    const uint8_t *bytes; /* of the input */
+};
+
+/* ---- input -------------------------------------------------------------------------------- */
+
+static bool next_event(struct dp_cursor *in, struct event *e) {
+    const uint8_t *head = dp_pull(in, 4);
+    if (!head) {
+        return false;
+    }
+    const uint8_t flags = (uint8_t)(head[0] >> 3 & 7);
+    *e = (struct event){.op = head[0] >> 6, .mend = head[0] & 4};
+    e->step_ns = (uint64_t)head[1] * head[1] * 10000000u;
+    e->frame = (struct dp_frame){.off = DP_HEADROOM, .port = head[0] & 3, .flags = flags};
+    if (flags & DP_CSUM_PARTIAL) {
+        const uint8_t *size = dp_pull(in, 2);
+        e->frame.gso_size = size ? (uint16_t)(size[0] | size[1] << 8) : 0;
+        e->frame.gso_type = e->frame.gso_size ? 1 : 0;
+    }
+    const uint32_t len = (uint32_t)head[2] | (uint32_t)head[3] << 8;
+    e->frame.len = len < in->left ? len : in->left;
+    e->bytes = dp_pull(in, e->frame.len);
+    return true;
+}
+
+/* Checksums are the one thing that chance does not find. */
+static void mend_ip4(uint8_t *ip, uint32_t len) {
+    if (len < 20 || ip[0] != 0x45) {
+        return;
+    }
+    memset(ip + 10, 0, 2);
+    const uint16_t sum = (uint16_t)~dp_csum_fold(dp_csum_add(0, ip, 20));
+    memcpy(ip + 10, &sum, 2);
+}
+
+static void mend(uint8_t *eth, uint32_t len, bool vxlan) {
+    enum { OUTER = 50 }; /* Ethernet, IPv4, UDP, VXLAN */
+    if (len > 14) {
+        mend_ip4(eth + 14, len - 14);
+    }
+    if (vxlan && len > OUTER) {
+        mend(eth + OUTER, len - OUTER, false);
+    }
+}
+
+/* An arena of just this frame: one byte beyond it is an error. */
+static uint8_t *arena_of(const struct event *e) {
+    uint8_t *arena = calloc(1, DP_HEADROOM + e->frame.len);
+    CHECK(arena);
+    memcpy(arena + DP_HEADROOM, e->bytes, e->frame.len);
+    if (e->mend) {
+        mend(arena + DP_HEADROOM, e->frame.len, e->frame.port == FUZZ_UNDERLAY);
+    }
+    return arena;
+}
+
+/* ---- what must hold ----------------------------------------------------------------------- */
+
+static void check_law(struct dp_engine *engine) {
+    struct dp_totals t;
+    uint64_t reasons[REASONS];
+    struct dp_port_counters ports[FUZZ_PORTS];
+    CHECK(dp_counters(engine, &t, reasons, dp_reason_count(), ports, FUZZ_PORTS, NULL, 0, NULL,
+                      0) == 0);
+    CHECK(t.rx == t.forwarded + t.dropped + t.consumed);
+    uint64_t dropped = 0;
+    for (uint32_t i = 1; i < dp_reason_count(); i++) {
+        dropped += reasons[i];
+    }
+    CHECK(reasons[0] == 0 && dropped == t.dropped);
+    uint64_t tx = 0;
+    for (int i = 0; i < FUZZ_PORTS; i++) {
+        CHECK(ports[i].rx_frames >= ports[i].dropped + ports[i].consumed);
+        tx += ports[i].tx_frames;
+    }
+    CHECK(tx == t.forwarded + t.originated);
+}
+
+/* What leaves must be readable by the same rules. */
+static void check_sent(uint8_t *arena, size_t arena_len, struct dp_frame f) {
+    static const struct dp_port peer = {.udp_port = 4789, .ip4 = V4(192, 0, 2, 2), .ip6 = DB8(2)};
+    CHECK(f.off <= arena_len && f.len <= arena_len - f.off);
+    struct dp_packet p = {.frame = &f, .data = arena + f.off, .len = f.len};
+    if (f.port == FUZZ_UNDERLAY) {
+        CHECK(dp_parse_outer(&p, &peer) == 0 && p.key.vni == 4096);
+    }
+    { enum dp_reason r = dp_parse(&p); if (r) { fprintf(stderr, "reason %s port %u verdict %u why %s len %u\n", dp_reason_name(r), f.port, f.verdict, dp_reason_name(f.reason), f.len); for (uint32_t i=0;i<p.len;i++) fprintf(stderr,"%02x",p.data[i]); fprintf(stderr,"\n"); } }
+}
+
+static void check_outcome(uint8_t *arena, size_t arena_len, const struct dp_frame *f) {
+    CHECK(f->verdict <= DP_ANSWER && f->reason < dp_reason_count());
+    CHECK((f->verdict == DP_DROP) == (f->reason != 0));
+    CHECK(f->verdict == DP_DROP || f->port < FUZZ_PORTS);
+    if (f->port != DP_PORT_NONE) {
+        check_sent(arena, arena_len, *f);
+    }
+}
+
+/* A trace foretells what then happens, and leaves no mark. */
+static void process(struct dp_engine *engine, const struct event *e, uint64_t now_ns) {
+    const size_t arena_len = DP_HEADROOM + e->frame.len;
+    struct dp_step steps[STEPS];
+    struct dp_frame told = e->frame;
+    uint8_t *told_arena = arena_of(e);
+    if (e->op == OP_TRACE) {
+        CHECK(dp_trace(engine, told_arena, arena_len, &told, now_ns, steps, STEPS) >= 0);
+    }
+    struct dp_frame frame = e->frame;
+    uint8_t *arena = arena_of(e);
+    CHECK(dp_process(engine, arena, arena_len, &frame, 1, now_ns) == 0);
+    check_outcome(arena, arena_len, &frame);
+    if (e->op == OP_TRACE) {
+        CHECK(told.verdict == frame.verdict && told.reason == frame.reason);
+        CHECK(told.port == frame.port && told.off == frame.off && told.len == frame.len);
+        CHECK(frame.port == DP_PORT_NONE ||
+              memcmp(told_arena + told.off, arena + frame.off, frame.len) == 0);
+    }
+    free(told_arena);
+    free(arena);
+}
+
+/* ---- the run ------------------------------------------------------------------------------ */
+
+static void commit(struct dp_engine *engine, uint32_t generation) {
+    struct dp_error err;
+    struct dp_snapshot *snapshot = fuzz_policy(generation, &err);
+    if (!snapshot) {
+        fprintf(stderr, "%s %u: %s\n", err.what, err.index, err.why);
+        abort();
+    }
+    CHECK(dp_commit(engine, snapshot, &err) == 0);
+    dp_snapshot_release(snapshot);
+}
+
+static struct dp_engine *engine_of_little(void) {
+    const struct dp_limits limits = {
+        .max_flows = 8, .max_bindings = 8, .max_ports = FUZZ_PORTS, .max_rules = FUZZ_RULES};
+    const struct dp_timers timers = {0};
+    const uint8_t key[32] = {1, 2, 3};
+    struct dp_error err;
+    struct dp_engine *engine = dp_engine_create(&limits, &timers, key, &err);
+    CHECK(engine);
+    return engine;
+}
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
+    struct dp_engine *engine = engine_of_little();
+    struct dp_cursor in = {(uint8_t *)(uintptr_t)data, (uint32_t)size};
+    uint32_t generation = 1;
+    uint64_t now_ns = 1;
+    struct event e;
+    commit(engine, generation);
+    for (int n = 0; n < MAX_EVENTS && next_event(&in, &e); n++) {
+        now_ns += e.step_ns;
+        if (e.op == OP_COMMIT) {
+            commit(engine, ++generation);
+        } else if (e.op == OP_EXPIRE) {
+            CHECK(dp_expire(engine, now_ns, 4) >= 0);
+        }
+        process(engine, &e, now_ns);
+        check_law(engine);
+    }
+    CHECK(dp_flush(engine) == 0);
+    dp_engine_destroy(engine);
+    return 0;
+}

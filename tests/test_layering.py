@@ -1,0 +1,117 @@
+"""Dependencies point downward: tiers as data, low to high; a file uses only lower ones."""
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+C_TIERS = (
+    ("dp", "reason", "status"),
+    ("base", "dp_io", "dp_bench"),
+    ("wire", "cursor", "checksum", "hash", "interval", "counters"),
+    ("packet",),
+    ("parse", "encap", "routes", "group", "binding", "flow", "respond", "trace"),
+    ("parse_outer", "parse_quote", "snapshot"),
+    ("transpose",),
+    ("walk",),
+    ("engine",),
+    ("api", "names", "bench", "io"),
+    ("io_loop", "io_tap", "io_udp"),
+)
+
+PYTHON_TIERS = (
+    ("_engine", "address", "clock", "errors", "tree"),
+    ("model", "ids", "jsontree", "yamltree", "netns", "pcap", "packet_spec", "reasons", "records"),
+    ("convert", "defaults", "draft", "names", "schema", "packet_build"),
+    ("packet_describe",),
+    ("packet", "validate_expect"),
+    ("validate",),
+    ("document",),
+    ("rules",),
+    ("layers", "plan"),
+    ("batch", "flows", "stats", "trace"),
+    ("engine",),
+    ("lab", "ports"),
+    ("expect", "forwarder", "masquerade", "node_ports", "report"),
+    ("adapters.scapy", "adapters.pytap2", "adapters"),
+    ("daemon", "commands", "bench_traffic", "demo_base", "demo_net"),
+    ("bench", "demo_lab", "demo_node", "demo_traffic"),
+    ("demo_live",),
+    ("demo",),
+    ("cli",),
+    ("__main__", "__init__"),
+)
+
+
+def c_uses(path: Path) -> Iterator[str]:
+    for name in re.findall(r'^#include "(\w+)\.(?:h|def)"', path.read_text(), re.MULTILINE):
+        if name != path.stem:
+            yield name
+
+
+def python_uses(path: Path) -> Iterator[str]:
+    """Modules of the package that a file imports, wherever in the file it does."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (_module(alias.name) for alias in node.names if _is_ours(alias.name))
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path.name}:{node.lineno}: a relative import"
+            if node.module == "dataplane":
+                yield from (_module(f"dataplane.{alias.name}") for alias in node.names)
+            elif _is_ours(node.module or ""):
+                yield _module(node.module or "")
+
+
+def _is_ours(name: str) -> bool:
+    return name == "dataplane" or name.startswith("dataplane.")
+
+
+def _module(name: str) -> str:
+    return name.removeprefix("dataplane").removeprefix(".") or "__init__"
+
+
+def _name(path: Path) -> str:
+    name = ".".join(path.relative_to(ROOT / "dataplane").with_suffix("").parts)
+    return name.removesuffix(".__init__")
+
+
+C_FILES = {p: p.stem for p in sorted((ROOT / "csrc").glob("*")) if p.suffix in (".c", ".h", ".def")}
+PYTHON_FILES = {p: _name(p) for p in sorted((ROOT / "dataplane").rglob("*.py"))}
+
+
+def upward(
+    tiers: tuple[tuple[str, ...], ...], user: str, used: Iterator[str]
+) -> list[tuple[str, str]]:
+    height = {name: i for i, tier in enumerate(tiers) for name in tier}
+    assert user in height, f"{user} has no tier yet"
+    return [(user, name) for name in used if height.get(name, 0) >= height[user]]
+
+
+@pytest.mark.parametrize("path", C_FILES, ids=lambda p: p.name)
+def test_c_files_include_only_lower_ones(path: Path) -> None:
+    assert upward(C_TIERS, C_FILES[path], c_uses(path)) == []
+
+
+@pytest.mark.parametrize("path", PYTHON_FILES, ids=PYTHON_FILES.get)
+def test_modules_import_only_lower_ones(path: Path) -> None:
+    assert upward(PYTHON_TIERS, PYTHON_FILES[path], python_uses(path)) == []
+
+
+@pytest.mark.parametrize(
+    ("tiers", "names"),
+    [(C_TIERS, C_FILES.values()), (PYTHON_TIERS, [*PYTHON_FILES.values(), "_engine"])],
+    ids=["csrc", "dataplane"],
+)
+def test_every_file_has_its_tier(tiers: tuple[tuple[str, ...], ...], names: list[str]) -> None:
+    listed = [name for tier in tiers for name in tier]
+    assert len(listed) == len(set(listed))
+    assert set(names) - set(listed) == set()  # files without a tier
+    assert set(listed) - set(names) == set()  # tiers of files that are gone
+
+
+def test_an_upward_edge_is_found() -> None:
+    assert upward(C_TIERS, "base", iter(["dp", "packet"])) == [("base", "packet")]
