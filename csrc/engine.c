@@ -360,8 +360,7 @@ static void miss(const struct pass *x, struct dp_packet *p) {
  * or ends it. */
 static dp_cold void reconcile(const struct pass *x, struct dp_packet *p, struct dp_pair *pair,
                               uint32_t side) {
-    const bool initiator = side == 0;
-    struct dp_walk w = new_walk(x, p, initiator);
+    struct dp_walk w = new_walk(x, p, false);
     const struct dp_key key = pair->half[0].key;
     const enum dp_reason r = dp_walk_flow(&w, &key);
     dp_count(&x->count->totals.reconciled, 1);

@@ -40,14 +40,19 @@ static inline bool dp_proto_is_icmp(uint8_t proto) {
 static inline bool dp_proto_has_ports(uint8_t proto) {
     return proto == DP_IP_TCP || proto == DP_IP_UDP;
 }
+/* ICMP of the packet's own family; the other family's number is a protocol as any other. */
+static inline bool dp_key_is_icmp(const struct dp_key *k) {
+    return !k->fragment && k->proto == (dp_addr_is_v4(&k->src) ? DP_IP_ICMP : DP_IP_ICMP6);
+}
 static inline bool dp_key_is_echo_request(const struct dp_key *k) {
-    return (k->proto == DP_IP_ICMP && k->dport == DP_ICMP_ECHO << 8) ||
-           (k->proto == DP_IP_ICMP6 && k->dport == DP_ICMP6_ECHO << 8);
+    return dp_key_is_icmp(k) && k->dport == (k->proto == DP_IP_ICMP ? DP_ICMP_ECHO : DP_ICMP6_ECHO)
+                                                << 8;
 }
 /* An echo request or reply: its id is a port in all but name. */
 static inline bool dp_key_is_echo(const struct dp_key *k) {
-    return (k->proto == DP_IP_ICMP && (k->dport == DP_ICMP_ECHO << 8 || k->dport == 0)) ||
-           (k->proto == DP_IP_ICMP6 && (k->dport | 0x100) == DP_ICMP6_ECHO_REPLY << 8);
+    return dp_key_is_echo_request(k) ||
+           (dp_key_is_icmp(k) &&
+            k->dport == (k->proto == DP_IP_ICMP ? DP_ICMP_ECHO_REPLY : DP_ICMP6_ECHO_REPLY) << 8);
 }
 /* The flow id of the answer, as far as the packet says: the ingress port and VNI stay. */
 static inline struct dp_key dp_key_mirrored(const struct dp_key *k) {
@@ -67,11 +72,13 @@ static inline struct dp_key dp_key_mirrored(const struct dp_key *k) {
  * section 2.4). */
 static inline bool dp_key_is_icmp_error(const struct dp_key *k) {
     const uint8_t type = (uint8_t)(k->dport >> 8);
+    if (!dp_key_is_icmp(k)) {
+        return false;
+    }
     if (k->proto == DP_IP_ICMP6) {
         return type < 128 || type == 137;
     }
-    return k->proto == DP_IP_ICMP &&
-           (type == 3 || type == 4 || type == 5 || type == 11 || type == 12);
+    return type == 3 || type == 4 || type == 5 || type == 11 || type == 12;
 }
 
 /* Which check of a destination MAC the packet passed. */

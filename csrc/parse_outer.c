@@ -4,6 +4,12 @@
 #include "cursor.h"
 #include "parse.h"
 
+/* A port without an address of the family has all zeros there, and owns nothing. */
+static bool is_own(struct dp_addr dst, const uint8_t own[16]) {
+    const struct dp_addr mine = dp_addr_load(own);
+    return !dp_addr_is_zero(&mine) && dp_addr_equal(&dst, &mine);
+}
+
 static enum dp_reason outer_ip4(struct dp_packet *p, struct dp_cursor *c,
                                 const struct dp_port *port) {
     const struct dp_ip4 *ip = dp_peek(c, sizeof *ip);
@@ -24,7 +30,7 @@ static enum dp_reason outer_ip4(struct dp_packet *p, struct dp_cursor *c,
     if (be16_get(ip->frag) & (DP_IP4_MF | DP_IP4_OFFSET)) {
         return DP_R_outer_fragment;
     }
-    if (ip->proto != DP_IP_UDP || memcmp(ip->dst, port->ip4 + 12, 4) != 0) {
+    if (ip->proto != DP_IP_UDP || !is_own(dp_addr_from4(ip->dst), port->ip4)) {
         return DP_R_outer_not_vxlan;
     }
     p->outer_src = dp_addr_from4(ip->src);
@@ -41,7 +47,7 @@ static enum dp_reason outer_ip6(struct dp_packet *p, struct dp_cursor *c,
     if (ip->next == DP_IP_FRAGMENT) {
         return DP_R_outer_fragment;
     }
-    if (ip->next != DP_IP_UDP || memcmp(ip->dst, port->ip6, 16) != 0) {
+    if (ip->next != DP_IP_UDP || !is_own(dp_addr_load(ip->dst), port->ip6)) {
         return DP_R_outer_not_vxlan;
     }
     p->outer_src = dp_addr_load(ip->src);

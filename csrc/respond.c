@@ -45,6 +45,8 @@ void dp_respond_echo(struct dp_packet *p) {
     swap(eth->dst, eth->src, 6);
     icmp->type = p->family == 4 ? DP_ICMP_ECHO_REPLY : DP_ICMP6_ECHO_REPLY;
     fix((uint8_t *)icmp + offsetof(struct dp_icmp, csum), dp_csum_term(type, icmp->type));
+    icmp->csum =
+        icmp->csum ? icmp->csum : 0xffff; /* of a message that is all zeros 0 would be wrong */
     if (p->family == 6) {
         swap(dp_packet_ip6(p)->src, dp_packet_ip6(p)->dst, 16);
         dp_packet_ip6(p)->hops = ANSWER_TTL;

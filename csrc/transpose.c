@@ -9,8 +9,8 @@ enum { MSS_OPTION = 2, IP4_MIN = 20, IP6_MIN = 40 };
 /* ---- checks ------------------------------------------------------------------------------- */
 
 static bool l2_allowed(const struct dp_packet *p, const struct dp_act *act) {
-    return p->l2 == DP_L2_ROUTED ||
-           (!(act->flags & DP_ACT_ENCAP) && dp_mac_equal(dp_packet_eth(p)->dst, act->dst_mac));
+    return p->l2 == DP_L2_ROUTED || (!(act->flags & (DP_ACT_ENCAP | DP_ACT_NAT)) &&
+                                     dp_mac_equal(dp_packet_eth(p)->dst, act->dst_mac));
 }
 
 static uint8_t ttl_of(const struct dp_packet *p) {

@@ -117,11 +117,12 @@ static const struct dp_rule *decide(struct dp_walk *w, const struct dp_endpoint 
         if (!w->quiet) {
             dp_count(&w->count->rules[r->id], 1);
         }
-        if (r->action == DP_PASS) {
+        const bool unknown = w->id.fragment && dp_rule_needs_ports(r);
+        if (r->action == DP_PASS && !unknown) {
             continue;
         }
         decision = r;
-        if ((r->flags & DP_TERMINATING) || (w->id.fragment && dp_rule_needs_ports(r))) {
+        if ((r->flags & DP_TERMINATING) || unknown) {
             break;
         }
     }
@@ -451,11 +452,11 @@ static const struct dp_port_slot *ingress(const struct dp_snapshot *s, const str
 enum dp_reason dp_walk_flow(struct dp_walk *w, const struct dp_key *key) {
     const struct dp_snapshot *s = w->policy;
     const struct dp_port_slot *slot = ingress(s, key);
+    w->rule = DP_NONE;
     if (!slot) {
         return DP_R_port_not_configured;
     }
     w->id = *key;
-    w->rule = DP_NONE;
     w->idle_s = 0;
     w->stateless = w->reject = w->translated = w->quiet = false;
     w->binding = DP_NONE;

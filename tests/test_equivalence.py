@@ -1,7 +1,7 @@
-"""The engine against its slow twin: the same verdict, reason, rule, egress and bytes, frame by frame.
+"""The engine against its slow twin: same verdict, reason, rule, egress and bytes, frame by frame.
 
-Policies, frames, answers, ICMP errors, policy changes, time and expiry are drawn by Hypothesis. Each
-frame is also traced first: what a trace foretells is what then happens, and it changes nothing.
+Policies, frames, answers, ICMP errors, policy changes, time and expiry are drawn by Hypothesis.
+Each frame is traced first: what a trace foretells is what then happens, and it changes nothing.
 """
 
 import os
@@ -16,7 +16,7 @@ from tests import strategies
 from tests.reference import Outcome, Twin
 from tests.reference.flows import Timers as TwinTimers
 
-EXAMPLES = int(os.environ.get("DATAPLANE_EXAMPLES", "600"))
+EXAMPLES = int(os.environ.get("DATAPLANE_EXAMPLES", "0"))  # 0: the same 300 each time
 SECONDS = {"tcp_established": 100, "tcp_transitory": 25, "udp": 10, "icmp": 5, "other": 10}
 KEY = bytes(range(32))
 VERDICTS = {Verdict.FORWARD: "forward", Verdict.DROP: "drop", Verdict.ANSWER: "answer"}
@@ -68,7 +68,8 @@ class Pair:
 
 
 @settings(
-    max_examples=EXAMPLES,
+    max_examples=EXAMPLES or 300,
+    derandomize=not EXAMPLES,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )

@@ -149,15 +149,20 @@ static void process(struct dp_engine *engine, const struct event *e, uint64_t no
 
 /* ---- the run ------------------------------------------------------------------------------ */
 
-static void commit(struct dp_engine *engine, uint32_t generation) {
+/* Policies are immutable: each generation is made once and kept for all inputs. */
+static struct dp_snapshot *policy_of(uint32_t generation) {
+    static struct dp_snapshot *made[MAX_EVENTS + 2];
     struct dp_error err;
-    struct dp_snapshot *snapshot = fuzz_policy(generation, &err);
-    if (!snapshot) {
+    if (!made[generation] && !(made[generation] = fuzz_policy(generation, &err))) {
         fprintf(stderr, "%s %u: %s\n", err.what, err.index, err.why);
         abort();
     }
-    CHECK(dp_commit(engine, snapshot, &err) == 0);
-    dp_snapshot_release(snapshot);
+    return made[generation];
+}
+
+static void commit(struct dp_engine *engine, uint32_t generation) {
+    struct dp_error err;
+    CHECK(dp_commit(engine, policy_of(generation), &err) == 0);
 }
 
 static struct dp_engine *engine_of_little(void) {

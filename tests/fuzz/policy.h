@@ -66,7 +66,10 @@ static const struct dp_route fuzz_routes[] = {
     {V4(10, 1, 2, 0), 120, DP_TO_REMOTE, 0, 0},   {FD00(2, 0), 64, DP_TO_REMOTE, 0, 0},
     {V4(10, 1, 3, 0), 120, DP_TO_REMOTE, 0, 1},   {V4(10, 1, 0, 0), 112, DP_TO_SUBNET, 0, 0},
 };
-static const struct dp_prefix fuzz_prefixes[] = {{.addr = V4(10, 0, 0, 0), .len = 104}};
+static const struct dp_prefix fuzz_prefixes[] = {
+    {.addr = V4(10, 0, 0, 0), .len = 104},
+    {.addr = V4(0, 0, 0, 0), .len = 96},
+};
 static const struct dp_range fuzz_ranges[] = {
     {6, 6}, {17, 17}, {23, 23}, {53, 53}, {80, 90}, {1, 1}, {58, 58},
 };
@@ -98,7 +101,7 @@ static const struct dp_rule acl_in_strict[] = {
 };
 static const struct dp_rule nat[] = {
     {.id = 8, .priority = 1, .action = DP_ALLOW, .flags = DP_TERMINATING, .dst = {0, 1}},
-    {.id = 9, .priority = 2, .action = DP_SNAT, .arg = 0},
+    {.id = 9, .priority = 2, .action = DP_SNAT, .arg = 0, .src = {1, 1}},
 };
 
 static struct dp_group *fuzz_group(uint8_t layer, uint32_t name, const struct dp_rule *rules,

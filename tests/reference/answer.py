@@ -39,6 +39,8 @@ def echo(packet: Packet, mac: bytes) -> bytes:
     data[at : at + 2 * size] = data[at + size : at + 2 * size] + data[at : at + size]
     edit(data, packet.ttl_at, bytes([TTL]), packet.ip_check_at)
     edit(data, packet.l4, bytes([ECHO_REPLY[packet.flow.proto]]), packet.l4 + 2)
+    if data[packet.l4 + 2 : packet.l4 + 4] == b"\0\0":
+        data[packet.l4 + 2 : packet.l4 + 4] = b"\xff\xff"  # right for all zeros, as right else
     return bytes(data)
 
 
