@@ -299,7 +299,9 @@ static void apply(const struct pass *x, struct dp_packet *p, const struct dp_hal
 /* The side-th half's packet: counted, then applied. */
 static void apply_hit(const struct pass *x, struct dp_packet *p, struct dp_pair *pair,
                       uint32_t side) {
-    note_use(x, p, pair, &pair->half[side]);
+    if (dp_likely(!vtep_differs(x, p, &pair->half[side].act))) {
+        note_use(x, p, pair, &pair->half[side]);
+    }
     apply(x, p, &pair->half[side], &pair->half[!side]);
 }
 

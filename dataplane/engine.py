@@ -190,6 +190,7 @@ class Engine:
 
     def _publish(self, plan: Plan) -> int:
         with self._control:
+            _ = self.handle  # raises where the engine is closed, before anything reads it
             at = self._at
             if plan.base != at.generation:
                 raise EngineError(

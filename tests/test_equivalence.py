@@ -42,6 +42,8 @@ class Pair:
             self.twin.expire(event.now_ns)
             return None
         assert event.frame is not None
+        if event.frame.port not in self.engine.ids.ports:
+            return None  # a policy since took the port away: there is nowhere to send from
         return self.judge(event.frame, event.now_ns)
 
     def judge(self, frame: strategies.Frame, now: int) -> Outcome:

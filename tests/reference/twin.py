@@ -115,8 +115,9 @@ class Twin:
             found = self._new_flow(arrival, key), 0
         pair, half = found
         way = pair.ways[half]
-        self._note(pair, half, packet)
         try:
+            self._check_vtep(arrival, way)
+            self._note(pair, half, packet)
             self._check_way(arrival, way, gso_size)
         except Drop as drop:
             drop.rule = pair.rule
@@ -182,10 +183,13 @@ class Twin:
                 raise
         return self.flows.find(key, self.now)
 
-    def _check_way(self, arrival: Arrival, way: Way, gso_size: int) -> None:
-        """What no flow id holds, so each packet is asked: outer source, MAC, TTL, size, ECN."""
+    def _check_vtep(self, arrival: Arrival, way: Way) -> None:
+        """Another VTEP than the flow's neither speaks for it nor keeps it alive."""
         if arrival.outer and way.adjacency and arrival.outer.src != way.adjacency.remote:
             raise Drop("source_not_behind_vtep")
+
+    def _check_way(self, arrival: Arrival, way: Way, gso_size: int) -> None:
+        """What no flow id holds, so each packet is asked: MAC, TTL, size, ECN."""
         neighbour = way.receiver is not None and arrival.dmac == way.receiver.mac
         if arrival.switched and not neighbour:
             raise Drop("not_our_mac")
