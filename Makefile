@@ -84,7 +84,7 @@ bench: $(STAMP) ## the benchmarks (dataplane bench --json for figures to compare
 	$(PY) -m dataplane bench
 
 wheel: $(STAMP) ## the abi3 wheel, into dist/
-	rm -rf dist && $(PY) -m pip wheel -q --disable-pip-version-check --no-deps -w dist .
+	rm -rf dist build/lib* build/bdist* && $(PY) -m pip wheel -q --disable-pip-version-check --no-deps -w dist .
 	@ls dist/vxlan_dataplane-*-cp311-abi3-linux_*.whl
 
 clean: ## remove what was built

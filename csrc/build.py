@@ -7,7 +7,7 @@ from cffi import FFI
 
 ROOT = Path(__file__).resolve().parent.parent
 CSRC = ROOT / "csrc"
-HEADERS = [h for h in ("dp.h", "dp_io.h", "dp_bench.h") if (CSRC / h).exists()]
+HEADERS = ["dp.h", "dp_io.h", "dp_bench.h"]
 BEGIN, END = "/* cffi:begin */", "/* cffi:end */"
 
 
@@ -17,6 +17,18 @@ def cdef() -> str:
     return "\n".join(text.partition(BEGIN)[2].partition(END)[0] for text in texts)
 
 
+FLAGS = [
+    "-std=c11",
+    "-D_GNU_SOURCE",
+    "-O3",
+    "-g",
+    "-fvisibility=hidden",
+    "-flto=auto",
+    "-Wall",
+    "-Wextra",
+    *os.environ.get("DATAPLANE_CFLAGS", "").split(),
+]
+
 ffi = FFI()
 ffi.cdef(cdef())
 ffi.set_source(
@@ -25,16 +37,7 @@ ffi.set_source(
     sources=sorted(str(path.relative_to(ROOT)) for path in CSRC.glob("*.c")),
     include_dirs=["csrc"],
     depends=sorted(str(p.relative_to(ROOT)) for g in ("*.h", "*.def") for p in CSRC.glob(g)),
-    extra_compile_args=[
-        "-std=c11",
-        "-D_GNU_SOURCE",
-        "-O3",
-        "-g",
-        "-fvisibility=hidden",
-        "-flto=auto",
-        "-Wall",
-        "-Wextra",
-        *os.environ.get("DATAPLANE_CFLAGS", "").split(),
-    ],
+    define_macros=[("DP_CFLAGS", '"' + " ".join(FLAGS) + '"')],
+    extra_compile_args=FLAGS,
     extra_link_args=["-flto=auto", *os.environ.get("DATAPLANE_LDFLAGS", "").split()],
 )
