@@ -11,7 +11,7 @@ STRICT := -std=c11 -D_GNU_SOURCE -O2 -Wall -Wextra -Wpedantic -Wshadow -Wconvers
           -Wstrict-prototypes -Wmissing-prototypes -Wundef -Wvla -Werror
 ASAN   := -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer \
           -O1 -fno-lto
-ASAN_TESTS ?= $(wildcard $(addprefix tests/,test_captures.py test_hostile.py test_engine.py \
+ASAN_TESTS ?= $(wildcard $(addprefix tests/,test_captures.py test_hostile.py test_reasons.py test_engine.py \
               test_equivalence.py test_lab.py))
 FUZZ_SECONDS ?= 30
 
@@ -63,12 +63,12 @@ asan: $(STAMP) ## engine tests under address and undefined behaviour sanitizers
 	cp -r dataplane csrc policies tests setup.py setup.cfg pyproject.toml *.md LICENSE build/asan/
 	cd build/asan && rm -f dataplane/_engine*.so && \
 	  DATAPLANE_CFLAGS="$(ASAN)" DATAPLANE_LDFLAGS="$(ASAN)" \
-	  ../../$(PY) setup.py -q build_ext --inplace
+	  $(abspath $(PY)) setup.py -q build_ext --inplace
 	cd build/asan && DATAPLANE_SANITIZED=1 \
 	  DATAPLANE_CAPTURES="$${DATAPLANE_CAPTURES:-$(CURDIR)/../shared/captures}" \
 	  LD_PRELOAD="$$($(CC) -print-file-name=libasan.so) $$($(CC) -print-file-name=libubsan.so)" \
 	  ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
-	  ../../$(PY) -m pytest -p no:cacheprovider -q $(ASAN_TESTS)
+	  $(abspath $(PY)) -m pytest -p no:cacheprovider -q $(ASAN_TESTS)
 
 fuzz: $(STAMP) ## libFuzzer on the parser and on the whole engine, FUZZ_SECONDS each
 	$(PY) -m tests.fuzz.seeds build/fuzz
