@@ -60,6 +60,13 @@ static inline uint32_t dp_csum_delta(const void *old, const void *new, size_t n)
 static inline uint16_t dp_csum_fix(uint16_t csum, uint32_t delta) {
     return (uint16_t)~dp_csum_fold((uint64_t)(uint16_t)~csum + delta);
 }
+/* The same for a field in a packet, at any address. */
+static inline void dp_csum_fix_at(void *field, uint32_t delta) {
+    uint16_t csum;
+    memcpy(&csum, field, sizeof csum);
+    csum = dp_csum_fix(csum, delta);
+    memcpy(field, &csum, sizeof csum);
+}
 /* A partial checksum field holds the pseudo-header's sum itself, not its complement. */
 static inline uint16_t dp_csum_fix_partial(uint16_t sum, uint32_t delta) {
     return dp_csum_fold((uint64_t)sum + delta);

@@ -1,6 +1,6 @@
 /* group.c: dp_group_match first, then how its tables are built. */
 #include "group.h"
-#include <stdlib.h>
+#include "array.h"
 
 static struct dp_point number(uint32_t n) {
     return (struct dp_point){0, n};
@@ -190,19 +190,15 @@ static bool build_blocks(struct dp_group *g) {
     return true;
 }
 
-static bool span_fits(struct dp_span s, uint32_t n) {
-    return s.first <= n && s.count <= n - s.first;
-}
-
 static const char *rule_fault(const struct dp_rule *r, uint32_t n_prefixes, uint32_t n_ranges) {
     if (r->action > DP_SNAT || (r->flags & ~(DP_TERMINATING | DP_STATEFUL))) {
         return "unknown action or flag";
     }
-    if (!span_fits(r->src, n_prefixes) || !span_fits(r->dst, n_prefixes)) {
+    if (!dp_span_fits(r->src, n_prefixes) || !dp_span_fits(r->dst, n_prefixes)) {
         return "a prefix span leaves the array";
     }
-    if (!span_fits(r->sport, n_ranges) || !span_fits(r->dport, n_ranges) ||
-        !span_fits(r->proto, n_ranges)) {
+    if (!dp_span_fits(r->sport, n_ranges) || !dp_span_fits(r->dport, n_ranges) ||
+        !dp_span_fits(r->proto, n_ranges)) {
         return "a range span leaves the array";
     }
     return NULL;
@@ -257,14 +253,6 @@ static bool sort_rules(struct dp_rule *out, const struct dp_rule *in, uint32_t n
     return true;
 }
 
-static void *copy_of(const void *data, size_t n, size_t size) {
-    void *copy = malloc(n * size + 1);
-    if (copy && n) {
-        memcpy(copy, data, n * size);
-    }
-    return copy;
-}
-
 struct dp_group *dp_group_create(uint8_t layer, uint32_t name, const struct dp_rule *rules,
                                  uint32_t n_rules, const struct dp_prefix *prefixes,
                                  uint32_t n_prefixes, const struct dp_range *ranges,
@@ -282,8 +270,8 @@ struct dp_group *dp_group_create(uint8_t layer, uint32_t name, const struct dp_r
     g->name = name;
     g->n_rules = n_rules;
     g->rules = malloc(((size_t)n_rules + 1) * sizeof *g->rules);
-    g->prefixes = copy_of(prefixes, n_prefixes, sizeof *prefixes);
-    g->ranges = copy_of(ranges, n_ranges, sizeof *ranges);
+    g->prefixes = dp_array_copy(prefixes, n_prefixes, sizeof *prefixes);
+    g->ranges = dp_array_copy(ranges, n_ranges, sizeof *ranges);
     if (!g->rules || !g->prefixes || !g->ranges || !sort_rules(g->rules, rules, n_rules) ||
         !build_blocks(g)) {
         dp_group_release(g);

@@ -31,20 +31,14 @@ static void swap(void *a, void *b, size_t n) {
     memcpy(b, t, n);
 }
 
-static void fix(void *field, uint32_t delta) {
-    uint16_t csum;
-    memcpy(&csum, field, 2);
-    csum = dp_csum_fix(csum, delta);
-    memcpy(field, &csum, 2);
-}
-
 void dp_respond_echo(struct dp_packet *p) {
     struct dp_icmp *icmp = dp_packet_l4(p);
     struct dp_eth *eth = dp_packet_eth(p);
     const uint8_t type = icmp->type;
     swap(eth->dst, eth->src, 6);
     icmp->type = p->family == 4 ? DP_ICMP_ECHO_REPLY : DP_ICMP6_ECHO_REPLY;
-    fix((uint8_t *)icmp + offsetof(struct dp_icmp, csum), dp_csum_term(type, icmp->type));
+    dp_csum_fix_at((uint8_t *)icmp + offsetof(struct dp_icmp, csum),
+                   dp_csum_term(type, icmp->type));
     icmp->csum =
         icmp->csum ? icmp->csum : 0xffff; /* of a message that is all zeros 0 would be wrong */
     if (p->family == 6) {
@@ -56,7 +50,7 @@ void dp_respond_echo(struct dp_packet *p) {
     swap(ip->src, ip->dst, 4);
     const uint8_t ttl = ip->ttl;
     ip->ttl = ANSWER_TTL;
-    fix((uint8_t *)ip + offsetof(struct dp_ip4, csum), dp_csum_term(ttl, ip->ttl));
+    dp_csum_fix_at((uint8_t *)ip + offsetof(struct dp_ip4, csum), dp_csum_term(ttl, ip->ttl));
 }
 
 /* ---- ICMP errors -------------------------------------------------------------------------- */

@@ -1,6 +1,6 @@
 /* snapshot.c: copy, check every reference, index. */
 #include "snapshot.h"
-#include <stdlib.h>
+#include "array.h"
 
 enum {
     PORT_ID_MAX = 65535,
@@ -32,10 +32,6 @@ static bool fault(struct dp_error *err, int status, const char *what, uint32_t i
                   const char *why) {
     *err = (struct dp_error){status, what, index, why};
     return false;
-}
-
-static bool span_fits(struct dp_span s, uint32_t n) {
-    return s.first <= n && s.count <= n - s.first;
 }
 
 static bool is_underlay(const struct dp_snapshot *s, uint16_t id) {
@@ -80,7 +76,7 @@ static bool check_networks(struct dp_snapshot *s, struct dp_error *err) {
         if (n->mtu < 68 || n->mtu > OVERLAY_MTU_MAX) {
             return fault(err, DP_EINVAL, "network", i, "MTU is not in 68-65451");
         }
-        if (n->routes >= s->n_routes || !span_fits(n->vteps, s->n_addrs)) {
+        if (n->routes >= s->n_routes || !dp_span_fits(n->vteps, s->n_addrs)) {
             return fault(err, DP_EREF, "network", i, "routes or provider addresses out of range");
         }
         uint32_t at = n->vni * 0x9e3779b1u >> 7;
@@ -105,7 +101,7 @@ static bool check_networks(struct dp_snapshot *s, struct dp_error *err) {
 static bool check_groups(struct dp_snapshot *s, const struct dp_endpoint *e, uint32_t i,
                          struct dp_error *err) {
     for (int d = 0; d < 2; d++) {
-        if (!span_fits(e->groups[d], s->n_groups)) {
+        if (!dp_span_fits(e->groups[d], s->n_groups)) {
             return fault(err, DP_EREF, "endpoint", i, "groups out of range");
         }
         if (e->fallback[d] != DP_ALLOW && e->fallback[d] != DP_BLOCK) {
@@ -128,7 +124,7 @@ static bool check_endpoints(struct dp_snapshot *s, struct dp_error *err) {
         if (s->slots[e->port].endpoint) {
             return fault(err, DP_EDUP, "endpoint", i, "its port belongs to another endpoint");
         }
-        if (!span_fits(e->addrs, s->n_addrs)) {
+        if (!dp_span_fits(e->addrs, s->n_addrs)) {
             return fault(err, DP_EREF, "endpoint", i, "addresses out of range");
         }
         if (!check_groups(s, e, i, err)) {
@@ -204,15 +200,6 @@ static bool check_rules(struct dp_snapshot *s, struct dp_error *err) {
 
 /* ---- build -------------------------------------------------------------------------------- */
 
-static void *copy_of(const void *data, size_t n, size_t size, bool *ok) {
-    void *copy = malloc(n * size + 1);
-    if (copy && n) {
-        memcpy(copy, data, n * size);
-    }
-    *ok = *ok && copy;
-    return copy;
-}
-
 static uint32_t power_above(uint32_t n) {
     uint32_t size = 16;
     while (size < n * 2) {
@@ -222,13 +209,12 @@ static uint32_t power_above(uint32_t n) {
 }
 
 static bool copy_policy(struct dp_snapshot *s, const struct dp_policy *p) {
-    bool ok = true;
-    s->ports = copy_of(p->ports, p->n_ports, sizeof *p->ports, &ok);
-    s->networks = copy_of(p->networks, p->n_networks, sizeof *p->networks, &ok);
-    s->endpoints = copy_of(p->endpoints, p->n_endpoints, sizeof *p->endpoints, &ok);
-    s->adjacencies = copy_of(p->adjacencies, p->n_adjacencies, sizeof *p->adjacencies, &ok);
-    s->pools = copy_of(p->pools, p->n_pools, sizeof *p->pools, &ok);
-    s->addrs = copy_of(p->addrs, p->n_addrs, sizeof *s->addrs, &ok);
+    s->ports = dp_array_copy(p->ports, p->n_ports, sizeof *p->ports);
+    s->networks = dp_array_copy(p->networks, p->n_networks, sizeof *p->networks);
+    s->endpoints = dp_array_copy(p->endpoints, p->n_endpoints, sizeof *p->endpoints);
+    s->adjacencies = dp_array_copy(p->adjacencies, p->n_adjacencies, sizeof *p->adjacencies);
+    s->pools = dp_array_copy(p->pools, p->n_pools, sizeof *p->pools);
+    s->addrs = dp_array_copy(p->addrs, p->n_addrs, sizeof *s->addrs);
     s->groups = calloc((size_t)p->n_groups + 1, sizeof *s->groups);
     s->routes = calloc((size_t)p->n_routes + 1, sizeof *s->routes);
     s->tunnels = calloc((size_t)p->n_adjacencies + 1, sizeof *s->tunnels);
@@ -245,7 +231,8 @@ static bool copy_policy(struct dp_snapshot *s, const struct dp_policy *p) {
     s->vtep_mask = power_above(vteps) - 1;
     s->vnis = calloc((size_t)s->vni_mask + 1, sizeof *s->vnis);
     s->vteps = calloc((size_t)s->vtep_mask + 1, sizeof *s->vteps);
-    if (!ok || !s->groups || !s->routes || !s->tunnels || !s->slots || !s->vnis || !s->vteps) {
+    if (!s->ports || !s->networks || !s->endpoints || !s->adjacencies || !s->pools || !s->addrs ||
+        !s->groups || !s->routes || !s->tunnels || !s->slots || !s->vnis || !s->vteps) {
         return false;
     }
     for (; s->n_groups < p->n_groups; s->n_groups++) {

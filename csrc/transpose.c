@@ -59,13 +59,6 @@ static void *l4_checksum(const struct dp_packet *p) {
     }
 }
 
-static void fix(void *field, uint32_t delta) {
-    uint16_t csum;
-    memcpy(&csum, field, 2);
-    csum = dp_csum_fix(csum, delta);
-    memcpy(field, &csum, 2);
-}
-
 static void fix_transport(struct dp_packet *p, const struct dp_half *half) {
     void *field = l4_checksum(p);
     if (p->frame->flags & DP_CSUM_PARTIAL) {
@@ -93,7 +86,7 @@ static void translate(struct dp_packet *p, const struct dp_half *half,
         struct dp_ip4 *ip = dp_packet_ip4(p);
         memcpy(ip->src, dp_addr_v4(&mirror->dst), 4);
         memcpy(ip->dst, dp_addr_v4(&mirror->src), 4);
-        fix((uint8_t *)ip + offsetof(struct dp_ip4, csum), half->delta_addr);
+        dp_csum_fix_at((uint8_t *)ip + offsetof(struct dp_ip4, csum), half->delta_addr);
     } else {
         struct dp_ip6 *ip = dp_packet_ip6(p);
         memcpy(ip->src, &mirror->dst, 16);
@@ -134,7 +127,7 @@ static void clamp_mss(struct dp_packet *p, uint16_t mss) {
                 at[2] = (uint8_t)(mss >> 8);
                 at[3] = (uint8_t)mss;
                 if (!(p->frame->flags & DP_CSUM_PARTIAL)) {
-                    fix(l4_checksum(p), dp_csum_term(was, is));
+                    dp_csum_fix_at(l4_checksum(p), dp_csum_term(was, is));
                 }
             }
             return;
@@ -155,7 +148,7 @@ static void hop(struct dp_packet *p) {
     memcpy(&old, &ip->ttl, 2);
     ip->ttl--;
     memcpy(&new, &ip->ttl, 2);
-    fix((uint8_t *)ip + offsetof(struct dp_ip4, csum), dp_csum_term(old, new));
+    dp_csum_fix_at((uint8_t *)ip + offsetof(struct dp_ip4, csum), dp_csum_term(old, new));
 }
 
 static void set_ecn(struct dp_packet *p, uint8_t ecn) {
@@ -171,7 +164,7 @@ static void set_ecn(struct dp_packet *p, uint8_t ecn) {
     memcpy(&old, ip, 2);
     ip->tos = (uint8_t)((ip->tos & ~3) | ecn);
     memcpy(&new, ip, 2);
-    fix((uint8_t *)ip + offsetof(struct dp_ip4, csum), dp_csum_term(old, new));
+    dp_csum_fix_at((uint8_t *)ip + offsetof(struct dp_ip4, csum), dp_csum_term(old, new));
 }
 
 static bool is_syn(const struct dp_packet *p) {
@@ -228,12 +221,12 @@ static void translate_error(struct dp_packet *p, const struct dp_quote *q,
     uint32_t delta = restore_quote(p, q, sent);
     if (p->family == 4) {
         struct dp_ip4 *ip = dp_packet_ip4(p);
-        fix((uint8_t *)ip + offsetof(struct dp_ip4, csum),
-            replace(ip->dst, dp_addr_v4(&sent->src), 4));
+        dp_csum_fix_at((uint8_t *)ip + offsetof(struct dp_ip4, csum),
+                       replace(ip->dst, dp_addr_v4(&sent->src), 4));
     } else {
         delta += replace(dp_packet_ip6(p)->dst, &sent->src, 16);
     }
-    fix((uint8_t *)dp_packet_l4(p) + offsetof(struct dp_icmp, csum), delta);
+    dp_csum_fix_at((uint8_t *)dp_packet_l4(p) + offsetof(struct dp_icmp, csum), delta);
 }
 
 /* All that can refuse the packet; *ecn is what its inner header will say. */

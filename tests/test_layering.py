@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parent.parent
 C_TIERS = (
     ("dp", "reason", "status"),
     ("base", "dp_io", "dp_bench"),
-    ("wire", "cursor", "checksum", "hash", "interval", "counters"),
+    ("wire", "cursor", "checksum", "hash", "array", "interval", "counters"),
     ("packet",),
     ("parse", "encap", "routes", "group", "binding", "flow", "respond", "trace"),
     ("parse_outer", "parse_quote", "snapshot"),
