@@ -8,6 +8,11 @@ static inline bool dp_span_fits(struct dp_span s, uint32_t n) {
     return s.first <= n && s.count <= n - s.first;
 }
 
+/* An array of n items is there: only an empty one may be NULL. */
+static inline bool dp_array_given(const void *data, size_t n) {
+    return data || n == 0;
+}
+
 /* A copy of n items, to be freed; NULL without memory, and never for n = 0. */
 static inline void *dp_array_copy(const void *data, size_t n, size_t size) {
     void *copy = malloc(n * size + 1);

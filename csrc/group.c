@@ -212,6 +212,11 @@ static bool check(uint8_t layer, const struct dp_rule *rules, uint32_t n_rules,
             (struct dp_error){DP_ELIMIT, "group", 0, "unknown layer, or more than 1,048,576 rules"};
         return false;
     }
+    if (!dp_array_given(rules, n_rules) || !dp_array_given(prefixes, n_prefixes) ||
+        !dp_array_given(ranges, n_ranges)) {
+        *err = (struct dp_error){DP_EINVAL, "group", 0, "an array is NULL, its count is not 0"};
+        return false;
+    }
     for (uint32_t i = 0; i < n_prefixes; i++) {
         if (prefixes[i].len > 128) {
             *err = (struct dp_error){DP_EINVAL, "prefix", i, "prefix length beyond 128"};

@@ -1,5 +1,5 @@
 #include "routes.h"
-#include <stdlib.h>
+#include "array.h"
 
 static struct dp_point route_point(const struct dp_route *r) {
     const struct dp_addr a = dp_addr_load(r->prefix);
@@ -88,6 +88,10 @@ struct dp_routes *dp_routes_create(const struct dp_route *routes, uint32_t n,
                                    struct dp_error *err) {
     if (n > 1u << 24) {
         *err = (struct dp_error){DP_ELIMIT, "route", n, "more than 16,777,216 routes"};
+        return NULL;
+    }
+    if (!dp_array_given(routes, n)) {
+        *err = (struct dp_error){DP_EINVAL, "route", 0, "the array is NULL, its count is not 0"};
         return NULL;
     }
     if (!check(routes, n, err)) {

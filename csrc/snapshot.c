@@ -4,6 +4,7 @@
 
 enum {
     PORT_ID_MAX = 65535,
+    ITEMS_MAX = 1 << 24,                                          /* of one kind */
     OVERLAY_MTU_MAX = 65535 - 14 - (int)sizeof(struct dp_outer6), /* the outer length has 16 bits */
 };
 
@@ -250,13 +251,26 @@ static bool copy_policy(struct dp_snapshot *s, const struct dp_policy *p) {
     return true;
 }
 
-static bool check_input(const struct dp_policy *p, struct dp_error *err) {
-    const uint32_t limit = 1u << 24;
-    if (p->n_ports > PORT_ID_MAX || p->n_networks > limit || p->n_endpoints > PORT_ID_MAX ||
-        p->n_adjacencies > limit || p->n_pools > limit || p->n_addrs > limit ||
-        p->n_groups > limit || p->n_routes > limit) {
+static bool check_arrays(const struct dp_policy *p, struct dp_error *err) {
+    if (!p) {
+        return fault(err, DP_EINVAL, "policy", 0, "no policy");
+    }
+    if (p->n_ports > PORT_ID_MAX || p->n_networks > ITEMS_MAX || p->n_endpoints > PORT_ID_MAX ||
+        p->n_adjacencies > ITEMS_MAX || p->n_pools > ITEMS_MAX || p->n_addrs > ITEMS_MAX ||
+        p->n_groups > ITEMS_MAX || p->n_routes > ITEMS_MAX) {
         return fault(err, DP_ELIMIT, "policy", 0, "more objects than can be numbered");
     }
+    if (!dp_array_given(p->ports, p->n_ports) || !dp_array_given(p->networks, p->n_networks) ||
+        !dp_array_given(p->endpoints, p->n_endpoints) ||
+        !dp_array_given(p->adjacencies, p->n_adjacencies) ||
+        !dp_array_given(p->pools, p->n_pools) || !dp_array_given(p->addrs, p->n_addrs) ||
+        !dp_array_given(p->groups, p->n_groups) || !dp_array_given(p->routes, p->n_routes)) {
+        return fault(err, DP_EINVAL, "policy", 0, "an array is NULL, its count is not 0");
+    }
+    return true;
+}
+
+static bool check_items(const struct dp_policy *p, struct dp_error *err) {
     for (uint32_t i = 0; i < p->n_ports; i++) {
         if (p->ports[i].id >= DP_PORT_NONE) {
             return fault(err, DP_EINVAL, "port", i, "port id 65535 is no port");
@@ -265,7 +279,7 @@ static bool check_input(const struct dp_policy *p, struct dp_error *err) {
     uint64_t vteps = 0;
     for (uint32_t i = 0; i < p->n_networks; i++) {
         vteps += p->networks[i].vteps.count;
-        if (vteps > limit) {
+        if (vteps > ITEMS_MAX) {
             return fault(err, DP_ELIMIT, "network", i,
                          "more provider addresses than can be numbered");
         }
@@ -284,7 +298,7 @@ static bool check_input(const struct dp_policy *p, struct dp_error *err) {
 }
 
 struct dp_snapshot *dp_snapshot_create(const struct dp_policy *policy, struct dp_error *err) {
-    if (!check_input(policy, err)) {
+    if (!check_arrays(policy, err) || !check_items(policy, err)) {
         return NULL;
     }
     struct dp_snapshot *s = calloc(1, sizeof *s);

@@ -1,5 +1,6 @@
 """Batch: frames in one arena and their descriptors, shared with the engine without a copy."""
 
+import operator
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, SupportsBytes
 
@@ -77,7 +78,7 @@ class Batch:
         start = place * self.slot + self.headroom
         octets = frame.cast("B") if isinstance(frame, memoryview) else frame
         self._bytes[start : start + length] = octets
-        number = port if isinstance(port, int) else lib.DP_PORT_NONE
+        number = lib.DP_PORT_NONE if isinstance(port, str) else operator.index(port)
         self._c_frames[place] = EMPTY | {
             "off": start,
             "len": length,
@@ -162,8 +163,8 @@ class Result:
         """Places of all that leaves by the port: forwarded frames, answers and ICMP errors."""
         import numpy as np
 
-        if isinstance(port, int):
-            return np.flatnonzero(self.port == port)
+        if not isinstance(port, str):
+            return np.flatnonzero(self.port == operator.index(port))
         leaves = np.zeros(len(self), np.bool_)
         for generation in np.unique(self.generation).tolist():
             ids = self._generations.get(generation)

@@ -1,196 +1,725 @@
-"""Arguments that cross into C wrong, frames that were never right: a status, a counted drop."""
+"""Wrong arguments of every class, at both interfaces: refused by name, or dropped, never obeyed.
 
-import random
+Run it under the sanitizers too: `make asan`.
+"""
+
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from copy import deepcopy
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from dataplane import document
 from dataplane._engine import ffi, lib
+from dataplane.address import ip16
 from dataplane.batch import Batch
-from dataplane.engine import Engine
-from dataplane.reasons import Reason, Verdict, text
-from tests.test_reasons import ARP, CASES, FROM_HOST, INNER, OUT, TCP, UDP, node, vxlan
+from dataplane.engine import Engine, Timers
+from dataplane.errors import BusyError, DataplaneError, DocumentError, EngineError
+from dataplane.packet import build, parse, vxlan
+from dataplane.reasons import Reason
+from dataplane.records import dtype
+from tests.fuzz import seeds
 
-SEEDS = [UDP, TCP, OUT, ARP, FROM_HOST, INNER, vxlan(INNER), *(c.frame for c in CASES.values())]
-PORTS = ["underlay", "host", "blue/web", "blue/db"]
-ROUNDS = 400  # of 256 frames
-
-
-@pytest.fixture
-def engine():
-    with Engine(max_flows=1 << 10) as engine:
-        engine.commit(node())
-        yield engine
-
-
-def status_of(error) -> str:
-    return text(lib.dp_status_name(error.status))
+EINVAL, EBUSY, ELIMIT, EREF, EDUP = -1, -3, -4, -5, -6
+UNDERLAY, HOST, WEB, DB, TWIN = range(5)  # port ids
+PORTS, RULES = 8, 8
+KEY = bytes(range(32))
+ROUTER, PEER_ROUTER = b"\2\0\0\0\0\1", b"\2\0\0\0\0\2"
+WEB_MAC, DB_MAC, TWIN_MAC = b"\2\0\0\0\1\2", b"\2\0\0\0\1\3", b"\2\0\0\0\1\4"
 
 
-# ---- calls -------------------------------------------------------------------------------------
+def ip(text: str) -> bytes:
+    return ip16(ip_address(text))
 
 
-def test_null_where_an_object_belongs() -> None:
+# ---- a policy, straight in C -------------------------------------------------------------------
+
+RIGHT: dict[str, list[dict[str, Any]]] = {
+    "ports": [
+        {"id": UNDERLAY, "kind": lib.DP_PORT_UNDERLAY, "mtu": 1500, "udp_port": 4789,
+         "mac": b"\2\0\0\0\0\x10", "ip4": ip("192.0.2.1")},
+        {"id": HOST, "kind": lib.DP_PORT_HOST, "mtu": 1500, "mac": b"\2\0\0\0\0\x20",
+         "peer_mac": b"\2\0\0\0\0\x21", "ip4": ip("198.51.100.1")},
+        *({"id": n, "kind": lib.DP_PORT_ENDPOINT, "mtu": 1450} for n in (WEB, DB, TWIN)),
+    ],
+    "networks": [
+        {"vni": vni, "mtu": 1450, "dr_mac": ROUTER, "vteps": (3, 1), "routes": i,
+         "gateway4": ip("10.1.0.1")} for i, vni in enumerate((4096, 4097))
+    ],
+    "endpoints": [  # web, db, and a twin of web in the other network
+        {"network": net, "port": port, "mac": mac, "addrs": (at, 1), "groups": [(0, 2), (2, 1)],
+         "fallback": [lib.DP_ALLOW, lib.DP_BLOCK]}
+        for net, port, mac, at in ((0, WEB, WEB_MAC, 0), (0, DB, DB_MAC, 1), (1, TWIN, TWIN_MAC, 2))
+    ],
+    "adjacencies": [
+        {"network": n, "port": UNDERLAY, "mtu": 1450, "remote": ip("192.0.2.2"),
+         "dr_mac": PEER_ROUTER, "outer_mac": b"\2\0\0\0\0\x11"} for n in (0, 1)
+    ],
+    "pools": [{"addr": ip("198.51.100.1"), "lo": 20000, "hi": 29999}],
+}  # fmt: skip
+ADDRESSES = [ip(a) for a in ("10.1.1.2", "10.1.1.3", "10.1.1.2", "192.0.2.2")]
+
+
+def route(prefix: str, length: int, kind: int, target: int = 0) -> dict[str, Any]:
+    return {"prefix": ip(prefix), "len": length + 96, "kind": kind, "target": target}
+
+
+def routes_of(network: int) -> list[dict[str, Any]]:
+    ours = [("10.1.1.2", 0), ("10.1.1.3", 1)] if network == 0 else [("10.1.1.2", 2)]
+    return [
+        *(route(address, 32, lib.DP_TO_ENDPOINT, i) for address, i in ours),
+        route("10.1.0.1", 32, lib.DP_TO_GATEWAY),
+        route("10.1.2.0", 24, lib.DP_TO_REMOTE, network),
+        route("10.1.0.0", 16, lib.DP_TO_SUBNET),
+    ]
+
+
+PREFIXES = [{"addr": ip("10.0.0.0"), "len": 104}, {"addr": ip("0.0.0.0"), "len": 96}]
+RANGES = [(6, 6), (17, 17), (23, 23), (53, 90)]
+ACL_OUT = [
+    {"id": 0, "action": lib.DP_REJECT, "proto": (0, 1), "dport": (2, 1)},
+    {"id": 1, "action": lib.DP_ALLOW, "flags": lib.DP_STATEFUL, "priority": 9},
+]
+ACL_IN = [{"id": 2, "action": lib.DP_ALLOW, "proto": (1, 1), "dport": (3, 1)}]
+NAT = [
+    {"id": 3, "action": lib.DP_ALLOW, "flags": lib.DP_TERMINATING, "dst": (0, 1)},
+    {"id": 4, "action": lib.DP_SNAT, "arg": 0, "src": (1, 1), "priority": 1},
+]
+
+
+def array(struct: str, rows: list[Any]) -> tuple[Any, int]:
+    return (ffi.new(f"struct {struct}[]", rows) if rows else ffi.NULL), len(rows)
+
+
+def called(create: Callable[..., Any], release: Callable[[Any], None], *args: Any) -> Any:
+    """What a create function made. Raises EngineError as it says."""
     error = ffi.new("struct dp_error *")
-    frame, steps = ffi.new("struct dp_frame *"), ffi.new("struct dp_step[1]")
-    assert lib.dp_process(ffi.NULL, ffi.NULL, 0, ffi.NULL, 0, 0) < 0
-    assert lib.dp_trace(ffi.NULL, ffi.NULL, 0, frame, 0, steps, 1) < 0
-    assert lib.dp_expire(ffi.NULL, 0, 1) < 0
-    assert lib.dp_flush(ffi.NULL) < 0
-    assert lib.dp_commit(ffi.NULL, ffi.NULL, error) < 0
-    assert lib.dp_loop_run(ffi.NULL, 0) < 0
+    made = create(*args, error)
+    if made == ffi.NULL:
+        what, why = (ffi.string(text).decode() for text in (error.what, error.why))
+        raise EngineError(error.status, why, what, error.index)
+    assert error.status == 0
+    return ffi.gc(made, release)
+
+
+def group(rules: list[Any], layer: int = lib.DP_LAYER_ACL, prefixes=PREFIXES, ranges=RANGES) -> Any:
+    arrays = (
+        *array("dp_rule", rules),
+        *array("dp_prefix", prefixes),
+        *array("dp_range", ranges),
+    )
+    return called(lib.dp_group_create, lib.dp_group_release, layer, 7, *arrays)
+
+
+def routes(rows: list[dict[str, Any]]) -> Any:
+    return called(lib.dp_routes_create, lib.dp_routes_release, *array("dp_route", rows))
+
+
+def snapshot(policy: dict[str, list[dict[str, Any]]], generation: int = 1, nat: Any = NAT) -> Any:
+    made = [group(ACL_OUT), group(nat, lib.DP_LAYER_NAT), group(ACL_IN)]
+    tables = [routes(routes_of(0)), routes(routes_of(1))]
+    stamped = [endpoint | {"stamp": generation} for endpoint in policy["endpoints"]]
+    return snapshot_of(policy | {"endpoints": stamped}, generation, made, tables)
+
+
+def snapshot_of(policy: dict[str, Any], generation: int, groups: list[Any], tables: list[Any]):
+    structs = ("dp_port", "dp_network", "dp_endpoint", "dp_adjacency", "dp_pool")
+    held = {}
+    for field, struct in zip(policy, structs, strict=True):
+        held[field], held[f"n_{field}"] = array(struct, policy[field])
+    held["addrs"] = ffi.new("uint8_t[]", b"".join(ADDRESSES))
+    held["groups"] = ffi.new("struct dp_group *[]", groups)
+    held["routes"] = ffi.new("struct dp_routes *[]", tables)
+    counts = {"n_addrs": len(ADDRESSES), "n_groups": len(groups), "n_routes": len(tables)}
+    c_policy = ffi.new("struct dp_policy *", {"generation": generation, **counts, **held})
+    return called(lib.dp_snapshot_create, lib.dp_snapshot_release, c_policy)
+
+
+def c_engine(key: Any = KEY, **limits: int) -> Any:
+    all_limits = {"max_flows": 4096, "max_bindings": 512, "max_ports": PORTS, "max_rules": RULES}
+    c_limits = ffi.new("struct dp_limits *", all_limits | limits)
+    return called(lib.dp_engine_create, lib.dp_engine_destroy, c_limits, ffi.NULL, key)
+
+
+def commit(engine: Any, snap: Any) -> int:
+    return lib.dp_commit(engine, snap, ffi.new("struct dp_error *"))
+
+
+def committed() -> Any:
+    engine = c_engine()
+    assert commit(engine, snapshot(RIGHT)) == 0
+    return engine
+
+
+def totals_of(engine: Any) -> Any:
+    """The counters, once they are seen to add up."""
+    totals = ffi.new("struct dp_totals *")
+    reasons = ffi.new("uint64_t[]", len(Reason))
+    ports = ffi.new("struct dp_port_counters[]", PORTS)
+    tail = (ffi.NULL, 0, ffi.NULL, 0)
+    assert lib.dp_counters(engine, totals, reasons, len(Reason), ports, PORTS, *tail) == 0
+    assert totals.rx == totals.forwarded + totals.dropped + totals.consumed
+    assert reasons[0] == 0 and sum(reasons) == totals.dropped
+    assert sum(p.tx_frames for p in ports) == totals.forwarded + totals.originated
+    return totals
+
+
+# ---- policies that contradict themselves -------------------------------------------------------
+
+WRONG_POLICIES = [  # field, place, what is changed there, status, object, why
+    ("networks", 0, {"vni": 1 << 24}, EINVAL, "network", "24 bits"),
+    ("networks", 1, {"vni": 4096}, EDUP, "network", "VNI twice"),
+    ("networks", 0, {"mtu": 67}, EINVAL, "network", "MTU"),
+    ("networks", 0, {"mtu": 65_535}, EINVAL, "network", "MTU"),
+    ("networks", 0, {"routes": 2}, EREF, "network", "out of range"),
+    ("networks", 0, {"vteps": (3, 2)}, EREF, "network", "out of range"),
+    ("networks", 0, {"vteps": (0xFFFFFFFF, 2)}, EREF, "network", "out of range"),
+    ("networks", 0, {"vteps": (0, 0xFFFFFFFF)}, ELIMIT, "network", "provider addresses"),
+    ("ports", 1, {"kind": lib.DP_PORT_UNUSED}, EINVAL, "port", "kind"),
+    ("ports", 1, {"kind": 4}, EINVAL, "port", "kind"),
+    ("ports", 2, {"kind": lib.DP_PORT_HOST}, EDUP, "port", "second host"),
+    ("ports", 3, {"id": WEB}, EDUP, "port", "twice"),
+    ("ports", 1, {"id": 0xFFFF}, EINVAL, "port", "65535"),
+    ("ports", 0, {"mtu": 67}, EINVAL, "port", "MTU"),
+    ("ports", 0, {"kind": lib.DP_PORT_ENDPOINT}, EREF, "adjacency", "underlay port"),
+    ("ports", 0, {"ip4": bytes(16)}, EINVAL, "adjacency", "provider address"),
+    ("endpoints", 0, {"network": 2}, EREF, "endpoint", "network"),
+    ("endpoints", 0, {"port": HOST}, EREF, "endpoint", "not an endpoint port"),
+    ("endpoints", 0, {"port": 60_000}, EREF, "endpoint", "not an endpoint port"),
+    ("endpoints", 1, {"port": WEB}, EDUP, "endpoint", "another endpoint"),
+    ("endpoints", 0, {"addrs": (4, 1)}, EREF, "endpoint", "addresses"),
+    ("endpoints", 0, {"addrs": (2, 0xFFFFFFFF)}, EREF, "endpoint", "addresses"),
+    ("endpoints", 0, {"groups": [(0, 4), (0, 0)]}, EREF, "endpoint", "groups"),
+    ("endpoints", 0, {"groups": [(0, 0), (0xFFFFFFFF, 1)]}, EREF, "endpoint", "groups"),
+    ("endpoints", 0, {"fallback": [lib.DP_SNAT, 0]}, EINVAL, "endpoint", "fallback"),
+    ("endpoints", 0, {"network": 1}, EREF, "route", "not of the network"),
+    ("adjacencies", 0, {"network": 2}, EREF, "adjacency", "network"),
+    ("adjacencies", 0, {"network": 1}, EREF, "route", "not of the network"),
+    ("adjacencies", 0, {"port": WEB}, EREF, "adjacency", "underlay port"),
+    ("adjacencies", 0, {"port": lib.DP_PORT_NONE}, EREF, "route", "not of the network"),
+    ("adjacencies", 0, {"mtu": 0}, EINVAL, "adjacency", "MTU"),
+    ("adjacencies", 0, {"remote": bytes(16)}, EINVAL, "adjacency", "provider address"),
+    ("adjacencies", 0, {"remote": ip("2001:db8::2")}, EINVAL, "adjacency", "provider address"),
+    ("pools", 0, {"lo": 0}, EINVAL, "pool", "1-65535"),
+    ("pools", 0, {"lo": 2, "hi": 1}, EINVAL, "pool", "not above last"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("field", "place", "change", "status", "what", "why"), WRONG_POLICIES)
+def test_a_wrong_policy_is_refused(field, place, change, status, what, why) -> None:
+    policy = deepcopy(RIGHT)
+    policy[field][place] |= change
+    with pytest.raises(EngineError) as caught:
+        snapshot(policy)
+    assert (caught.value.status, caught.value.what) == (status, what)
+    assert why in caught.value.message
+
+
+@pytest.mark.parametrize("field", ["pools", "adjacencies", "endpoints", "networks", "ports"])
+def test_what_is_missing_is_missed(field: str) -> None:
+    with pytest.raises(EngineError) as caught:
+        snapshot(RIGHT | {field: []})
+    assert caught.value.status == EREF
+
+
+def test_missing_groups_and_routes_are_missed() -> None:
+    good = routes(routes_of(0)), routes(routes_of(1))
+    for groups, tables in (([ffi.NULL], [*good]), ([], [ffi.NULL, good[1]]), ([], [])):
+        with pytest.raises(EngineError) as caught:
+            snapshot_of(RIGHT, 1, groups, tables)
+        assert caught.value.status == EREF
+
+
+ACL = lib.DP_LAYER_ACL
+WRONG_GROUPS = [
+    (lambda: group([{"action": 5}]), EINVAL, "rule", "action"),
+    (lambda: group([{"flags": 4}]), EINVAL, "rule", "flag"),
+    *(
+        (lambda name=name, span=span: group([{}, {name: span}]), EINVAL, "rule", "span")
+        for name in ("src", "dst", "sport", "dport", "proto")
+        for span in ((5, 0), (0, 5), (0xFFFFFFFF, 2), (1, 0xFFFFFFFF))
+    ),
+    (lambda: group([], ACL, [{"len": 129}]), EINVAL, "prefix", "128"),
+    (lambda: group([], ACL, [], [(2, 1)]), EINVAL, "range", "above"),
+    (lambda: group([], lib.DP_LAYERS), ELIMIT, "group", "layer"),
+    (lambda: routes([route("10.0.0.0", 33, 0)]), EINVAL, "route", "length"),
+    (lambda: routes([route("10.0.0.0", 8, 4)]), EINVAL, "route", "kind"),
+    (lambda: routes([route("10.0.0.1", 8, 0)]), EINVAL, "route", "host bits"),
+    (lambda: routes([route("10.0.0.0", 8, 0), route("10.0.0.0", 8, 3)]), EDUP, "route", "twice"),
+    (lambda: snapshot(RIGHT, nat=[{"action": lib.DP_SNAT, "arg": 1}]), EREF, "rule", "NAT pool"),
+    (lambda: c_engine(max_flows=0), EINVAL, "limits", "max_flows"),
+    (lambda: c_engine(max_flows=(1 << 28) + 1), EINVAL, "limits", "max_flows"),
+    (lambda: c_engine(max_bindings=(1 << 28) + 1), EINVAL, "limits", "max_bindings"),
+    (lambda: c_engine(max_ports=0), EINVAL, "limits", "max_ports"),
+    (lambda: c_engine(max_ports=65_536), EINVAL, "limits", "max_ports"),
+    (lambda: c_engine(max_rules=(1 << 28) + 1), EINVAL, "limits", "max_rules"),
+    (lambda: c_engine(key=ffi.NULL), EINVAL, "limits", "required"),
+]
+
+
+@pytest.mark.parametrize(("call", "status", "what", "why"), WRONG_GROUPS)
+def test_wrong_rules_routes_and_limits_are_refused(call, status, what, why) -> None:
+    with pytest.raises(EngineError) as caught:
+        call()
+    assert (caught.value.status, caught.value.what) == (status, what)
+    assert why in caught.value.message
+
+
+def test_a_commit_that_does_not_fit_changes_nothing() -> None:
+    small = c_engine(max_ports=TWIN)  # one too few
+    assert commit(small, snapshot(RIGHT)) == ELIMIT
+    assert commit(c_engine(max_rules=4), snapshot(RIGHT)) == ELIMIT
+    engine = committed()
+    assert [commit(engine, snapshot(RIGHT, generation)) for generation in (0, 1)] == [EINVAL] * 2
+    assert totals_of(engine).generation == 1 and totals_of(small).generation == 0
+
+
+# ---- pointers ----------------------------------------------------------------------------------
+
+NULL = ffi.NULL
+
+
+def test_null_is_an_answer_not_a_crash() -> None:
+    engine, one = committed(), ffi.new("struct dp_frame[1]")
+    arena = ffi.new("uint8_t[256]")
+    cursor, error = ffi.new("uint32_t *"), ffi.new("struct dp_error *")
+    refused = [
+        lib.dp_process(NULL, arena, 256, one, 1, 0),
+        lib.dp_process(engine, NULL, 256, one, 1, 0),
+        lib.dp_process(engine, arena, 256, NULL, 1, 0),
+        lib.dp_trace(NULL, arena, 256, one, 0, NULL, 0),
+        lib.dp_trace(engine, NULL, 256, one, 0, NULL, 0),
+        lib.dp_trace(engine, arena, 256, NULL, 0, NULL, 0),
+        lib.dp_trace(engine, arena, 256, one, 0, NULL, 1),
+        lib.dp_flows(NULL, cursor, NULL, 0),
+        lib.dp_flows(engine, NULL, NULL, 0),
+        lib.dp_flows(engine, cursor, NULL, 1),
+        lib.dp_expire(NULL, 0, 1),
+        lib.dp_flush(NULL),
+        lib.dp_commit(NULL, NULL, error),
+        lib.dp_commit(engine, NULL, error),
+        lib.dp_counters(NULL, *(NULL, NULL, 0, NULL, 0, NULL, 0, NULL, 0)),
+    ]
+    assert refused == [EINVAL] * len(refused)
     for release in (lib.dp_group_release, lib.dp_routes_release, lib.dp_snapshot_release):
-        release(ffi.NULL)
-    lib.dp_engine_destroy(ffi.NULL)
-    lib.dp_loop_destroy(ffi.NULL)
-    assert lib.dp_engine_create(ffi.NULL, ffi.NULL, bytes(32), error) == ffi.NULL
-    assert status_of(error) == "EINVAL"
+        release(NULL)
+    lib.dp_engine_destroy(NULL)
+    assert lib.dp_process(engine, NULL, 0, NULL, 0, 0) == 0
+    assert lib.dp_trace(engine, arena, 256, one, 0, NULL, 0) == 0
+    assert totals_of(engine).rx == 0
 
 
-@pytest.mark.parametrize(
-    ("fields", "status"),
-    [
-        ({"len": 129}, "EINVAL"),
-        ({"kind": 9}, "EINVAL"),
-        ({"prefix": bytes(15) + b"\1", "len": 120}, "EINVAL"),
-    ],
+NULL_ARRAYS = (
+    "lib.dp_group_create(1, 0, NULL, 1, NULL, 0, NULL, 0, error)",
+    "lib.dp_group_create(1, 0, NULL, 0, NULL, 1, NULL, 0, error)",
+    "lib.dp_group_create(1, 0, NULL, 0, NULL, 0, NULL, 1, error)",
+    "lib.dp_routes_create(NULL, 1, error)",
+    "lib.dp_snapshot_create(NULL, error)",
+    *(
+        f"lib.dp_snapshot_create(ffi.new('struct dp_policy *', dict(n_{field}=1)), error)"
+        for field in (*RIGHT, "addrs", "groups", "routes")
+    ),
 )
-def test_impossible_routes(fields: dict, status: str) -> None:
-    error = ffi.new("struct dp_error *")
-    routes = ffi.new("struct dp_route[]", [fields])
-    assert lib.dp_routes_create(routes, 1, error) == ffi.NULL
-    assert (status_of(error), text(error.what), error.index) == (status, "route", 0)
 
 
-@pytest.mark.parametrize(
-    "fields",
-    [
-        {"action": 9},
-        {"flags": 0x80},
-        {"src": {"first": 0, "count": 2}},
-        {"dst": {"first": 0xFFFFFFFF, "count": 2}},
-        {"sport": {"first": 2, "count": 0xFFFFFFFF}},
-        {"proto": {"first": 1, "count": 1}},
-    ],
-)
-def test_impossible_rules(fields: dict) -> None:
-    error = ffi.new("struct dp_error *")
-    rules = ffi.new("struct dp_rule[]", [fields])
-    prefixes, ranges = ffi.new("struct dp_prefix[1]"), ffi.new("struct dp_range[1]")
-    group = lib.dp_group_create(1, 0, rules, 1, prefixes, 1, ranges, 1, error)
-    assert group == ffi.NULL and status_of(error) == "EINVAL"
-    assert text(error.what) == "rule"
+@pytest.mark.parametrize("call", NULL_ARRAYS)
+def test_an_array_that_is_not_there_is_refused(call: str) -> None:
+    """In a process of its own: a wrong answer here is a crash."""
+    code = (
+        "from dataplane._engine import ffi, lib\n"
+        "NULL, error = ffi.NULL, ffi.new('struct dp_error *')\n"
+        f"made = {call}\n"
+        "assert made == NULL and error.status < 0 and ffi.string(error.why)\n"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
 
 
-def policy(**arrays: list[dict]):
-    """A `struct dp_policy` of generation 1 with those arrays, and what keeps it alive."""
-    types = {"ports": "port", "networks": "network", "endpoints": "endpoint"}
-    types |= {"adjacencies": "adjacency", "pools": "pool"}
-    kept = {name: ffi.new(f"struct dp_{types[name]}[]", rows) for name, rows in arrays.items()}
-    counts = {f"n_{name}": len(rows) for name, rows in arrays.items()}
-    return ffi.new("struct dp_policy *", {"generation": 1, **kept, **counts}), kept
-
-
-UNDERLAY = {"id": 0, "kind": 2, "mtu": 1500}
-ENDPOINT = {"id": 1, "kind": 1, "mtu": 1500}
-
-
-@pytest.mark.parametrize(
-    ("arrays", "status"),
-    [
-        ({"ports": [{"id": 0, "kind": 7, "mtu": 1500}]}, "EINVAL"),
-        ({"ports": [{"id": 65535, "kind": 1, "mtu": 1500}]}, "EINVAL"),
-        ({"ports": [{"id": 0, "kind": 2, "mtu": 20}]}, "EINVAL"),
-        ({"ports": [UNDERLAY, UNDERLAY]}, "EDUP"),
-        ({"networks": [{"vni": 1 << 24, "mtu": 1450}]}, "EINVAL"),
-        ({"networks": [{"vni": 1, "mtu": 1450}]}, "EREF"),
-        ({"networks": [{"vni": 1, "mtu": 1450, "vteps": {"first": 0, "count": 9}}]}, "EREF"),
-        ({"ports": [ENDPOINT], "endpoints": [{"network": 0, "port": 1}]}, "EREF"),
-        ({"ports": [UNDERLAY], "adjacencies": [{"network": 3, "port": 0, "mtu": 1450}]}, "EREF"),
-        ({"pools": [{"lo": 9, "hi": 8}]}, "EINVAL"),
-    ],
-)
-def test_impossible_policies(arrays: dict, status: str) -> None:
-    error = ffi.new("struct dp_error *")
-    wrong, kept = policy(**arrays)
-    assert lib.dp_snapshot_create(wrong, error) == ffi.NULL and kept
-    assert status_of(error) == status and error.why
-
-
-def test_a_generation_does_not_come_twice(engine: Engine) -> None:
-    error = ffi.new("struct dp_error *")
-    empty, _ = policy()
-    snapshot = lib.dp_snapshot_create(empty, error)
-    assert lib.dp_commit(engine.handle, snapshot, error) < 0
-    assert text(error.what) == "generation" and engine.stats().totals["generation"] == 1
-    lib.dp_snapshot_release(snapshot)
+def test_reasons_and_ports_that_do_not_exist_are_not_counted() -> None:
+    engine = committed()
+    before = ffi.buffer(totals_of(engine))[:]
+    for port, reason in ((0, len(Reason)), (0, 255), (PORTS, 1), (0xFFFF, 1)):
+        lib.dp_egress_drop(engine, port, reason, 1, 1)
+    assert ffi.buffer(totals_of(engine))[:] == before
+    for lookup in (lib.dp_reason_name, lib.dp_reason_layer, lib.dp_reason_text):
+        for number in (len(Reason), 0xFFFFFFFF):
+            assert lookup(number) == NULL or ffi.string(lookup(number))
 
 
 # ---- frames ------------------------------------------------------------------------------------
 
-
-def check_law(engine: Engine, sent: int) -> None:
-    stats = engine.stats()
-    totals = stats.totals
-    assert totals["rx"] == sent
-    assert totals["rx"] == totals["forwarded"] + totals["dropped"] + totals["consumed"]
-    assert sum(stats.reasons.values()) == totals["dropped"]
-
-
-def test_random_descriptors(engine: Engine) -> None:
-    """Whatever stands in a descriptor, nothing outside of the arena is touched."""
-    rng = np.random.default_rng(7)
-    arena = np.frombuffer(bytearray(b"\xa5" * 8192), np.uint8)
-    fence = 1024
-    inside = ffi.from_buffer("uint8_t[]", arena[fence:-fence])
-    frames = ffi.new("struct dp_frame[256]")
-    for _ in range(200):
-        ffi.buffer(frames)[:] = rng.bytes(ffi.sizeof(frames))
-        for i in range(0, 256, 2):  # every other one nearly right
-            frames[i].off, frames[i].len = int(rng.integers(8192)), int(rng.integers(2048))
-            frames[i].port, frames[i].gso_size = int(rng.integers(5)), 0
-        assert lib.dp_process(engine.handle, inside, 8192 - 2 * fence, frames, 256, 0) == 0
-        assert (arena[:fence] == 0xA5).all() and (arena[-fence:] == 0xA5).all()
-    check_law(engine, 200 * 256)
+OUT = (
+    "arp who-has 10.1.0.1 tell 10.1.1.2",
+    "icmp 10.1.1.2 > 10.1.0.1 echo id 1",
+    "icmp 10.1.1.2 > 10.1.2.2 echo id 1",
+    "tcp 10.1.1.2:40000 > 10.1.2.2:80 syn mss 1460",
+    "tcp 10.1.1.2:40000 > 10.1.2.2:23 syn",
+    "udp 10.1.1.2:40000 > 10.1.2.2:53 len 20",
+    "udp 10.1.1.2:40000 > 10.1.2.2:99 ttl 1",
+    "udp 10.1.1.2:40000 > 10.1.2.2:99 len 1500 df",
+    "udp 10.1.1.2:40000 > 10.1.1.3:53",
+    "udp 10.1.1.2:40000 > 203.0.113.9:53000",
+    "tcp 10.1.1.2:40000 > 203.0.113.9:443 syn mss 1460",
+    "icmp 10.1.1.2 > 203.0.113.9 echo id 9",
+)
+BACK = (
+    "icmp 10.1.2.2 > 10.1.1.2 reply id 1",
+    "tcp 10.1.2.2:80 > 10.1.1.2:40000 syn ack mss 1460",
+    "udp 10.1.2.2:50000 > 10.1.1.2:53 tos 3",
+    "icmp 10.1.2.2 > 10.1.1.2 unreachable len 28",
+)
+SLOT, BATCH = 2048, 1024
 
 
-def test_random_mutations(engine: Engine) -> None:
-    """What leaves stays inside of its slot, and every frame is accounted for."""
-    rng = random.Random(11)
-    batch = Batch(capacity=256, slot=4096)
-    for _ in range(ROUNDS):
-        batch.clear()
-        for _ in range(256):
-            frame = bytearray(rng.choice(SEEDS))
-            for _ in range(rng.randrange(4)):
-                frame[rng.randrange(len(frame))] = rng.randrange(256)
-            batch.add(
-                [frame[: rng.choice([len(frame)] * 3 + [rng.randrange(len(frame))])]],
-                rng.choice(PORTS),
-                rng.choice([0, lib.DP_OUTER_CHECKED, lib.DP_CSUM_UNKNOWN]),
-            )
-        result = engine.process(batch, now=rng.randrange(1 << 40))
-        ends = batch.frames["off"].astype(np.int64) + batch.frames["len"]
-        slots = np.arange(256) * batch.slot
-        leaves = result.port != lib.DP_PORT_NONE
-        assert (batch.frames["off"] >= slots)[leaves].all()
-        assert (ends <= slots + batch.slot)[leaves].all()
-    check_law(engine, ROUNDS * 256)
+def frames() -> Iterator[tuple[int, bytes]]:
+    """Valid ones, each with its port; the same packets in both networks."""
+    for words in OUT:
+        yield WEB, build(parse(words), WEB_MAC.hex(":"), ROUTER.hex(":"))
+        yield TWIN, build(parse(words), TWIN_MAC.hex(":"), ROUTER.hex(":"))
+    for words in BACK:
+        inner = build(parse(words), PEER_ROUTER.hex(":"), ROUTER.hex(":"))
+        for vni in (4096, 4097):
+            ends = {"src": ip_address("192.0.2.2"), "dst": ip_address("192.0.2.1")}
+            macs = {"smac": seeds.PEER_MAC, "dmac": seeds.OUR_MAC}
+            yield UNDERLAY, vxlan(inner, **ends, vni=vni, **macs)
+    yield from ((HOST, frame) for frame in seeds.frames(seeds.HOST))
 
 
-def test_nothing_old_leaks_into_new_headers(engine: Engine) -> None:
-    """An answer, an error and outer headers are written whole over a poisoned arena."""
-    batch = Batch(capacity=1, slot=4096)
-    for frame, port in ((UDP, "blue/web"), (CASES["ttl_expired"].frame, "blue/web")):
-        outputs = []
-        for poison in (0xA5, 0x5A):
-            batch.arena[:] = poison
-            result = engine.process(batch.load([frame], port))
-            assert result.verdict_of(0) in (Verdict.FORWARD, Verdict.DROP)
-            outputs.append(bytes(result.frame(0)))
-        assert outputs[0] == outputs[1]
+VALID = list(frames())
+FRAMES = np.zeros((len(VALID), SLOT - lib.DP_HEADROOM), np.uint8)
+for _row, (_, _frame) in zip(FRAMES, VALID, strict=True):
+    _row[: len(_frame)] = np.frombuffer(_frame, np.uint8)
+LENGTHS = np.array([len(frame) for _, frame in VALID])
+OF_PORT = np.array([port for port, _ in VALID])
 
 
-def test_reasons_have_words() -> None:
-    assert text(lib.dp_reason_name(len(Reason))) == "unknown"
-    assert text(lib.dp_status_name(99)) == "UNKNOWN"
+def mend(frames: np.ndarray, ip_at: int) -> None:
+    """Puts the IPv4 header checksums right, which chance does not find."""
+    head = frames[:, ip_at : ip_at + 20].astype(np.uint32)
+    head[:, 10:12] = 0
+    total = (head[:, ::2] << 8 | head[:, 1::2]).sum(axis=1)
+    total = (total & 0xFFFF) + (total >> 16)
+    total = ~((total & 0xFFFF) + (total >> 16)) & 0xFFFF
+    frames[:, ip_at + 10], frames[:, ip_at + 11] = total >> 8, total & 0xFF
+
+
+def mutants(random: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """A batch of frames with some bytes changed, most of them in the headers; lengths; ports."""
+    which = random.integers(0, len(VALID), BATCH)
+    frames, lengths, ports = FRAMES[which], LENGTHS[which].copy(), OF_PORT[which].copy()
+    rows = np.arange(BATCH)
+    for _ in range(3):
+        limit = np.where(random.random(BATCH) < 0.9, np.minimum(lengths, 120), lengths)
+        at = (random.random(BATCH) * limit).astype(np.int64)
+        hit = random.random(BATCH) < 0.6
+        old = frames[rows, at]
+        bit = old ^ (1 << random.integers(0, 8, BATCH)).astype(np.uint8)
+        new = np.where(random.random(BATCH) < 0.5, bit, random.integers(0, 256, BATCH))
+        frames[rows, at] = np.where(hit, new, old)
+    sound = random.random(BATCH) < 0.8
+    for chosen, place in ((sound, 14), (sound & (ports == UNDERLAY), 64)):
+        some = frames[chosen & (frames[:, place - 2] == 8)]
+        mend(some, place)
+        frames[chosen & (frames[:, place - 2] == 8)] = some
+    cut = random.random(BATCH) < 0.1
+    lengths[cut] = (random.random(BATCH) * lengths).astype(np.int64)[cut]
+    ports[random.random(BATCH) < 0.05] = random.integers(0, PORTS)
+    return frames, lengths, ports
+
+
+class Arena:
+    """An engine and its batch, in an arena full of one byte."""
+
+    def __init__(self, poison: int) -> None:
+        self.engine, self.poison = committed(), poison
+        self.batch = Batch(BATCH, SLOT)
+
+    def process(self, frames: np.ndarray, lengths: np.ndarray, described: np.ndarray, now: int):
+        arena, batch = self.batch.arena, self.batch
+        behind = np.arange(SLOT) >= lengths[:, None] + lib.DP_HEADROOM
+        arena[:] = self.poison
+        arena[:, lib.DP_HEADROOM :] = frames
+        arena[behind] = self.poison
+        batch.frames[:] = described
+        batch.count = BATCH
+        assert lib.dp_process(self.engine, *batch.prepare(lambda name: 0), now) == 0
+        assert (arena[behind] == self.poison).all()  # nothing is written behind a frame
+        return batch.frames, arena
+
+
+def left(described: np.ndarray) -> np.ndarray:
+    """Which bytes of the arena leave."""
+    at = np.arange(SLOT)
+    start = (described["off"].astype(np.int64) - np.arange(BATCH) * SLOT)[:, None]
+    end = start + described["len"][:, None]
+    return (at >= start) & (at < end) & (described["port"] != lib.DP_PORT_NONE)[:, None]
+
+
+def test_two_hundred_thousand_mutants() -> None:
+    """All leave by one exit, inside their slots, and nothing that leaves is what stood there."""
+    random = np.random.default_rng(4789)
+    one, other = Arena(0xA5), Arena(0x5A)
+    for n in range(196):
+        frames, lengths, ports = mutants(random)
+        described = np.zeros(BATCH, dtype("dp_frame"))
+        described["off"] = np.arange(BATCH) * SLOT + lib.DP_HEADROOM
+        described["len"], described["port"] = lengths, ports
+        described["flags"] = random.integers(0, 8, BATCH) & ~lib.DP_CSUM_PARTIAL
+        now = n * 10**9
+        told, arena = one.process(frames, lengths, described, now)
+        told_other, arena_other = other.process(frames, lengths, described, now)
+        assert (told == told_other).all()
+        assert ((told["verdict"] == lib.DP_DROP) == (told["reason"] != 0)).all()
+        off = told["off"].astype(np.int64) - np.arange(BATCH) * SLOT
+        assert (off >= 0).all() and (off + told["len"] <= SLOT).all()
+        emitted = left(told)
+        assert (arena[emitted] == arena_other[emitted]).all()
+        if n % 20 == 7:
+            for each in (one, other):
+                assert commit(each.engine, snapshot(RIGHT, n)) == 0
+                assert lib.dp_expire(each.engine, now, 100) >= 0
+    totals = totals_of(one.engine)
+    assert totals.rx == 196 * BATCH > 200_000
+    assert min(totals.forwarded, totals.dropped, totals.consumed) > 5_000
+    assert min(totals.originated, totals.hits, totals.misses, totals.reconciled) > 100
+
+
+def test_random_descriptors() -> None:
+    """Any offset, length, port and flag, over each other too; sometimes a valid frame under it."""
+    random = np.random.default_rng(8472)
+    engine, size = committed(), 64 * SLOT
+    filled = np.zeros((64, SLOT), np.uint8)
+    filled[:, lib.DP_HEADROOM :] = FRAMES[np.arange(64) % len(VALID)]
+    starts = np.arange(64) * SLOT + lib.DP_HEADROOM
+    for n in range(200):
+        arena = filled.flatten()
+        raw = random.integers(0, 256, (256, dtype("dp_frame").itemsize), np.uint8)
+        described = raw.reshape(-1).view(dtype("dp_frame"))
+        row = random.integers(0, 64, 256)
+        aimed = random.random(256) < 0.7
+        described["off"][aimed] = starts[row][aimed]
+        described["len"][aimed] = LENGTHS[row % len(VALID)][aimed]
+        described["port"][aimed] = OF_PORT[row % len(VALID)][aimed]
+        if n % 2:
+            near = random.random(256) < 0.5
+            described["off"][near] = random.integers(size - 200, size + 2, 256)[near]
+            described["len"][near] = random.integers(0, 200, 256)[near]
+        c_arena = ffi.from_buffer("uint8_t[]", arena, require_writable=True)
+        c_frames = ffi.from_buffer("struct dp_frame[]", described, require_writable=True)
+        assert lib.dp_process(engine, c_arena, size, c_frames, 256, n) == 0
+        gone = described[described["port"] != lib.DP_PORT_NONE]
+        assert (gone["off"].astype(np.int64) + gone["len"] <= size).all()
+    assert totals_of(engine).rx == 200 * 256
+
+
+def test_room_in_front_is_asked_for() -> None:
+    """To the byte: 128 are enough, 127 are not."""
+    engine = committed()
+    frame = VALID[4][1]
+    for off, reason in ((128, 0), (127, Reason["NO_HEADROOM"]), (0, Reason["NO_HEADROOM"])):
+        arena = ffi.new("uint8_t[]", bytes(off) + frame)
+        described = ffi.new("struct dp_frame *", {"off": off, "len": len(frame), "port": WEB})
+        assert lib.dp_process(engine, arena, off + len(frame), described, 1, 0) == 0
+        assert described.reason == reason
+        assert lib.dp_process(engine, arena, off + len(frame) - 1, described, 1, 0) == 0
+
+
+# ---- threads -----------------------------------------------------------------------------------
+
+
+def test_a_second_thread_in_c_is_told_so() -> None:
+    engine, batch = committed(), Batch(BATCH, SLOT)
+    batch.load([VALID[4][1]] * BATCH, WEB)
+    args = batch.prepare(lambda name: 0)
+    stop, met = threading.Event(), set()
+
+    def work() -> None:
+        while not stop.is_set():
+            met.add(lib.dp_process(engine, *args, 0))
+
+    workers = [threading.Thread(target=work) for _ in range(2)]
+    for worker in workers:
+        worker.start()
+    generation = 1
+    while EBUSY not in met and generation < 2000:
+        generation += 1
+        assert commit(engine, snapshot(RIGHT, generation)) == 0
+        met.update((lib.dp_flush(engine), min(lib.dp_expire(engine, 0, 10), 0)))
+    stop.set()
+    for worker in workers:
+        worker.join()
+    assert met == {0, EBUSY}
+    totals_of(engine)
+
+
+# ---- the Python interface ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda e: e.process_one(None, WEB),
+        lambda e: e.process_one(b"", None),
+        lambda e: e.process_one(b"", -1),
+        lambda e: e.process_one(b"", 1 << 16),
+        lambda e: e.process_one(b"", 1.5),
+        lambda e: e.process_one(b"", 0, flags=-1),
+        lambda e: e.process_one(b"", 0, flags=256),
+        lambda e: e.process_one(b"", 0, now=-1),
+        lambda e: e.process_one(b"", 0, now=1 << 64),
+        lambda e: e.process_one(b"", 0, now="soon"),
+        lambda e: e.process_one(bytes(1 << 17), 0),
+        lambda e: e.trace(b"", "nowhere"),
+        lambda e: e.expire(-1),
+        lambda e: e.expire(1 << 32),
+        lambda e: e.process(None),
+        lambda e: e.commit(None),
+        lambda e: Engine(key=b"short"),
+        lambda e: Engine(max_flows=-1),
+        lambda e: Engine(max_ports=1 << 32),
+        lambda e: Engine(timers=Timers(udp=-1)),
+        lambda e: Engine(timers=Timers(udp=1 << 32)),
+        lambda e: Batch(0),
+        lambda e: Batch(-1),
+        lambda e: Batch(slot=1 << 40),
+        lambda e: Batch(1, 256).view(1),
+    ],
+)
+def test_wrong_arguments_are_python_errors(wrong: Callable[[Engine], Any]) -> None:
+    with Engine(max_flows=16) as engine:
+        with pytest.raises((DataplaneError, ValueError, TypeError, LookupError, OverflowError,
+                            AttributeError)):  # fmt: skip
+            wrong(engine)
+        assert engine.process_one(b"", 0).reason is Reason["PORT_NOT_CONFIGURED"]  # still at work
+        totals = engine.stats().totals
+        assert totals["rx"] == totals["dropped"] == 1
+
+
+def test_after_close_there_is_an_error_and_no_crash() -> None:
+    engine, batch = Engine(max_flows=16), Batch(1, 256)
+    result = engine.process(batch.load([b"x"], 0))
+    engine.close()
+    engine.close()
+    for use in (
+        lambda: engine.process(batch.load([b"x"], 0)),
+        lambda: engine.process_one(b"x", 0),
+        lambda: engine.trace(b"x", 0),
+        lambda: engine.handle,
+        engine.expire,
+        engine.flush,
+        engine.flows,
+        engine.stats,
+    ):
+        with pytest.raises(DataplaneError, match="closed"):
+            use()
+    with pytest.raises(DataplaneError, match="no longer valid"):
+        result.frame(0)
+
+
+def test_close_waits_for_no_one() -> None:
+    engine = Engine(max_flows=16)
+    with engine.exclusive(), pytest.raises(BusyError):
+        engine.close()
+    engine.close()
+
+
+# ---- documents ---------------------------------------------------------------------------------
+
+MANY = """\
+version: 1
+node:
+  name: a
+  underlay: {address: 192.0.2.1, port: [4789]}
+  networks:
+    - name: blue
+      vni: 16777216
+      prefixes: [10.1.0.0/16, 10.1.128.0/17]
+      remote_subnets:
+        - {prefix: 10.1.2.0/24, provider_address: 192.0.2.2, dr_mac: "02:00:5e:00:00:0b"}
+        - {prefix: 10.1.2.0/24, provider_address: 192.0.2.3, dr_mac: "02:00:5e:00:00:0c"}
+        - {prefix: 10.1.1.2/32, provider_address: 192.0.2.3, dr_mac: "02:00:5e:00:00:0c"}
+      endpoints:
+        - {name: web, addresses: [10.1.1.2]}
+        - {name: web, addresses: [10.1.1.2], mac: 5}
+"""
+FAULTS = [  # line, the path's end, what is said
+    (4, "underlay.port", "a list"),
+    (7, "networks[0].vni", "16777216"),
+    (15, "endpoints[1].mac", "MAC"),
+]
+DANGLING = """\
+version: 1
+node:
+  name: a
+  underlay: {address: 192.0.2.1}
+  networks:
+    - name: blue
+      vni: 1
+      prefixes: [10.1.0.0/16]
+      remote_subnets:
+        - {prefix: 10.1.2.0/24, provider_address: 192.0.2.2, dr_mac: "02:00:5e:00:00:0b"}
+        - {prefix: 10.1.2.0/24, provider_address: 192.0.2.3, dr_mac: "02:00:5e:00:00:0c"}
+        - {prefix: 10.1.1.2/32, provider_address: 192.0.2.3, dr_mac: "02:00:5e:00:00:0c"}
+      endpoints:
+        - {name: web, addresses: [10.1.1.2]}
+        - {name: web, addresses: [10.1.1.2]}
+expect:
+  - {packet: "udp 10.1.1.2:1 > 10.1.2.2:2", at: nobody, verdict: drop}
+"""
+TWINS = [
+    (11, "remote_subnets[1]", "10.1.2.0/24 is taken"),
+    (12, "remote_subnets[2].prefix", "address of a local endpoint"),
+    (15, "endpoints[1]", "web is taken"),
+    (15, "addresses[0]", "10.1.1.2 is taken"),
+    (17, "expect[0].at", "nobody"),
+]
+
+
+@pytest.mark.parametrize(("text", "faults"), [(MANY, FAULTS), (DANGLING, TWINS)])
+def test_all_faults_of_a_file_at_once(tmp_path: Path, text: str, faults: list[Any]) -> None:
+    path = tmp_path / "node.yaml"
+    path.write_text(text)
+    with pytest.raises(DocumentError) as caught:
+        document.load(path)
+    told = str(caught.value).splitlines()
+    for line, where, what in faults:
+        assert any(t.startswith(f"{path}:{line} $.") and where in t and what in t for t in told), (
+            f"{line} {where} {what} is not in:\n{caught.value}"
+        )
+
+
+ALIASES = "a: &a [x, x]\n" + "".join(
+    f"{chr(98 + i)}: &{chr(98 + i)} [{', '.join([f'*{chr(97 + i)}'] * 9)}]\n" for i in range(20)
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (ALIASES, ":1 .* anchor &a is not accepted"),
+        ("node:\n " + "[" * 100_000, ":2 .* nested deeper"),
+        ("node:\n " + '{"a":' * 100_000, ":2 .* nested deeper"),
+        ("version: 1\nnode: !!python/object/apply:os.system [id]", ":2 .* tag"),
+    ],
+    ids=["aliases", "lists", "mappings", "tags"],
+)
+@pytest.mark.parametrize("suffix", ["yaml", "json"])
+def test_bombs_do_not_go_off(tmp_path: Path, text: str, says: str, suffix: str) -> None:
+    path = tmp_path / f"bomb.{suffix}"
+    path.write_text(text)
+    with pytest.raises(DocumentError, match=says if suffix == "yaml" else "bomb.json"):
+        document.load(path)
+
+
+def test_a_hundred_megabytes_are_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "large.yaml"
+    with path.open("wb") as file:
+        file.truncate(100_000_000)
+    with pytest.raises(DocumentError, match=f"{path} .*: larger than 64 MiB"):
+        document.load(path)
