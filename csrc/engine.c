@@ -307,7 +307,8 @@ static void apply_hit(const struct pass *x, struct dp_packet *p, struct dp_pair 
 
 /* ---- miss --------------------------------------------------------------------------------- */
 
-static struct dp_walk new_walk(const struct pass *x, const struct dp_packet *p, bool initiator) {
+/* outer_src: of the packet the walk is for; NULL for none that came from the underlay. */
+static struct dp_walk new_walk(const struct pass *x, const struct dp_addr *outer_src) {
     return (struct dp_walk){.policy = x->policy,
                             .flows = &x->e->flows,
                             .bindings = &x->e->bindings,
@@ -315,8 +316,7 @@ static struct dp_walk new_walk(const struct pass *x, const struct dp_packet *p, 
                             .trace = x->trace,
                             .entropy = &x->e->entropy,
                             .now_ns = x->w->now_ns,
-                            .outer_src =
-                                initiator && p->kind == DP_PORT_UNDERLAY ? &p->outer_src : NULL};
+                            .outer_src = outer_src};
 }
 
 static void refuse(const struct pass *x, struct dp_packet *p, const struct dp_walk *w,
@@ -330,14 +330,65 @@ static void refuse(const struct pass *x, struct dp_packet *p, const struct dp_wa
     }
 }
 
-static void hold_binding(const struct pass *x, const struct dp_walk *w) {
-    if (w->binding != DP_NONE) {
-        dp_bindings_hold(&x->e->bindings, w->binding);
+static void hold_binding(const struct pass *x, uint32_t binding) {
+    if (binding != DP_NONE) {
+        dp_bindings_hold(&x->e->bindings, binding);
     }
 }
 
+static void leave_binding(const struct pass *x, uint32_t binding, uint64_t last_ns) {
+    if (binding != DP_NONE) {
+        dp_bindings_leave(&x->e->bindings, binding, last_ns);
+    }
+}
+
+/* Judges a pair of an older policy again, by its initiator's key, and replaces both halves at once
+ * or ends it. */
+static dp_cold enum dp_reason resimulate(const struct pass *x, struct dp_walk *w,
+                                         struct dp_pair *pair) {
+    const struct dp_key key = pair->half[0].key;
+    const enum dp_reason r = dp_walk_flow(w, &key);
+    dp_count(&x->count->totals.reconciled, 1);
+    if (x->trace) {
+        return r;
+    }
+    if (r) {
+        dp_engine_forget(x->e, pair);
+        return r;
+    }
+    const uint32_t old = pair->half[0].act.binding;
+    const uint64_t last = dp_pair_last(pair);
+    hold_binding(x, w->binding);
+    const bool kept = dp_flow_replace(&x->e->flows, pair, &w->pair);
+    leave_binding(x, old, last);
+    if (!kept) {
+        leave_binding(x, w->binding, last);
+    }
+    return kept ? DP_R_none : DP_R_flow_table_full;
+}
+
+/* Where another pair holds the flow id of this one's answers (its endpoint was moved, say), that
+ * pair gives it up if it is idle or its policy is no more. */
+static dp_cold void claim_answers(const struct pass *x, struct dp_pair *pair) {
+    struct dp_flows *flows = &x->e->flows;
+    const struct dp_key *key = &pair->half[1].key;
+    const uint32_t ref = dp_flow_find(flows, key, dp_flow_hash(flows, key));
+    struct dp_pair *holder = ref ? dp_flow_pair(flows, ref) : NULL;
+    if (holder && dp_flow_is_idle(flows, holder, x->w->now_ns)) {
+        dp_engine_forget(x->e, holder);
+    } else if (holder && !fresh(x->policy, dp_flow_half(flows, ref))) {
+        struct dp_walk w = new_walk(x, NULL);
+        resimulate(x, &w, holder);
+    }
+    dp_flow_index_answers(flows, pair);
+}
+
+static bool is_indexed(const struct dp_half *half) {
+    return half->act.flags & DP_ACT_INDEXED;
+}
+
 static void miss(const struct pass *x, struct dp_packet *p) {
-    struct dp_walk w = new_walk(x, p, true);
+    struct dp_walk w = new_walk(x, p->kind == DP_PORT_UNDERLAY ? &p->outer_src : NULL);
     p->frame->flags |= DP_MISS;
     dp_count(&x->count->totals.misses, 1);
     const enum dp_reason r = dp_walk_flow(&w, &p->key);
@@ -354,43 +405,32 @@ static void miss(const struct pass *x, struct dp_packet *p) {
         drop(x, p, DP_R_flow_table_full);
         return;
     }
-    hold_binding(x, &w);
-    apply_hit(x, p, dp_flow_pair(&x->e->flows, ref), 0);
+    struct dp_pair *pair = dp_flow_pair(&x->e->flows, ref);
+    hold_binding(x, w.binding);
+    if (dp_unlikely(is_indexed(&w.pair.half[1]) && !is_indexed(&pair->half[1]))) {
+        claim_answers(x, pair);
+    }
+    apply_hit(x, p, pair, 0);
 }
 
-/* Judges a flow of an older policy again, by its initiator's key, and replaces both halves at once
- * or ends it. */
+/* A packet of a flow of an older policy. */
 static dp_cold void reconcile(const struct pass *x, struct dp_packet *p, struct dp_pair *pair,
                               uint32_t side) {
-    struct dp_walk w = new_walk(x, p, false);
-    const struct dp_key key = pair->half[0].key;
-    const enum dp_reason r = dp_walk_flow(&w, &key);
-    dp_count(&x->count->totals.reconciled, 1);
-    if (x->trace) {
-        if (r) {
-            refuse(x, p, &w, r);
-        } else {
-            apply(x, p, &w.pair.half[side], &w.pair.half[!side]);
-        }
-        return;
-    }
+    struct dp_walk w = new_walk(x, NULL);
+    const enum dp_reason r = resimulate(x, &w, pair);
     if (r) {
-        dp_engine_forget(x->e, pair);
         refuse(x, p, &w, r);
         return;
     }
-    hold_binding(x, &w);
-    const uint32_t old = pair->half[0].act.binding;
-    const uint64_t last = dp_pair_last(pair);
-    const bool kept = dp_flow_replace(&x->e->flows, pair, &w.pair);
-    if (old != DP_NONE) {
-        dp_bindings_leave(&x->e->bindings, old, last);
+    if (x->trace) {
+        apply(x, p, &w.pair.half[side], &w.pair.half[!side]);
+        return;
     }
-    if (!kept && w.binding != DP_NONE) {
-        dp_bindings_leave(&x->e->bindings, w.binding, last);
+    if (is_indexed(&w.pair.half[1]) && !is_indexed(&pair->half[1])) {
+        claim_answers(x, pair);
     }
     const struct dp_half *half = &pair->half[side];
-    if (!kept || !dp_key_equal(&half->key, &p->key) || !(half->act.flags & DP_ACT_INDEXED)) {
+    if (!dp_key_equal(&half->key, &p->key) || !is_indexed(half)) {
         miss(x, p); /* the answer's flow id is another one now, or must be allowed by itself */
         return;
     }

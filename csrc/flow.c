@@ -183,6 +183,11 @@ uint32_t dp_flow_add(struct dp_flows *t, const struct dp_pair *draft) {
     return ref_of(t, p, 0);
 }
 
+void dp_flow_index_answers(struct dp_flows *t, struct dp_pair *pair) {
+    pair->half[1].act.flags |= DP_ACT_INDEXED;
+    index_half(t, &pair->half[1], ref_of(t, pair, 1));
+}
+
 static void keep_history(struct dp_half *new, const struct dp_half *old) {
     new->act.packets = old->act.packets;
     new->act.bytes = old->act.bytes;

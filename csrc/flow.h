@@ -146,6 +146,8 @@ static inline bool dp_flow_is_idle(const struct dp_flows *t, const struct dp_pai
  * taken already. Returns the reference of half 0, or 0 when the table or both of its buckets are
  * full. */
 uint32_t dp_flow_add(struct dp_flows *t, const struct dp_pair *draft);
+/* Once more for a pair whose answers' key was taken: makes half 1 found if the key is free now. */
+void dp_flow_index_answers(struct dp_flows *t, struct dp_pair *pair);
 /* Puts the draft in the place of a pair, keeping counters, state and times. The initiator's key
  * must be the same. */
 bool dp_flow_replace(struct dp_flows *t, struct dp_pair *pair, const struct dp_pair *draft);

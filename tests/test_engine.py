@@ -249,6 +249,20 @@ def test_flows_to_a_removed_endpoint_end(engine):
     assert (outcome.verdict, outcome.reason) == (Verdict.DROP, Reason["NO_SUCH_ENDPOINT"])
 
 
+def test_an_endpoint_that_moved_gets_its_answers(engine):
+    """The flow id of the answers is the same: the new flow takes it from the one that ended."""
+    silent = replace(DB, acls=(Acl(name="silent", direction="out", action="block"),))
+    moved = replace(WEB, name="web2", mac=endpoint_mac(WEB))
+    request, answer = sent("udp 10.1.1.2:7 > 10.1.1.3:53"), "udp 10.1.1.3:53 > 10.1.1.2:7"
+    engine.commit(node(WEB, silent))
+    assert engine.process_one(request, "web").port == "blue/db"
+    engine.commit(node(moved, silent))
+    assert engine.process_one(request, "web2").port == "blue/db"
+    outcome = engine.process_one(sent(answer, DB), "db")
+    assert (outcome.verdict, outcome.port) == (Verdict.FORWARD, "blue/web2")
+    assert len(engine.flows()) == 1
+
+
 def test_numbers_stay_and_are_reused_late(engine):
     before = dict(engine.ids.ports)
     engine.commit(node(LOG, DB))

@@ -177,11 +177,23 @@ class Twin:
         pair, half = found
         try:
             self._reconcile(pair)
+            self._claim_answers(pair)
         except Drop:
             self.flows.remove(pair)
             if half == 1:
                 raise
         return self.flows.find(key, self.now)
+
+    def _claim_answers(self, pair: Pair) -> None:
+        """A pair of an older policy that holds the flow id of this one's answers is judged again."""
+        holder, _ = self.flows.index.get(pair.keys()[-1], (pair, 1))
+        if holder is pair or self._is_fresh(holder):
+            return
+        try:
+            self._reconcile(holder)
+        except Drop:
+            self.flows.remove(holder)
+        self.flows.enter(pair, self.now)
 
     def _check_vtep(self, arrival: Arrival, way: Way) -> None:
         """Another VTEP than the flow's neither speaks for it nor keeps it alive."""
@@ -204,6 +216,7 @@ class Twin:
         pair = self._pair(key, self._walk(key, outer_src))
         pair.last = self.now
         self.flows.add(pair, self.now)
+        self._claim_answers(pair)
         return pair
 
     def _walk(self, key: Key, outer_src: bytes | None) -> walk.Draft:
