@@ -65,9 +65,21 @@ static void push4(uint8_t *at, const struct dp_tunnel *t, uint32_t inner, uint16
     o->udp.len = be16_put(udp);
 }
 
+/* What the inner frame will add to the outer sum. Once a partial checksum is complete, all from the
+ * transport header on sums to the complement of what stands in its field now, so nobody has to
+ * complete it for our sake (Linux calls this local checksum offload). */
+static uint64_t inner_sum(const struct dp_packet *p) {
+    if (!(p->frame->flags & DP_CSUM_PARTIAL)) {
+        return dp_csum_add(0, p->data, p->len);
+    }
+    uint16_t field;
+    memcpy(&field, dp_packet_l4_checksum(p), sizeof field);
+    return dp_csum_add(0, p->data, p->l4) + (uint16_t)~field;
+}
+
 /* Over IPv6 the UDP checksum is mandatory (RFC 8200 section 8.1). */
-static void push6(uint8_t *at, const struct dp_tunnel *t, uint32_t inner, uint16_t sport,
-                  uint8_t ecn) {
+static void push6(uint8_t *at, const struct dp_tunnel *t, uint32_t inner, uint64_t inner_sum,
+                  uint16_t sport, uint8_t ecn) {
     struct dp_outer6 *o = (struct dp_outer6 *)at;
     *o = t->head.v6;
     const uint32_t udp = inner + (uint32_t)(sizeof o->udp + sizeof o->vxlan);
@@ -76,19 +88,21 @@ static void push6(uint8_t *at, const struct dp_tunnel *t, uint32_t inner, uint16
     o->udp.sport = be16_put(sport);
     o->udp.len = be16_put(udp);
     const struct dp_addr src = dp_addr_load(o->ip.src);
-    const uint64_t sum =
-        dp_csum_add(dp_csum_pseudo(&src, &t->remote, DP_IP_UDP, udp), &o->udp, udp);
+    const uint64_t sum = dp_csum_add(dp_csum_pseudo(&src, &t->remote, DP_IP_UDP, udp) + inner_sum,
+                                     &o->udp, sizeof o->udp + sizeof o->vxlan);
     const uint16_t csum = (uint16_t)~dp_csum_fold(sum);
     o->udp.csum = csum ? csum : 0xffff;
 }
 
 void dp_encap(struct dp_packet *p, const struct dp_tunnel *t, uint16_t sport, uint8_t ecn) {
     const uint32_t inner = p->len;
+    const bool v4 = t->head_len == sizeof(struct dp_outer4);
+    const uint64_t sum = dp_likely(v4) ? 0 : inner_sum(p);
     p->data -= t->head_len;
     p->len += t->head_len;
-    if (dp_likely(t->head_len == sizeof(struct dp_outer4))) {
+    if (dp_likely(v4)) {
         push4(p->data, t, inner, sport, ecn);
     } else {
-        push6(p->data, t, inner, sport, ecn);
+        push6(p->data, t, inner, sum, sport, ecn);
     }
 }

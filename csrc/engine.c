@@ -112,8 +112,8 @@ static enum dp_reason parse(const struct pass *x, struct dp_packet *p) {
     if (r || (r = dp_parse(p))) {
         return r;
     }
-    if (p->frame->flags & DP_CSUM_UNKNOWN) {
-        dp_parse_partial_checksum(p);
+    if (p->frame->flags & (DP_CSUM_PARTIAL | DP_CSUM_UNKNOWN)) {
+        dp_parse_checksum_state(p);
     }
     return admit(x, p, slot);
 }

@@ -116,6 +116,18 @@ static inline struct dp_ip6 *dp_packet_ip6(const struct dp_packet *p) {
 static inline void *dp_packet_l4(const struct dp_packet *p) {
     return p->data + p->l4;
 }
+/* The checksum field of TCP, UDP, ICMP or ICMPv6. */
+static inline void *dp_packet_l4_checksum(const struct dp_packet *p) {
+    uint8_t *l4 = dp_packet_l4(p);
+    switch (p->key.proto) {
+    case DP_IP_TCP:
+        return l4 + offsetof(struct dp_tcp, csum);
+    case DP_IP_UDP:
+        return l4 + offsetof(struct dp_udp, csum);
+    default:
+        return l4 + offsetof(struct dp_icmp, csum);
+    }
+}
 static inline bool dp_mac_equal(const uint8_t a[6], const uint8_t b[6]) {
     return memcmp(a, b, 6) == 0;
 }

@@ -220,18 +220,20 @@ enum dp_reason dp_parse(struct dp_packet *p) {
     }
 }
 
-void dp_parse_partial_checksum(struct dp_packet *p) {
+void dp_parse_checksum_state(struct dp_packet *p) {
+    struct dp_frame *f = p->frame;
     const uint8_t proto = p->key.proto;
     if (!dp_proto_has_ports(proto) || p->key.fragment || p->more_fragments) {
+        f->flags &= (uint8_t)~DP_CSUM_PARTIAL;
         return;
     }
-    const uint16_t field =
-        proto == DP_IP_TCP ? offsetof(struct dp_tcp, csum) : offsetof(struct dp_udp, csum);
+    const uint8_t *field = dp_packet_l4_checksum(p);
     uint16_t found;
-    memcpy(&found, p->data + p->l4 + field, 2);
-    if (found == dp_csum_fold(dp_csum_pseudo(&p->key.src, &p->key.dst, proto, p->len - p->l4))) {
-        p->frame->flags |= DP_CSUM_PARTIAL;
-        p->frame->csum_start = p->l4;
-        p->frame->csum_field = field;
+    memcpy(&found, field, sizeof found);
+    if ((f->flags & DP_CSUM_PARTIAL) ||
+        found == dp_csum_fold(dp_csum_pseudo(&p->key.src, &p->key.dst, proto, p->len - p->l4))) {
+        f->flags |= DP_CSUM_PARTIAL;
+        f->csum_start = p->l4;
+        f->csum_field = (uint16_t)(field - (const uint8_t *)dp_packet_l4(p));
     }
 }

@@ -19,9 +19,9 @@ struct dp_quote {
  * or one of the two checksums that RFC 5508 REQ-3 asks for is wrong. */
 bool dp_parse_quote(const struct dp_packet *p, struct dp_quote *q);
 
-/* For a frame whose inner checksum a kernel peer may have left partial: finds out and marks it so.
- */
-void dp_parse_partial_checksum(struct dp_packet *p);
+/* The checksum of a frame that says it is partial, or whose kernel peer may have left it so: where
+ * it stands, or that it is not. */
+void dp_parse_checksum_state(struct dp_packet *p);
 
 /* The VXLAN packet at p->data, p->len, received on an underlay port: checks and steps over the
  * outer headers, leaving data and len at the inner frame; fills outer_src, outer_tos and key.vni.

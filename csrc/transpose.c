@@ -47,20 +47,8 @@ static uint8_t tos_of(const struct dp_packet *p) {
 
 /* ---- rewrite ------------------------------------------------------------------------------ */
 
-static void *l4_checksum(const struct dp_packet *p) {
-    uint8_t *l4 = dp_packet_l4(p);
-    switch (p->key.proto) {
-    case DP_IP_TCP:
-        return l4 + offsetof(struct dp_tcp, csum);
-    case DP_IP_UDP:
-        return l4 + offsetof(struct dp_udp, csum);
-    default:
-        return l4 + offsetof(struct dp_icmp, csum);
-    }
-}
-
 static void fix_transport(struct dp_packet *p, const struct dp_half *half) {
-    void *field = l4_checksum(p);
+    void *field = dp_packet_l4_checksum(p);
     if (p->frame->flags & DP_CSUM_PARTIAL) {
         uint16_t sum;
         memcpy(&sum, field, 2);
@@ -127,7 +115,7 @@ static void clamp_mss(struct dp_packet *p, uint16_t mss) {
                 at[2] = (uint8_t)(mss >> 8);
                 at[3] = (uint8_t)mss;
                 if (!(p->frame->flags & DP_CSUM_PARTIAL)) {
-                    dp_csum_fix_at(l4_checksum(p), dp_csum_term(was, is));
+                    dp_csum_fix_at(dp_packet_l4_checksum(p), dp_csum_term(was, is));
                 }
             }
             return;

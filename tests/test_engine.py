@@ -35,6 +35,7 @@ from dataplane.model import (
     Underlay,
 )
 from dataplane.packet import build, describe, parse, vxlan
+from tests.reference.checksum import checksum, fold, pseudo_header, words
 
 REMOTE_MAC = Mac("02:00:00:00:0b:00")
 WEB, DB, LOG = (
@@ -191,6 +192,24 @@ def test_scapy_packets_are_taken(engine):
 
 
 # ---- policy ------------------------------------------------------------------------------------
+
+
+def test_the_outer_sum_foresees_the_inner_one(engine):
+    """Over IPv6 it covers an inner checksum that is still partial (RFC 8200 section 8.1)."""
+    over6 = replace(node().underlay, address6=ip_address("2001:db8::1"))
+    engine.commit(
+        replace(node(remote_subnets=(remote("10.1.2.0/24", "2001:db8::2"),)), underlay=over6)
+    )
+    whole = bytearray(sent(OUT))
+    pseudo = pseudo_header(whole[26:30], whole[30:34], 17, len(whole) - 34)
+    partial = whole[:40] + fold(sum(words(pseudo))).to_bytes(2) + whole[42:]
+    frame = bytearray(engine.process_one(bytes(partial), "web", flags=lib.DP_CSUM_PARTIAL).frame)
+    inner = 14 + 40 + 8 + 8
+    frame[inner + 40 : inner + 42] = checksum(frame[inner + 34 :]).to_bytes(2)
+    assert frame[inner + 40 : inner + 42] == whole[40:42]
+    assert (
+        checksum(pseudo_header(frame[22:38], frame[38:54], 17, len(frame) - 54) + frame[54:]) == 0
+    )
 
 
 def test_a_policy_change_reaches_known_flows(engine):

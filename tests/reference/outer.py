@@ -80,7 +80,10 @@ def _outer_udp(src: bytes, dst: bytes, udp: bytes, port: Underlay, checked: bool
     return udp[8:length]
 
 
-def encapsulate(inner: bytes, ecn: int, sport: int, way: Adjacency, port: Underlay) -> bytes:
+def encapsulate(
+    inner: bytes, on_wire: bytes, ecn: int, sport: int, way: Adjacency, port: Underlay
+) -> bytes:
+    """`on_wire`: the inner frame with its checksum complete, as the outer checksum covers it."""
     vxlan = b"\x08\0\0\0" + way.vni.to_bytes(3) + b"\0"
     payload = vxlan + inner
     length = 8 + len(payload)
@@ -94,7 +97,7 @@ def encapsulate(inner: bytes, ecn: int, sport: int, way: Adjacency, port: Underl
         udp += b"\0\0"
     else:
         ethertype, ip = IP6, _ip6_header(src, dst, ecn, length)
-        whole = pseudo_header(src, dst, UDP, length) + udp + b"\0\0" + payload
+        whole = pseudo_header(src, dst, UDP, length) + udp + b"\0\0" + vxlan + on_wire
         udp += (checksum(whole) or 0xFFFF).to_bytes(2)
     return way.outer_mac + port.mac + ethertype.to_bytes(2) + ip + udp + payload
 

@@ -1,5 +1,6 @@
 """What is done to each packet of a flow, in order (semantics 6)."""
 
+from tests.reference.checksum import checksum
 from tests.reference.edit import edit
 from tests.reference.flows import Pair, Way
 from tests.reference.guard import Arrival
@@ -146,4 +147,14 @@ def outgoing(site: Site, packet: Packet, pair: Pair, half: int, way: Way) -> byt
         return frame
     sport = pair.entropy[half]
     assert sport is not None
-    return encapsulate(frame, packet.ecn, sport, way.adjacency, site.underlay)
+    on_wire = _completed(packet) if packet.partial else frame
+    return encapsulate(frame, on_wire, packet.ecn, sport, way.adjacency, site.underlay)
+
+
+def _completed(packet: Packet) -> bytes:
+    """As the device will send it: the sum that stands in the field is part of what is summed."""
+    data = bytearray(packet.data)
+    assert packet.check_at is not None
+    sum_of_all = checksum(bytes(data[packet.l4 :]))
+    data[packet.check_at : packet.check_at + 2] = sum_of_all.to_bytes(2)
+    return bytes(data)

@@ -185,7 +185,7 @@ class Twin:
         return self.flows.find(key, self.now)
 
     def _claim_answers(self, pair: Pair) -> None:
-        """A pair of an older policy that holds the flow id of this one's answers is judged again."""
+        """An older policy's pair that holds the flow id of this one's answers is judged again."""
         holder, _ = self.flows.index.get(pair.keys()[-1], (pair, 1))
         if holder is pair or self._is_fresh(holder):
             return

@@ -128,13 +128,13 @@ def parse(frame: bytes, checksum_unknown: bool = False, partial: bool = False) -
     if ethertype not in (IP4, IP6):
         raise Drop("not_ip")
     packet = _parse_ip4(frame) if ethertype == IP4 else _parse_ip6(frame)
-    packet.partial = partial or (checksum_unknown and _looks_partial(packet))
+    if packet.flow.proto in (TCP, UDP) and not packet.fragment:
+        packet.partial = partial or (checksum_unknown and _looks_partial(packet))
     return packet
 
 
 def _looks_partial(packet: Packet) -> bool:
-    if packet.flow.proto not in (TCP, UDP) or packet.fragment or packet.check_at is None:
-        return False
+    assert packet.check_at is not None
     length = len(packet.data) - packet.l4
     pseudo = pseudo_header(
         unmapped(packet.flow.src), unmapped(packet.flow.dst), packet.flow.proto, length
