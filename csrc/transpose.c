@@ -193,7 +193,10 @@ static uint32_t restore_quote(struct dp_packet *p, const struct dp_quote *q,
     const be16 dport = be16_put(sent->dport);
     if (!dp_proto_has_ports(sent->proto)) {
         struct dp_icmp *echo = (struct dp_icmp *)(p->data + q->l4);
-        return delta + replace(&echo->id, &sport, 2);
+        const uint32_t id = replace(&echo->id, &sport, 2);
+        const uint32_t pseudo = sent->proto == DP_IP_ICMP ? 0 : addresses;
+        const uint16_t csum = dp_csum_fix(echo->csum, id + pseudo);
+        return delta + id + replace(&echo->csum, &csum, 2);
     }
     struct dp_udp *udp = (struct dp_udp *)(p->data + q->l4);
     const uint32_t ports = replace(&udp->sport, &sport, 2) + replace(&udp->dport, &dport, 2);
@@ -204,17 +207,23 @@ static uint32_t restore_quote(struct dp_packet *p, const struct dp_quote *q,
     return delta + ports + replace((uint8_t *)udp + offsetof(struct dp_udp, csum), &csum, 2);
 }
 
+/* The error as its addressee must see it: about the packet that this one sent. Where the half
+ * translates the source, the error's source is inside too and becomes the same (RFC 5508 REQ-5). */
 static void translate_error(struct dp_packet *p, const struct dp_quote *q,
-                            const struct dp_key *sent) {
+                            const struct dp_half *half, const struct dp_key *sent) {
+    const bool from_inside = !dp_addr_equal(&half->key.src, &sent->dst);
+    const struct dp_addr *src = from_inside ? &sent->dst : &p->key.src;
     uint32_t delta = restore_quote(p, q, sent);
     if (p->family == 4) {
         struct dp_ip4 *ip = dp_packet_ip4(p);
         dp_csum_fix_at((uint8_t *)ip + offsetof(struct dp_ip4, csum),
-                       replace(ip->dst, dp_addr_v4(&sent->src), 4));
+                       replace(ip->src, dp_addr_v4(src), 4) +
+                           replace(ip->dst, dp_addr_v4(&sent->src), 4));
     } else {
-        delta += replace(dp_packet_ip6(p)->dst, &sent->src, 16);
+        struct dp_ip6 *ip = dp_packet_ip6(p);
+        delta += replace(ip->src, src, 16) + replace(ip->dst, &sent->src, 16);
     }
-    dp_csum_fix_at((uint8_t *)dp_packet_l4(p) + offsetof(struct dp_icmp, csum), delta);
+    dp_csum_fix_at(dp_packet_l4_checksum(p), delta);
 }
 
 /* All that can refuse the packet; *ecn is what its inner header will say. */
@@ -278,7 +287,7 @@ enum dp_reason dp_transpose_error(struct dp_packet *p, const struct dp_quote *q,
         return r;
     }
     if (half->act.flags & DP_ACT_NAT) {
-        translate_error(p, q, &other->key);
+        translate_error(p, q, half, &other->key);
     }
     route(p, &half->act, ecn, policy);
     return DP_R_none;

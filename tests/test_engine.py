@@ -379,6 +379,28 @@ def test_nat_exceptions(engine):
 # ---- time, looking -----------------------------------------------------------------------------
 
 
+def test_an_icmp_error_from_inside_hides_the_inside(engine):
+    """Source and quoted packet are those of the outside (RFC 5508 REQ-5), all checksums right."""
+    from scapy.layers.inet import ICMP, IP, UDP
+    from scapy.layers.l2 import Ether
+
+    policy = node(outbound_nat=OutboundNat())
+    engine.commit(policy)
+    request = Ether(engine.process_one(sent("udp 10.1.1.2:7 > 203.0.113.1:53"), "web").frame)
+    answer = Ether(src=request.dst, dst=request.src) / IP(src="203.0.113.1", dst=request[IP].src)
+    answer /= UDP(sport=53, dport=request[UDP].sport) / b"answer"
+    inside = Ether(engine.process_one(answer, "host").frame)
+    error = Ether(src=inside.dst, dst=inside.src) / IP(src="10.1.1.2", dst="203.0.113.1")
+    error /= ICMP(type=3, code=3) / bytes(inside[IP])[:28]
+    outcome = engine.process_one(error, "web")
+    told = Ether(outcome.frame)
+    assert (outcome.port, told[IP].src, told[IP].dst) == ("host", "198.51.100.1", "203.0.113.1")
+    quoted = bytes(told[ICMP].payload)
+    assert quoted[12:24] == bytes(answer[IP])[12:24] and quoted[26:28] == bytes(answer[UDP])[6:8]
+    for part, length in ((bytes(told[IP])[:20], 20), (bytes(told[ICMP]), None), (quoted[:20], 20)):
+        assert checksum(part[:length]) == 0
+
+
 def test_time_is_told(engine):
     engine.process_one(sent(OUT), "web")
     engine.clock.advance(seconds=299)

@@ -85,7 +85,7 @@ def _ports(flow: FlowId, l4: bytes) -> FlowId | None:
     return echo if echo.is_echo else None
 
 
-def translate(packet: Packet, quote: Quote, sent: FlowId) -> None:
+def translate(packet: Packet, quote: Quote, sent: FlowId, source: bytes) -> None:
     """As the addressee sees it: it had sent `sent`, and the quote shows what became of that."""
     data, message = packet.data, bytes(packet.data[packet.l4 + 4 :])
     _restore(packet, quote, sent)
@@ -93,17 +93,19 @@ def translate(packet: Packet, quote: Quote, sent: FlowId) -> None:
     check = int.from_bytes(data[check_at : check_at + 2])
     after = adjust(check, message, bytes(data[packet.l4 + 4 :]))
     data[check_at : check_at + 2] = after.to_bytes(2)
-    dst_at = ETHERNET + (16 if packet.version == 4 else 24)
-    edit(data, dst_at, unmapped(sent.src), packet.ip_check_at or check_at)
+    src_at = ETHERNET + (12 if packet.version == 4 else 8)
+    edit(data, src_at, unmapped(source) + unmapped(sent.src), packet.ip_check_at or check_at)
 
 
 def _restore(packet: Packet, quote: Quote, sent: FlowId) -> None:
-    """Of transport checksums only UDP's is restored."""
+    """With the checksums of UDP and echo, which are among the eight bytes that are always there."""
     data, v4 = packet.data, packet.version == 4
     udp_at = quote.l4 + 6 if sent.proto == UDP and any(data[quote.l4 + 6 : quote.l4 + 8]) else None
+    echo_at = quote.l4 + 2 if sent.proto not in (TCP, UDP) else None
     addresses = unmapped(sent.src) + unmapped(sent.dst)
-    edit(data, quote.l3 + (12 if v4 else 8), addresses, quote.l3 + 10 if v4 else None, udp_at)
+    pseudo_check = udp_at if v4 else udp_at or echo_at
+    edit(data, quote.l3 + (12 if v4 else 8), addresses, quote.l3 + 10 if v4 else None, pseudo_check)
     if sent.proto in (TCP, UDP):
         edit(data, quote.l4, sent.sport.to_bytes(2) + sent.dport.to_bytes(2), udp_at)
     else:
-        edit(data, quote.l4 + 4, sent.sport.to_bytes(2))
+        edit(data, quote.l4 + 4, sent.sport.to_bytes(2), echo_at)

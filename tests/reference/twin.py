@@ -164,7 +164,9 @@ class Twin:
             raise
         self._settle(pair, half, way, observed)
         if pair.binding:
-            translate(packet, quote, pair.keys()[1 - half].flow)
+            sent = pair.keys()[1 - half].flow
+            translated = pair.keys()[half].flow.src != sent.dst
+            translate(packet, quote, sent, sent.dst if translated else packet.flow.src)
         rewrite.hop(self.site, arrival, way)
         frame = rewrite.outgoing(self.site, packet, pair, half, way)
         return Outcome("forward", None, way.egress, frame, pair.rule, packet.partial)
