@@ -17,8 +17,8 @@ from dataplane.document import load
 from dataplane.engine import Engine, choose
 from dataplane.errors import DataplaneError, PortError
 from dataplane.forwarder import Forwarder
-from dataplane.masquerade import Masquerade, is_wanted
-from dataplane.model import Node
+from dataplane.masquerade import Masquerade, forward, is_wanted
+from dataplane.model import Node, outbound_nats
 from dataplane.node_ports import NodePorts
 from dataplane.reasons import Reason
 
@@ -49,7 +49,7 @@ class Daemon:
             self._ports = made.enter_context(contextlib.closing(NodePorts()))
             self._ports.open(self._policy)
             made.callback(self._unmasquerade)
-            self._masquerade_for(self._node)
+            self._prepare_host(self._node)
             self._forwarding = contextlib.ExitStack()
             made.callback(self._stop_forwarding)
             self._start()
@@ -101,7 +101,7 @@ class Daemon:
             plan = self.engine.plan(target)
             text = plan.text()
             with self._ports.change(plan.resolved) as change:
-                self._masquerade_for(target)
+                self._prepare_host(target)
                 plan.commit()
                 if change:
                     self._restart()
@@ -115,18 +115,19 @@ class Daemon:
         elapsed = (time.monotonic() - begin) * 1e3
         log.info("%s, applied in %.1f ms", text, elapsed)
 
-    def _masquerade_for(self, node: Node) -> None:
+    def _prepare_host(self, node: Node) -> None:
+        """What outbound NAT asks of the host."""
         host = node.host_port
-        if host is None or not is_wanted(node):
+        if host is None or not any(outbound_nats(node)):
             return
-        if self._masquerade is not None:
-            if self._masquerade.host == host:
-                return
-            self._unmasquerade()
+        note = forward(host)
+        if note:
+            log.info("outbound NAT: %s", note)
+        if not is_wanted(node) or (self._masquerade and self._masquerade.host == host):
+            return
+        self._unmasquerade()
         self._masquerade = Masquerade(node.name, host)
         log.info("outbound NAT: %s", self._masquerade)
-        if self._masquerade.note:
-            log.info("outbound NAT: %s", self._masquerade.note)
 
     def _unmasquerade(self) -> None:
         masquerade, self._masquerade = self._masquerade, None

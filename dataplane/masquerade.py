@@ -1,7 +1,7 @@
-"""The host's part of outbound NAT: what leaves the host port under its link address is masqueraded.
+"""The host's part of outbound NAT: it forwards, and masquerades the host port's link address.
 
 One nftables table of our own name in the host port's network namespace; nothing else is touched but
-ip_forward, and that only if it is off.
+the sysctl that lets the host forward, and that only if it is off.
 """
 
 import re
@@ -9,10 +9,10 @@ import subprocess
 from pathlib import Path
 
 from dataplane.errors import PortError
-from dataplane.model import HostPort, Node
+from dataplane.model import HostPort, Node, outbound_nats
 from dataplane.netns import inside
 
-IP_FORWARD = Path("/proc/sys/net/ipv4/ip_forward")
+FORWARDING = {4: Path("ipv4/ip_forward"), 6: Path("ipv6/conf/all/forwarding")}
 RULES = """\
 table {family} {table}
 delete table {family} {table}
@@ -28,9 +28,12 @@ table {family} {table} {{
 
 def is_wanted(node: Node) -> bool:
     """Whether some outbound NAT has no VIP, and so uses the host port's link address."""
-    nats = [n.outbound_nat for n in node.networks]
-    nats += [e.outbound_nat for n in node.networks for e in n.endpoints]
-    return node.host_port is not None and any(nat and nat.vip is None for nat in nats)
+    return node.host_port is not None and any(nat.vip is None for nat in outbound_nats(node))
+
+
+def forward(host: HostPort) -> str:
+    """Lets the host port's namespace forward, if it does not; says what was or should be done."""
+    return inside(host.tap.netns, lambda: _forward(FORWARDING[host.address.version]))
 
 
 class Masquerade:
@@ -41,7 +44,6 @@ class Masquerade:
         self._netns = host.tap.netns
         self._family = "ip" if host.address.version == 4 else "ip6"
         self._name = "dataplane-" + re.sub(r"[^A-Za-z0-9_.-]", "_", node)
-        self.note = ""  # what else was changed, or should be
         self._nft(
             RULES.format(
                 family=self._family,
@@ -51,14 +53,12 @@ class Masquerade:
                 tap=host.tap.name,
             )
         )
-        if host.address.version == 4:
-            self.note = inside(self._netns, _forward)
 
     def __str__(self) -> str:
         return f"nftables table {self._family} {self._name}"
 
     def close(self) -> None:
-        """Removes the table; ip_forward stays on, for others may rely on it by now."""
+        """Removes the table."""
         self._nft(f"delete table {self._family} {self._name}\n")
 
     def _nft(self, text: str) -> None:
@@ -77,14 +77,13 @@ def _run(text: str) -> "subprocess.CompletedProcess[str]":
     )
 
 
-def _forward() -> str:
-    """Turns forwarding on if it is off; says what was done."""
-    if IP_FORWARD.read_text().strip() != "0":
+def _forward(switch: Path) -> str:
+    place = Path("/proc/sys/net", switch)
+    name = ".".join(("net", *switch.parts))
+    if place.read_text().strip() != "0":
         return ""
     try:
-        IP_FORWARD.write_text("1")
+        place.write_text("1")
     except OSError as error:
-        return (
-            f"ip_forward is off and cannot be set: {error.strerror} (sysctl net.ipv4.ip_forward=1)"
-        )
-    return "ip_forward was off and is on now"
+        return f"{name} is off and cannot be set: {error.strerror} (sysctl {name}=1)"
+    return f"{name} was off and is on now, and stays so: others may rely on it by then"

@@ -4,6 +4,7 @@ All values are frozen. An object is known by its name; names are unique among th
 """
 
 import re
+from collections.abc import Iterator
 from typing import Literal
 
 import msgspec
@@ -176,6 +177,13 @@ class Node(Model, frozen=True, kw_only=True):
     underlay: Underlay
     host_port: HostPort | None = None
     networks: tuple[Network, ...] = ()
+
+
+def outbound_nats(node: Node) -> Iterator[OutboundNat]:
+    """Of its networks and endpoints."""
+    for network in node.networks:
+        nats = (network.outbound_nat, *(e.outbound_nat for e in network.endpoints))
+        yield from filter(None, nats)
 
 
 class Expect(Model, frozen=True, kw_only=True):

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from dataplane.address import IP, Mac
 from dataplane.errors import PortError
 from dataplane.ids import HOST, UNDERLAY
-from dataplane.model import Endpoint, HostPort, Network, Node, Tap, Underlay
+from dataplane.model import Endpoint, HostPort, Network, Node, Tap, Underlay, outbound_nats
 from dataplane.ports import Port, VxlanSocket
 from dataplane.ports import Tap as TapPort
 from dataplane.rules import host_mac
@@ -18,12 +18,15 @@ from dataplane.rules import host_mac
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Device:
-    """A TAP and what is set on it: addresses with prefix length and peer, and default gateways."""
+    """A TAP and what is set on it: addresses with prefix length and peer, default gateways, and
+    the VIPs that the host finds behind it.
+    """
 
     tap: Tap
     mac: Mac
     addresses: tuple[tuple[IP, int, IP | None], ...]
     gateways: tuple[IP, ...] = ()
+    vips: tuple[tuple[IP, IP], ...] = ()  # and by which address
 
     @property
     def place(self) -> tuple[str | None, str]:
@@ -47,6 +50,8 @@ class Device:
                     port.address(address, length, peer=peer)
                 for gateway in self.gateways if tap.netns is not None else ():
                     port.default_route(gateway)  # never in our own namespace: the underlay is there
+                for vip, link in self.vips:
+                    port.route(vip, link)
         except BaseException:
             port.close()
             raise
@@ -61,7 +66,7 @@ def devices(node: Node) -> dict[str, Device]:
         for endpoint in network.endpoints
     }
     if node.host_port is not None:
-        found[HOST] = _of_host(node.host_port)
+        found[HOST] = _of_host(node.host_port, node)
     return found
 
 
@@ -80,9 +85,16 @@ def _length(address: IP, network: Network) -> int:
     return max(lengths, default=address.max_prefixlen)
 
 
-def _of_host(host: HostPort) -> Device:
+def _of_host(host: HostPort, node: Node) -> Device:
     own = (host.peer, host.peer.max_prefixlen, host.address)
-    return Device(tap=host.tap, mac=host_mac(host.peer), addresses=(own,))
+    vips = {nat.vip for nat in outbound_nats(node) if nat.vip and nat.vip != host.address}
+    reached = sorted((v for v in vips if v.version == host.address.version), key=int)
+    return Device(
+        tap=host.tap,
+        mac=host_mac(host.peer),
+        addresses=(own,),
+        vips=tuple((vip, host.address) for vip in reached),
+    )
 
 
 def _sockets(underlay: Underlay) -> tuple[object, ...]:

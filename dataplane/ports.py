@@ -172,11 +172,19 @@ class Tap(AdoptedTap):
 
     def default_route(self, gateway: IP) -> None:
         """Sends what the device's namespace has no better way for to the gateway."""
+        self._route("default", gateway)
 
+    def route(self, address: IP, gateway: IP) -> None:
+        """Sends one address to the gateway."""
+        self._route(f"{address}/{address.max_prefixlen}", gateway)
+
+    def _route(self, destination: str, gateway: IP) -> None:
         def work() -> None:
             with _netlink(self.name) as (ipr, index):
                 family = socket.AF_INET if gateway.version == 4 else socket.AF_INET6
-                ipr.route("replace", dst="default", gateway=str(gateway), oif=index, family=family)
+                ipr.route(
+                    "replace", dst=destination, gateway=str(gateway), oif=index, family=family
+                )
 
         inside(self.netns, work)
 

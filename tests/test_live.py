@@ -27,7 +27,7 @@ from dataplane.demo_base import DB, OUTSIDE, WEB, C
 from dataplane.demo_net import Site
 from dataplane.demo_node import NodeProcess
 from dataplane.document import dump, load
-from dataplane.model import Document, Endpoint, Node
+from dataplane.model import Document, Endpoint, Node, OutboundNat
 
 WHY_NOT = demo_net.why_not()
 pytestmark = pytest.mark.skipif(bool(WHY_NOT), reason=f"no network namespaces: {WHY_NOT}")
@@ -317,6 +317,22 @@ def test_kill_leaves_only_the_nft_table_and_a_new_start_takes_it_over(
     with NodeProcess(site, "o", "alone", policy):
         assert tables(site, "o").strip() == "table ip dataplane-alone"
     assert tables(site, "o") == ""
+
+
+def test_a_vip_is_found_behind_the_host_port(host: tuple[Site, Document, Path]) -> None:
+    """The host needs no masquerading for it, only the way back."""
+    site, document, policy = host
+    site.add("o1")
+    assert document.node is not None
+    blue = document.node.networks[0]
+    web = blue.endpoints[0]
+    assert web.tap is not None
+    web = replace(web, tap=replace(web.tap, netns=site.full("o1")))
+    blue = replace(blue, endpoints=(web,), outbound_nat=OutboundNat(vip=parse_ip("198.51.100.77")))
+    policy.write_text(dump(Document(node=replace(document.node, networks=(blue,)))))
+    with NodeProcess(site, "o", "alone", policy):
+        assert answers(site, "o1", OUTSIDE)
+        assert tables(site, "o") == ""
 
 
 def test_persistent_tap_survives_and_is_attached_again(host: tuple[Site, Document, Path]) -> None:
