@@ -5,7 +5,7 @@ PY     := $(VENV)/bin/python
 STAMP  := $(VENV)/.installed
 C_SRC  := $(wildcard csrc/*.c csrc/*.h csrc/*.def)
 C_TEXT := $(filter %.c %.h,$(C_SRC)) $(wildcard tests/csrc/*.[ch] tests/fuzz/*.[ch])
-FUZZED := $(filter-out csrc/io_% csrc/bench.c,$(wildcard csrc/*.c))
+FUZZED := $(filter-out csrc/io% csrc/bench.c,$(wildcard csrc/*.c))
 
 STRICT := -std=c11 -D_GNU_SOURCE -O2 -Wall -Wextra -Wpedantic -Wshadow -Wconversion \
           -Wstrict-prototypes -Wmissing-prototypes -Wundef -Wvla -Werror

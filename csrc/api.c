@@ -130,14 +130,6 @@ int dp_commit(struct dp_engine *e, struct dp_snapshot *snapshot, struct dp_error
 
 /* ---- flows -------------------------------------------------------------------------------- */
 
-void dp_engine_forget(struct dp_engine *e, struct dp_pair *pair) {
-    const uint32_t binding = pair->half[0].act.binding;
-    if (binding != DP_NONE) {
-        dp_bindings_leave(&e->bindings, binding, dp_pair_last(pair));
-    }
-    dp_flow_remove(&e->flows, pair);
-}
-
 int dp_expire(struct dp_engine *e, uint64_t now_ns, uint32_t budget) {
     if (!e) {
         return DP_EINVAL;

@@ -330,16 +330,21 @@ static void refuse(const struct pass *x, struct dp_packet *p, const struct dp_wa
     }
 }
 
-static void hold_binding(const struct pass *x, uint32_t binding) {
+static void hold_binding(struct dp_engine *e, uint32_t binding) {
     if (binding != DP_NONE) {
-        dp_bindings_hold(&x->e->bindings, binding);
+        dp_bindings_hold(&e->bindings, binding);
     }
 }
 
-static void leave_binding(const struct pass *x, uint32_t binding, uint64_t last_ns) {
+static void leave_binding(struct dp_engine *e, uint32_t binding, uint64_t last_ns) {
     if (binding != DP_NONE) {
-        dp_bindings_leave(&x->e->bindings, binding, last_ns);
+        dp_bindings_leave(&e->bindings, binding, last_ns);
     }
+}
+
+void dp_engine_forget(struct dp_engine *e, struct dp_pair *pair) {
+    leave_binding(e, pair->half[0].act.binding, dp_pair_last(pair));
+    dp_flow_remove(&e->flows, pair);
 }
 
 /* Judges a pair of an older policy again, by its initiator's key, and replaces both halves at once
@@ -358,11 +363,11 @@ static dp_cold enum dp_reason resimulate(const struct pass *x, struct dp_walk *w
     }
     const uint32_t old = pair->half[0].act.binding;
     const uint64_t last = dp_pair_last(pair);
-    hold_binding(x, w->binding);
+    hold_binding(x->e, w->binding);
     const bool kept = dp_flow_replace(&x->e->flows, pair, &w->pair);
-    leave_binding(x, old, last);
+    leave_binding(x->e, old, last);
     if (!kept) {
-        leave_binding(x, w->binding, last);
+        leave_binding(x->e, w->binding, last);
     }
     return kept ? DP_R_none : DP_R_flow_table_full;
 }
@@ -406,7 +411,7 @@ static void miss(const struct pass *x, struct dp_packet *p) {
         return;
     }
     struct dp_pair *pair = dp_flow_pair(&x->e->flows, ref);
-    hold_binding(x, w.binding);
+    hold_binding(x->e, w.binding);
     if (dp_unlikely(is_indexed(&w.pair.half[1]) && !is_indexed(&pair->half[1]))) {
         claim_answers(x, pair);
     }

@@ -12,7 +12,6 @@ struct dp_worker {
     uint64_t now_ns;
     struct dp_counters count;
     struct dp_packet packets[DP_BURST];
-    struct dp_half *halves[DP_BURST];
 };
 
 struct dp_engine {

@@ -1,7 +1,6 @@
 /* io.h: what the loop and its ports have in common: a burst of frames in slots of one arena. */
 #ifndef DP_IO_INTERNAL_H
 #define DP_IO_INTERNAL_H
-#include "checksum.h"
 #include "counters.h"
 #include "dp_io.h"
 #include "packet.h"
@@ -47,17 +46,10 @@ void io_underlay_send(struct io_port *p, struct dp_engine *e, uint8_t *arena,
 
 /* Makes a partial checksum whole, where nobody behind the port would. outer: bytes in front of the
  * inner frame. */
-static inline void io_complete(const struct dp_frame *f, uint8_t *frame, uint32_t outer) {
-    if (f->flags & DP_CSUM_PARTIAL) {
-        uint8_t *l4 = frame + outer + f->csum_start;
-        const uint32_t len = f->len - outer - f->csum_start;
-        const uint16_t csum = (uint16_t)~dp_csum_fold(dp_csum_add(0, l4, len));
-        const uint16_t field = csum ? csum : 0xffff; /* 0 is no checksum: RFC 768 */
-        memcpy(l4 + f->csum_field, &field, sizeof field);
-    }
-}
+void io_complete(const struct dp_frame *f, uint8_t *frame, uint32_t outer);
 
-/* The frame could not be sent for the errno. */
+/* The frame was not sent, for a reason or for the errno that the device gave. */
+void io_lost(struct dp_engine *e, const struct dp_frame *f, enum dp_reason reason);
 void io_refused(struct io_port *p, struct dp_engine *e, const struct dp_frame *f, int error);
 
 #endif

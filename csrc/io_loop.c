@@ -35,24 +35,6 @@ static uint64_t clock_ns(void) {
 
 /* ---- a turn ------------------------------------------------------------------------------- */
 
-/* What the engine made itself never counted as forwarded, so it cannot be taken back from there. */
-static void lost(struct dp_engine *e, const struct dp_frame *f, uint8_t reason) {
-    if (f->verdict == DP_FORWARD) {
-        dp_egress_drop(e, f->port, reason, 1, f->len);
-    }
-}
-
-void io_refused(struct io_port *p, struct dp_engine *e, const struct dp_frame *f, int error) {
-    uint8_t reason = DP_R_egress_down;
-    if (error == EAGAIN || error == ENOBUFS || error == ENOMEM) {
-        reason = DP_R_egress_busy;
-    } else if (error == EMSGSIZE || error == EINVAL) {
-        reason = DP_R_egress_too_big;
-    }
-    dp_count(&p->count.tx_errors, 1);
-    lost(e, f, reason);
-}
-
 /* Sends the frames of the burst that leave by the first one's port, in order; then they are done.
  */
 static void send_port(struct dp_loop *l, uint32_t first) {
@@ -68,7 +50,7 @@ static void send_port(struct dp_loop *l, uint32_t first) {
     struct io_port *p = l->ports[id];
     if (!p) {
         for (uint32_t i = 0; i < n; i++) {
-            lost(l->engine, run[i], DP_R_egress_down);
+            io_lost(l->engine, run[i], DP_R_egress_down);
         }
     } else if (p->kind == DP_PORT_UNDERLAY) {
         io_underlay_send(p, l->engine, b->arena, run, n);

@@ -1,5 +1,6 @@
 /* io_tap.c: TAP devices: one frame a system call, with a virtio-net header that says what is left
  * to do. */
+#include "checksum.h"
 #include "cursor.h"
 #include "io.h"
 #include <errno.h>
