@@ -73,7 +73,7 @@ asan: $(STAMP) ## engine tests under address and undefined behaviour sanitizers
 fuzz: $(STAMP) ## libFuzzer on the parser and on the whole engine, FUZZ_SECONDS each
 	$(PY) -m tests.fuzz.seeds build/fuzz
 	for target in parse engine; do \
-	  clang -std=c11 -D_GNU_SOURCE -g -O1 -fsanitize=fuzzer,address,undefined \
+	  clang -std=c11 -D_GNU_SOURCE -Wall -Werror -g -O1 -fsanitize=fuzzer,address,undefined \
 	    -fno-sanitize-recover=undefined -Icsrc tests/fuzz/fuzz_$$target.c $(FUZZED) \
 	    -o build/fuzz/fuzz_$$target && \
 	  (cd build/fuzz && ./fuzz_$$target -max_total_time=$(FUZZ_SECONDS) -timeout=5 \

@@ -32,7 +32,7 @@ static void parse_all(struct dp_packet *p, const uint8_t *end, uint8_t mode) {
     if (dp_parse(p)) {
         return;
     }
-    dp_parse_partial_checksum(p);
+    dp_parse_checksum_state(p);
     check_parsed(p, end);
     struct dp_quote q;
     if (p->l4 && dp_key_is_icmp_error(&p->key) && dp_parse_quote(p, &q)) {
