@@ -8,6 +8,8 @@ from abc import ABC
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import TYPE_CHECKING
 
+from dataplane.errors import DataplaneError
+
 if TYPE_CHECKING:
     IP = IPv4Address | IPv6Address
     Prefix = IPv4Network | IPv6Network
@@ -28,7 +30,7 @@ _MAC = re.compile(r"[0-9a-fA-F]{2}([:-][0-9a-fA-F]{2}){5}")
 _V4_MAPPED = b"\0" * 10 + b"\xff\xff"
 
 
-class Malformed(ValueError):
+class Malformed(DataplaneError, ValueError):
     """A value that is not what its place wants, and how it could be mended."""
 
     def __init__(self, message: str, fix: str = "") -> None:
@@ -98,15 +100,16 @@ def parse_prefix(text: str) -> Prefix:
     if slash and not (length.isdecimal() and length.isascii()):
         raise Malformed(f"{text!r} has a netmask", f"write {prefix}")
     if isinstance(prefix, IPv6Network):
-        _refuse_v6_forms(text, prefix.network_address)
+        _refuse_v6_forms(text, prefix.network_address, prefix.prefixlen)
     return prefix
 
 
-def _refuse_v6_forms(text: str, address: IPv6Address) -> None:
+def _refuse_v6_forms(text: str, address: IPv6Address, length: int | None = None) -> None:
     if address.scope_id is not None:
         raise Malformed(f"{text!r} has a zone id", "leave out what stands after %")
     if address.ipv4_mapped is not None:
-        raise Malformed(f"{text!r} is IPv4-mapped", f"write {address.ipv4_mapped}")
+        rest = "" if length is None else f"/{max(0, length - 96)}"
+        raise Malformed(f"{text!r} is IPv4-mapped", f"write {address.ipv4_mapped}{rest}")
 
 
 def _address_fix(text: str) -> str:

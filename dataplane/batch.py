@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, SupportsBytes
 
 from dataplane._engine import ffi, lib
-from dataplane.errors import DataplaneError
+from dataplane.errors import DataplaneError, PortError
 from dataplane.ids import Ids
 from dataplane.reasons import Reason, Verdict
 from dataplane.records import dtype
@@ -65,6 +65,8 @@ class Batch:
     def add(self, frames: Iterable[Frame], port: int | str, flags: int = 0) -> "Batch":
         """Copies more frames in. A port's name is looked up when the batch is processed."""
         for frame in frames:
+            if isinstance(frame, int):
+                raise TypeError(f"{frame} is a number, not a frame")
             self._put(frame if isinstance(frame, Buffer) else bytes(frame), port, flags)
         return self
 
@@ -166,6 +168,8 @@ class Result:
         if not isinstance(port, str):
             return np.flatnonzero(self.port == operator.index(port))
         leaves = np.zeros(len(self), np.bool_)
+        if len(self) and all(ids.port(port) is None for ids in self._generations.values()):
+            raise PortError(f"no port, or more than one, is called {port!r}")
         for generation in np.unique(self.generation).tolist():
             ids = self._generations.get(generation)
             number = ids.port(port) if ids else None

@@ -1,7 +1,9 @@
 """The command line. Each command imports what it needs when it runs: `--help` must be quick."""
 
+import contextlib
 import os
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import click
@@ -27,16 +29,32 @@ class Commands(click.Group):
         except DataplaneError as error:
             click.echo(f"{error}", err=True)
             ctx.exit(PROBLEM if isinstance(error, PortError | BusyError) else BAD_INPUT)
-        except BrokenPipeError:  # whoever read us has seen enough
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            ctx.exit(OK)
+        except OSError as error:
+            ctx.exit(output_lost(error))
 
 
+def output_lost(error: OSError) -> int:
+    """The exit code where stdout, or a file, takes no more. What is still buffered goes nowhere."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if isinstance(error, BrokenPipeError):
+        return OK  # whoever read us has seen enough
+    with contextlib.suppress(OSError):
+        click.echo(f"{error.filename or 'output'}: {error.strerror}", err=True)
+    return PROBLEM
+
+
+Command = Callable[..., None]
 FILE = click.Path(dir_okay=False)
 output = click.option(
     "-o", "--output", "form", type=click.Choice(["text", "json"]), default="text", show_default=True
 )
 node_option = click.option("--node", "-n", metavar="N", help="Which node of the document.")
+
+
+def limit(name: str, most: int, help_text: str) -> Callable[[Command], Command]:
+    kind = click.IntRange(1, most)
+    return click.option(name, type=kind, default=1 << 16, show_default=True, help=help_text)
 
 
 @click.group(
@@ -53,7 +71,18 @@ def cli() -> None:
 @node_option
 @click.option("--stats", "stats_file", type=FILE, help="Write counters there, as JSON.")
 @click.option("--pid-file", type=FILE, help="Write the process id there while running.")
-def run(file: str, node: str | None, stats_file: str | None, pid_file: str | None) -> None:
+@limit("--max-flows", 1 << 28, "Most flows at a time; a full table refuses new ones.")
+@limit("--max-bindings", 1 << 28, "Most NAT bindings at a time.")
+@limit("--max-rules", 1 << 28, "Most ACL and NAT rules.")
+def run(
+    file: str,
+    node: str | None,
+    stats_file: str | None,
+    pid_file: str | None,
+    max_flows: int,
+    max_bindings: int,
+    max_rules: int,
+) -> None:
     """Forward frames between the TAPs and the underlay of one node.
 
     \b
@@ -63,7 +92,13 @@ def run(file: str, node: str | None, stats_file: str | None, pid_file: str | Non
     """
     from dataplane import daemon
 
-    daemon.run(file, node, stats_file, pid_file)
+    daemon.run(
+        file,
+        node,
+        stats_file,
+        pid_file,
+        {"max_flows": max_flows, "max_bindings": max_bindings, "max_rules": max_rules},
+    )
 
 
 @cli.command(epilog=EXIT_CODES)
@@ -98,7 +133,14 @@ def diff(file_a: str, file_b: str | None, node: str | None, form: str) -> None:
 @click.option("--in", "entry", metavar="PORT", help="[[NODE/]NETWORK/]ENDPOINT, underlay or host.")
 @click.option("--vni", type=int, help="With --in underlay: the VNI, if addresses do not tell it.")
 @click.option("--pcap", type=FILE, help="Take the frame out of a capture.")
-@click.option("--frame", default=1, show_default=True, metavar="K", help="Which frame of it.")
+@click.option(
+    "--frame",
+    type=click.IntRange(1, 1 << 32),
+    default=1,
+    show_default=True,
+    metavar="K",
+    help="Which frame of it.",
+)
 @click.option("--mermaid", is_flag=True, help="A flow chart instead of text.")
 @output
 def trace(packet: tuple[str, ...], form: str, **options: Any) -> None:
@@ -151,4 +193,13 @@ def version() -> None:
 
 
 def main() -> None:
-    cli(prog_name="dataplane")
+    code: Any = OK
+    try:
+        cli(prog_name="dataplane")
+    except SystemExit as end:
+        code = end.code
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        code = output_lost(error) or code
+    sys.exit(code)

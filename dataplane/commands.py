@@ -23,6 +23,7 @@ from dataplane.rules import host_mac, underlay_mac
 
 REASONS = frozenset(map(str, Reason))
 ETHERNET = 1  # of pcap link types
+MAX_FRAME = 65_535 + 64  # bytes: the largest IP packet, and headers around it
 
 
 # ---- check -------------------------------------------------------------------------------------
@@ -152,16 +153,13 @@ def _captured(pcap: str, number: int) -> bytes:
     """A frame of a capture, counted from 1."""
     from dataplane import pcap as captures
 
-    if number < 1:
-        raise PacketError(f"--frame {number}: frames are counted from 1")
-    try:
-        found = next(islice(captures.read(pcap), number - 1, None), None)
-    except OSError as error:
-        raise PacketError(f"{pcap}: {error.strerror}") from None
+    found = next(islice(captures.read(pcap), number - 1, None), None)
     if found is None:
         raise PacketError(f"{pcap}: has no frame {number}")
     if found.linktype != ETHERNET:
         raise PacketError(f"{pcap}: frame {number} is of link type {found.linktype}, not Ethernet")
+    if len(found.data) > MAX_FRAME:
+        raise PacketError(f"{pcap}: frame {number} of {len(found.data)} bytes is larger than any")
     return found.data
 
 

@@ -1,10 +1,11 @@
 """Values to model objects: for a decoder one at a time, for a `Tree` all at once with every fault.
 
-A faulty item of a list of objects is left out, any other fault takes its object with it; so what
-is left is sound, and can be checked further.
+So that what is left can be checked further: a faulty item of a list of objects is left out, a
+faulty value that has a default counts as not given, and any other takes its object with it.
 """
 
 import functools
+import re
 import types
 import typing
 from collections.abc import Callable
@@ -61,6 +62,10 @@ def _text(raw: Raw, wanted: str) -> str:
     if not isinstance(raw, str):
         raise Malformed(f"{_show(raw)} is not {wanted}", "quote it" if raw is not None else "")
     return raw
+
+
+def _has_surrogate(value: object) -> bool:
+    return isinstance(value, str) and any("\ud800" <= c <= "\udfff" for c in value)
 
 
 def _base60(number: int) -> str:
@@ -122,6 +127,12 @@ def takes_scalar(kind: Any) -> bool:
     return kind in _SCALARS
 
 
+def holds_objects(kind: Any) -> bool:
+    """Whether others may refer to what such a value says, so that its default would mislead."""
+    inner = typing.get_args(kind) or (kind,)
+    return any(isinstance(k, type) and issubclass(k, Model) for k in inner)
+
+
 class Converter:
     """Makes model objects of trees and keeps all complaints."""
 
@@ -168,15 +179,18 @@ class Converter:
                 fix = near(name, fields)
                 self.complain(member, (*path, name), f"unknown key {_show(name)}", fix)
                 misspelt.add(fix)
-                sound = False
                 continue
-            value = self.make(member, fields[name][0], (*path, name))
-            sound = sound and value is not FAULTY
-            made[name] = value
+            wanted, required = fields[name]
+            value = self.make(member, wanted, (*path, name))
+            if value is not FAULTY:
+                made[name] = value
+            elif required or holds_objects(wanted):
+                sound = False
         for name in _required(kind):
             if name not in tree.value and _meant(name) not in misspelt:
                 self.complain(tree, path, f"{_noun(kind)} lacks {name}")
                 sound = False
+        sound = sound and all(name in made for name in _required(kind))
         return kind(**made) if sound else FAULTY
 
     def _list(self, tree: Tree, kind: Any, path: Path) -> Any:
@@ -206,7 +220,8 @@ class Converter:
                 return self.make(tree, kind, path)
         if len(rest) > 1 and not _fits(tree.value, rest[-1]):
             wanted = " or ".join(map(_wanted, rest))
-            return self.complain(tree, path, f"{_show(tree.value)} is not {wanted}")
+            fix = next(filter(None, (_plain_fix(tree.value, k) for k in rest)), "")
+            return self.complain(tree, path, f"{_show(tree.value)} is not {wanted}", fix)
         return self.make(tree, rest[-1], path)
 
     def _literal(self, tree: Tree, choices: tuple[Any, ...], path: Path) -> Any:
@@ -227,6 +242,9 @@ class Converter:
 
     def _plain(self, tree: Tree, kind: type, path: Path) -> Any:
         value = tree.value
+        if _has_surrogate(value):
+            message = f"{ascii(value)[:60]} holds half a surrogate pair"
+            return self.complain(tree, path, message, "write the character itself")
         if type(value) is kind:
             return value
         return self.complain(
@@ -249,7 +267,7 @@ def _meant(word: str) -> str:
 
 def _fits(value: object, kind: Any) -> bool:
     if typing.get_origin(kind) is Literal:
-        return isinstance(value, str)
+        return value in typing.get_args(kind)
     return type(value) is kind if kind in (str, int, bool) else True
 
 
@@ -269,17 +287,21 @@ def _wanted(kind: Any) -> str:
     return words.get(kind, str(kind))
 
 
-def _plain_fix(value: object, kind: type) -> str:
+def _plain_fix(value: object, kind: Any) -> str:
     if kind is bool and isinstance(value, str):
         return {"yes": "write true", "on": "write true"}.get(
             value.lower(), "write false" if value.lower() in ("no", "off") else ""
         )
     if kind is str and isinstance(value, int | float):
         return f'quote it: "{_show(value)}"'
+    if kind is int and isinstance(value, float) and value.is_integer() and abs(value) < 1e15:
+        return f"write {int(value)}"
     if kind is int and isinstance(value, str):
         bare = value.lstrip("0") or "0"
         if value.isascii() and bare.isdecimal() and len(bare) < 20:
             return f"write {bare}, without quotes or leading zeros"
+        if re.fullmatch(r"[1-9]\d{0,8}[eE]\+?\d", value, re.ASCII):
+            return f"write {int(float(value))}"
     return ""
 
 

@@ -14,11 +14,11 @@ from pathlib import Path
 
 from dataplane import report
 from dataplane.document import load
-from dataplane.engine import Engine, choose
-from dataplane.errors import DataplaneError, PortError
+from dataplane.engine import Engine, Limits, choose
+from dataplane.errors import DataplaneError, DocumentError, Fault, PortError
 from dataplane.forwarder import Forwarder
 from dataplane.masquerade import Masquerade, forward, is_wanted
-from dataplane.model import Node, outbound_nats
+from dataplane.model import Document, Node, outbound_nats
 from dataplane.node_ports import NodePorts
 from dataplane.reasons import Reason
 
@@ -39,12 +39,22 @@ class MonotonicClock:
 class Daemon:
     """Owns everything one `run` makes; a context manager that leaves nothing behind."""
 
-    def __init__(self, file: str, node: Node, stats_file: str | None = None) -> None:
-        """`file` is where `node` comes from, and where it is read again. Raises DataplaneError."""
+    def __init__(
+        self,
+        file: str,
+        node: Node,
+        stats_file: str | None = None,
+        limits: Limits | None = None,
+    ) -> None:
+        """`file` is where `node` comes from, and where it is read again; `limits` of the engine.
+
+        Raises DataplaneError.
+        """
         self._file, self._node, self._stats_file = file, node, stats_file
         self._masquerade: Masquerade | None = None
+        self._gone: set[str] = set()  # ports whose device was missed, and said so
         with contextlib.ExitStack() as made:
-            self.engine = made.enter_context(Engine(clock=MonotonicClock()))
+            self.engine = made.enter_context(Engine(clock=MonotonicClock(), **(limits or {})))
             self.engine.commit(self._node)
             self._ports = made.enter_context(contextlib.closing(NodePorts()))
             self._ports.open(self._policy)
@@ -83,6 +93,7 @@ class Daemon:
             if got is None:
                 if not self._thread.is_alive():
                     raise PortError("forwarding ended by itself")
+                self._look_for_lost_devices()
             elif got.si_signo == signal.SIGHUP:
                 self.reload()
             elif got.si_signo == signal.SIGUSR1:
@@ -91,13 +102,19 @@ class Daemon:
                 log.info("stopping: %s", signal.Signals(got.si_signo).name)
                 return
 
+    def _look_for_lost_devices(self) -> None:
+        lost = self._ports.lost()
+        for name in sorted(lost.keys() - self._gone):
+            log.error("%s: %s is gone, was it deleted? SIGHUP makes it again", name, lost[name])
+        self._gone = set(lost)
+
     # ---- policy --------------------------------------------------------------------------------
 
     def reload(self) -> None:
         """Commits what the file says while frames pass. If it is wrong the old one stays."""
         try:
             begin = time.monotonic()
-            target = choose(load(self._file, REASONS), self._node.name)
+            target = choose(_load_again(self._file), self._node.name)
             plan = self.engine.plan(target)
             text = plan.text()
             with self._ports.change(plan.resolved) as change:
@@ -168,7 +185,7 @@ class Daemon:
             log.info("%s", report.counters(self.engine.stats()))
             return
         try:
-            _replace(Path(self._stats_file), json.dumps(self._state(), indent=1) + "\n")
+            _write(Path(self._stats_file), json.dumps(self._state(), indent=1) + "\n")
         except OSError as error:
             log.error("%s: %s", self._stats_file, error.strerror)
 
@@ -180,36 +197,70 @@ class Daemon:
         }
 
 
-def run(file: str, node: str | None, stats_file: str | None, pid_file: str | None) -> None:
+def run(
+    file: str,
+    node: str | None,
+    stats_file: str | None,
+    pid_file: str | None,
+    limits: Limits,
+) -> None:
     """What the command does. Raises DataplaneError."""
     target = choose(load(file, REASONS), node)
     logging.basicConfig(format="%(message)s", level=logging.INFO)
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # by all threads: `serve` fetches them
-    with Daemon(file, target, stats_file) as daemon, _pid_file(pid_file):
+    with _pid_file(pid_file), Daemon(file, target, stats_file, limits) as daemon:
         log.info(daemon.ready())
         daemon.serve()
         daemon.stop()
         log.info(report.counters(daemon.engine.stats()))
 
 
+def _load_again(file: str) -> Document:
+    """Raises DocumentError."""
+    if Path(file).exists() and not Path(file).is_file():
+        message = "is no regular file, so it cannot be read again"
+        raise DocumentError((Fault(file, 0, "$", message, "restart with one that is"),))
+    return load(file, REASONS)
+
+
 @contextlib.contextmanager
 def _pid_file(name: str | None) -> Iterator[None]:
+    """Raises PortError where the file is not ours to write."""
     if name is None:
         yield
         return
-    path = Path(name)
+    path, own = Path(name), f"{os.getpid()}\n"
     try:
-        path.write_text(f"{os.getpid()}\n")
+        _refuse_pid_file(path)
+        path.write_text(own)
     except OSError as error:
         raise PortError(f"{name}: {error.strerror}") from error
     try:
         yield
     finally:
-        path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            if path.read_text() == own:
+                path.unlink()
 
 
-def _replace(path: Path, text: str) -> None:
-    """A reader sees the old text or the new one, never half of it."""
-    fresh = path.with_name(f".{path.name}.{os.getpid()}")
+def _refuse_pid_file(path: Path) -> None:
+    if not path.exists():
+        return
+    if not path.is_file():
+        raise PortError(f"{path}: is no regular file (name another --pid-file)")
+    text = path.read_text(errors="replace").strip()
+    if text and not (text.isascii() and text.isdecimal()):
+        raise PortError(f"{path}: is no pid file (name another --pid-file)")
+    if text and Path(f"/proc/{text}").exists():
+        raise PortError(f"{path}: process {text} has it and lives (stop that, or remove the file)")
+
+
+def _write(path: Path, text: str) -> None:
+    """A reader of a regular file sees the old text or the new one, never half of it."""
+    place = path.resolve()
+    if place.exists() and not place.is_file():
+        place.write_text(text)
+        return
+    fresh = place.with_name(f".{place.name}.{os.getpid()}")
     fresh.write_text(text)
-    fresh.replace(path)
+    fresh.replace(place)

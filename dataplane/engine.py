@@ -8,7 +8,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypedDict
 
 from dataplane import flows, validate
 from dataplane._engine import ffi, lib
@@ -25,6 +25,7 @@ from dataplane.reasons import Reason, Verdict, check
 from dataplane.rules import Tables, compile_node, stamps
 from dataplane.stats import Counters, Stats
 from dataplane.trace import Walk, walk_of
+from dataplane.tree import path_text
 
 if TYPE_CHECKING:
     import numpy as np
@@ -76,6 +77,15 @@ class _Committed:
     built: Built
 
 
+class Limits(TypedDict, total=False):
+    """Most of each, as `Engine` takes them."""
+
+    max_flows: int
+    max_bindings: int
+    max_ports: int
+    max_rules: int
+
+
 class Engine:
     """Owns the C engine; a context manager.
 
@@ -89,7 +99,7 @@ class Engine:
         *,
         max_flows: int = 65_536,
         max_bindings: int = 65_536,
-        max_ports: int = 4_096,
+        max_ports: int = 65_535,
         max_rules: int = 65_536,
         timers: Timers | None = None,
         clock: Clock | None = None,
@@ -165,7 +175,7 @@ class Engine:
         """
         target = policy if isinstance(policy, Node) else choose(policy, node)
         faults = [
-            Fault(target.name, 0, ".".join(map(str, ("$", *f.path[1:]))), f.message, f.fix)
+            Fault(f"node {target.name}", 0, path_text(f.path), f.message, f.fix)
             for f in validate.check(Document(node=target), partial=False)
         ]
         if faults:

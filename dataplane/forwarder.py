@@ -12,7 +12,8 @@ from dataplane.errors import BusyError
 from dataplane.ports import Port
 from dataplane.reasons import check
 
-_SLICE = 50_000_000  # ns of C before Python looks at signals and conditions again
+# ns of C before Python looks again: for signals and conditions; and where `stop` alone ends it
+_SLICE, _LONG_SLICE = 50_000_000, 3_600_000_000_000
 
 
 class _Engine(Protocol):
@@ -74,24 +75,27 @@ class Forwarder:
             self._stopping = False
         return not stopped
 
-    def run(self, until: Callable[[], bool] = lambda: False, timeout: float | None = None) -> None:
+    def run(self, until: Callable[[], bool] | None = None, timeout: float | None = None) -> None:
         """Forwards until `stop()`, `until()` or `timeout` seconds. Raises BusyError.
 
-        Signals are handled, and `until` is asked, at least every 50 ms.
+        In the main thread signals are handled, and `until` is asked, at least every 50 ms. Another
+        thread without `until` stays in C, whatever the rest of Python does with its lock.
         """
         end = None if timeout is None else time.monotonic() + timeout
+        alone = until is None and threading.current_thread() is not threading.main_thread()
+        span = _LONG_SLICE if alone else _SLICE
 
         def ended() -> bool:
             late = end is not None and time.monotonic() >= end
-            return late or self._stopping or until()
+            return late or self._stopping or (until is not None and until())
 
         with self._alone():
             while not ended():
                 self._open.wait()
                 with self._turn, self._engine.exclusive():
                     while self._open.is_set() and not ended():
-                        left = _SLICE if end is None else int((end - time.monotonic()) * 1e9)
-                        self._call(lib.dp_loop_run, max(0, min(_SLICE, left)))
+                        left = span if end is None else int((end - time.monotonic()) * 1e9)
+                        self._call(lib.dp_loop_run, max(0, min(span, left)))
             self._stopping = False
 
     def _call(self, function: Callable[[Any, int], int], ns: int) -> bool:

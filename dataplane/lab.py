@@ -16,7 +16,7 @@ from dataplane.address import IP, Mac, Vni, ip_from16, parse_ip, parse_prefix
 from dataplane.batch import Frame
 from dataplane.clock import SimClock
 from dataplane.engine import Engine, Outcome
-from dataplane.errors import DataplaneError
+from dataplane.errors import DataplaneError, PortError
 from dataplane.ids import HOST, UNDERLAY
 from dataplane.model import Document, Endpoint, HostPort, Network, Node, RemoteSubnet, Tap, Underlay
 from dataplane.names import nodes_of
@@ -173,6 +173,8 @@ class Lab:
     def send(self, node: str, port: str, frame: Frame) -> Journey:
         """Puts a frame in at a port and follows it from node to node to its end."""
         self.settle()
+        if node not in self.nodes:
+            raise PortError(f"no node {node!r}; nodes are: {', '.join(self.nodes) or 'none'}")
         at, octets = self.nodes[node], frame if isinstance(frame, bytes) else bytes(frame)
         hops: list[Hop] = []
         way: LabNode | None = at

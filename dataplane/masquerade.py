@@ -43,12 +43,12 @@ class Masquerade:
         self.host = host
         self._netns = host.tap.netns
         self._family = "ip" if host.address.version == 4 else "ip6"
-        self._name = "dataplane-" + re.sub(r"[^A-Za-z0-9_.-]", "_", node)
+        self._name = f"dataplane-{host.tap.name}"  # which no other run here can have
         self._nft(
             RULES.format(
                 family=self._family,
                 table=self._name,
-                node=self._name.removeprefix("dataplane-"),
+                node=re.sub(r"[^A-Za-z0-9_.-]", "_", node),
                 address=host.address,
                 tap=host.tap.name,
             )

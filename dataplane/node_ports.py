@@ -113,6 +113,14 @@ class NodePorts:
     def open_ports(self) -> Mapping[str, Port]:
         return dict(self._ports)
 
+    def lost(self) -> dict[str, str]:
+        """Ports whose device is no more, and its name."""
+        return {
+            name: str(port)
+            for name, port in self._ports.items()
+            if isinstance(port, TapPort) and not port.is_there
+        }
+
     def open(self, node: Node) -> None:
         """All ports of a resolved node. Raises PortError; `close` then closes what was opened."""
         own = node.underlay
@@ -130,7 +138,11 @@ class NodePorts:
         """
         self._refuse(node)
         wanted = devices(node)
-        held = {device.place: self._ports[name] for name, device in self._devices.items()}
+        held = {
+            device.place: self._ports[name]
+            for name, device in self._devices.items()
+            if name not in self.lost()
+        }
         before = self._ports, self._devices
         after: dict[str, VxlanSocket | TapPort] = {UNDERLAY: self._ports[UNDERLAY]}
         fresh: list[TapPort] = []

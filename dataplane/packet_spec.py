@@ -225,8 +225,18 @@ def _check(spec: PacketSpec) -> None:
         raise Malformed("IPv6 has an ipid only in fragments")
     if spec.src.version == 4 and spec.ipid > 0xFFFF:
         raise Malformed(f"{spec.ipid} is not an IPv4 id (0-65535)")
+    room = _most_payload(spec)
+    if spec.length > room:
+        raise Malformed(f"len {spec.length} does not fit into one packet (up to {room})")
     if (spec.frag or 0) % 8:
         raise Malformed(f"{spec.frag} is no fragment offset (a multiple of 8 bytes)")
+
+
+def _most_payload(spec: PacketSpec) -> int:
+    transport = {"tcp": 20 if spec.mss is None else 24, "udp": 8, "icmp": 8, "icmp6": 8}
+    fragment = 8 if spec.frag is not None or spec.mf else 0  # IPv6: a header of its own
+    front = 20 if spec.src.version == 4 else fragment
+    return 65535 - front - transport.get(spec.kind, 0)
 
 
 # ---- spec to words --------------------------------------------------------------------------

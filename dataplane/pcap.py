@@ -42,7 +42,11 @@ class _Interface(NamedTuple):
 
 def read(path: str | Path) -> Iterator[Packet]:
     """The packets of a pcap or pcapng file. Raises DataplaneError where it is no such file."""
-    with open(path, "rb") as file:
+    try:
+        file = open(path, "rb")  # noqa: SIM115 (closed by the with below)
+    except OSError as error:
+        raise DataplaneError(f"{path}: {error.strerror}") from None
+    with file:
         magic = file.read(4)
         if magic in _MAGICS:
             yield from _read_pcap(file, *_MAGICS[magic], str(path))

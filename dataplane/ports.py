@@ -14,6 +14,7 @@ from dataplane.address import IP, Mac, ip16
 from dataplane.errors import PortError
 from dataplane.netns import inside
 
+_TUNGETIFF = 0x800454D2
 _TUNSETIFF, _TUNSETPERSIST, _TUNSETOWNER, _TUNSETOFFLOAD = (
     0x400454CA,
     0x400454CB,
@@ -140,6 +141,8 @@ class Tap(AdoptedTap):
         persist: bool = False,
         owner: int | None = None,
     ) -> None:
+        if not 68 <= mtu <= 65_535:
+            raise PortError(f"tap {name}: MTU {mtu} is not in 68-65535")
         self.name, self.netns = name, netns
         super().__init__(inside(netns, lambda: _open_tap(name, persist, owner)), mtu=mtu)
         try:
@@ -147,6 +150,18 @@ class Tap(AdoptedTap):
         except BaseException:
             self.close()
             raise
+
+    def __str__(self) -> str:
+        return f"TAP {self.name}" + (f" of {self.netns}" if self.netns else "")
+
+    @property
+    def is_there(self) -> bool:
+        """Whether the device lives: anybody with the right may have deleted it."""
+        try:
+            fcntl.ioctl(self.fileno(), _TUNGETIFF, bytes(40))
+        except OSError:
+            return False
+        return True
 
     def _link(self, *, mtu: int, mac: Mac | None, up: bool) -> None:
         def work() -> None:
@@ -225,6 +240,8 @@ class VxlanSocket(_Owner):
     ) -> None:
         if not 0 < sources <= len(_SOURCE_PORTS):
             raise PortError(f"{sources} source ports: at least 1, at most {len(_SOURCE_PORTS)}")
+        if not 0 < port < 65_536:
+            raise PortError(f"UDP port {port} is not in 1-65535")
         own = [a for a in (address, address6) if a is not None]
         self.port = port
         self._interface = interface

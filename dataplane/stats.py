@@ -92,7 +92,9 @@ class Counters:
         for what, numbers, limit in (("port", ports, self._ports), ("rule", rules, self._rules)):
             if numbers and numbers[-1] >= len(limit):
                 raise EngineError(
-                    ELIMIT, f"{what} number {numbers[-1]}, but max_{what}s is {len(limit)}"
+                    ELIMIT,
+                    f"{what} number {numbers[-1]}, but max_{what}s is {len(limit)}: "
+                    f"give the engine more (Engine(max_{what}s=…), run --max-{what}s)",
                 )
         self._read(max(ports, default=-1) + 1, max(rules, default=-1) + 1)
         self._base_ports[ports] = self._port_columns()[ports]

@@ -2,6 +2,7 @@
 
 import json
 import os
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
+from dataplane import daemon
 from dataplane.cli import cli
 from dataplane.packet import build, parse
 from dataplane.pcap import Packet, Writer
@@ -294,3 +296,50 @@ def test_a_reader_that_goes_away_is_no_error() -> None:
     )
     assert done.stdout == "{\n"
     assert "Traceback" not in done.stderr
+
+
+def full_device(tmp_path: Path) -> Path:
+    """One of our own that takes nothing, as /dev/full."""
+    path = tmp_path / "full"
+    try:
+        os.mknod(path, 0o600 | stat.S_IFCHR, os.makedev(1, 7))
+        path.write_bytes(b"")
+    except OSError as error:
+        pytest.skip(f"no device nodes: {error.strerror}")
+    return path
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_output_that_cannot_be_written_is_said(tmp_path: Path, unbuffered: str) -> None:
+    with full_device(tmp_path).open("wb") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "dataplane", "check", str(DEMO)],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
+            cwd=ROOT,
+            check=False,
+            timeout=60,
+        )
+    assert (done.returncode, done.stderr) == (1, "output: No space left on device\n")
+
+
+def test_files_of_others_are_not_replaced(tmp_path: Path) -> None:
+    device = full_device(tmp_path)
+    for content in ("not a number\n", f"{os.getpid()}\n"):
+        foreign = tmp_path / "foreign.pid"
+        foreign.write_text(content)
+        done = dataplane("run", DEMO, "--node", "a", "--pid-file", foreign)
+        assert done.exit_code == 1 and str(foreign) in done.output
+        assert foreign.read_text() == content
+    done = dataplane("run", DEMO, "--node", "a", "--pid-file", device)
+    assert done.exit_code == 1 and "no regular file" in done.output
+    target, link = tmp_path / "target", tmp_path / "link"
+    link.symlink_to(target)
+    for _ in range(2):
+        daemon._write(link, "new")
+        assert link.is_symlink() and target.read_text() == "new"
+    with pytest.raises(OSError, match="No space left"):
+        daemon._write(device, "new")
+    assert device.is_char_device()

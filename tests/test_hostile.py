@@ -694,6 +694,44 @@ def test_all_faults_of_a_file_at_once(tmp_path: Path, text: str, faults: list[An
         )
 
 
+def test_a_faulty_value_hides_no_other_fault() -> None:
+    text = """\
+version: 1
+node:
+  name: a/b
+  underlay: {address: 224.0.0.1, port: "4789"}
+  networks:
+    - {name: blue, vni: 7, prefixes: [10.1.0.0/16], mtu: 1e3}
+    - {name: blue, vni: 7, prefixes: [10.2.0.0/16], endpoints: [{name: x, addresses: [10.9.0.1]}]}
+"""
+    with pytest.raises(DocumentError) as caught:
+        document.loads(text)
+    told = str(caught.value)
+    for where, what in (
+        ("$.node.name", "a/b"),
+        ("underlay.address", "224.0.0.1"),
+        ("underlay.port", "write 4789"),
+        ("networks[0].mtu", "write 1000"),
+        ("networks[1]", "blue is taken"),
+        ("networks[1]", "VNI"),
+        ("addresses[0]", "10.9.0.1"),
+    ):
+        assert any(where in line and what in line for line in told.splitlines()), (where, told)
+
+
+def test_half_a_character_is_no_text() -> None:
+    for field in ("name", "netns"):
+        fields = {"name": "t", field: "\\ud800"}
+        tap = ", ".join(f'"{k}": "{v}"' for k, v in fields.items())
+        text = (
+            '{"version": 1, "node": {"name": "a", "underlay": {"address": "192.0.2.1"}, "networks":'
+            ' [{"name": "n", "vni": 1, "prefixes": ["10.1.0.0/16"], "endpoints":'
+            ' [{"name": "e", "addresses": ["10.1.0.2"], "tap": {' + tap + "}}]}]}}"
+        )
+        with pytest.raises(DocumentError, match=f"tap.{field}: .*surrogate"):
+            document.loads(text)
+
+
 ALIASES = "a: &a [x, x]\n" + "".join(
     f"{chr(98 + i)}: &{chr(98 + i)} [{', '.join([f'*{chr(97 + i)}'] * 9)}]\n" for i in range(20)
 )

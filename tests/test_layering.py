@@ -24,7 +24,8 @@ C_TIERS = (
 )
 
 PYTHON_TIERS = (
-    ("_engine", "address", "clock", "errors", "tree"),
+    ("_engine", "clock", "errors"),
+    ("address", "tree"),
     ("model", "ids", "jsontree", "yamltree", "netns", "pcap", "packet_spec", "reasons", "records"),
     ("convert", "defaults", "draft", "names", "schema", "packet_build"),
     ("packet_describe",),

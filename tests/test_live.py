@@ -6,6 +6,7 @@ of the network blue. All offloads of the underlay's veth pairs are what the kern
 
 import errno
 import json
+import os
 import signal
 import socket
 import struct
@@ -275,6 +276,29 @@ def test_device_that_cannot_be_had_keeps_the_policy(world: World) -> None:
     world.policy.write_text(dump(world.document))
 
 
+def test_deleted_device_is_missed_and_made_again(world: World) -> None:
+    site = world.site
+    before = len(world.a.lines())
+    site.ip("a1", "link del web")
+    assert "SIGHUP makes it again" in world.a.wait_for("blue/web: TAP web ", before)
+    before = len(world.a.lines())
+    world.a.reload()
+    assert eventually_answers(site, "a1", DB)
+    assert not any("is gone" in line for line in world.a.lines()[before:])
+
+
+def test_policy_that_is_no_file_any_more_is_refused(world: World) -> None:
+    text = world.policy.read_text()
+    world.policy.unlink()
+    os.mkfifo(world.policy)
+    before = len(world.a.lines())
+    world.a.refuse()
+    assert any("is no regular file" in line for line in world.a.lines()[before:])
+    world.policy.unlink()
+    world.policy.write_text(text)
+    assert answers(world.site, "a1", DB)
+
+
 # ---- the end of a node -------------------------------------------------------------------------
 
 
@@ -282,7 +306,7 @@ def test_sigterm_removes_all_it_made(host: tuple[Site, Document, Path]) -> None:
     site, _, policy = host
     with NodeProcess(site, "o", "alone", policy) as node:
         assert {"web", "dataplane0"} <= devices(site, "o")
-        assert "table ip dataplane-alone" in tables(site, "o")
+        assert "table ip dataplane-dataplane0" in tables(site, "o")
         assert node.stop() == 0
     assert not {"web", "dataplane0"} & devices(site, "o")
     assert tables(site, "o") == ""
@@ -313,9 +337,9 @@ def test_kill_leaves_only_the_nft_table_and_a_new_start_takes_it_over(
     while {"web", "dataplane0"} & devices(site, "o") and time.monotonic() < deadline:
         time.sleep(0.01)
     assert not {"web", "dataplane0"} & devices(site, "o")
-    assert tables(site, "o").strip() == "table ip dataplane-alone"
+    assert tables(site, "o").strip() == "table ip dataplane-dataplane0"
     with NodeProcess(site, "o", "alone", policy):
-        assert tables(site, "o").strip() == "table ip dataplane-alone"
+        assert tables(site, "o").strip() == "table ip dataplane-dataplane0"
     assert tables(site, "o") == ""
 
 
