@@ -190,7 +190,7 @@ ONE_FAULT = [  # what is changed, the path, part of the line that says so
     ("peer: 169.254.7.2", "peer: 169.254.7.1", "host_port.peer", "both sides"),
     ("vni: 4096", "vni: 4096\n      mtu: 1451", "networks[0].mtu", "at most 1450, or auto"),
     ("vni: 4096", "vni: 4096\n      mtu: 67", "networks[0].mtu", "less than IP needs (68)"),
-    ("vni: 4096", "vni: 4096\n      mtu: big", "networks[0].mtu", "'big' is not a whole number or 'auto'"),
+    ("vni: 4096", "vni: 4096\n      mtu: big", "networks[0].mtu", "not a whole number or 'auto'"),
     ("vni: 4096", "vni: 4096\n      mtu: 1.5", "networks[0].mtu", "1.5 is not a whole number"),
     ("vni: 4096", "vni: 4096\n      gateways: [10.2.0.1]", "gateways[0]", "lies outside"),
     ("[10.1.0.0/16]", "[10.1.0.0/16, 10.1.1.0/24]", "prefixes[1]", "overlaps 10.1.0.0/16"),
