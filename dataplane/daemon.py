@@ -207,8 +207,7 @@ def run(
     """What the command does. Raises DataplaneError."""
     target = choose(load(file, REASONS), node)
     logging.basicConfig(format="%(message)s", level=logging.INFO)
-    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # by all threads: `serve` fetches them
-    with _pid_file(pid_file), Daemon(file, target, stats_file, limits) as daemon:
+    with _signals_held(), _pid_file(pid_file), Daemon(file, target, stats_file, limits) as daemon:
         log.info(daemon.ready())
         daemon.serve()
         daemon.stop()
@@ -221,6 +220,16 @@ def _load_again(file: str) -> Document:
         message = "is no regular file, so it cannot be read again"
         raise DocumentError((Fault(file, 0, "$", message, "restart with one that is"),))
     return load(file, REASONS)
+
+
+@contextlib.contextmanager
+def _signals_held() -> Iterator[None]:
+    """By all threads that begin here: `serve` fetches them."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextlib.contextmanager

@@ -35,9 +35,9 @@ def read(text: str) -> tuple[Tree, list[Complaint]]:
             builder.take(event)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        raise Complaint(
-            (), f"not YAML: {error.problem}", line=mark.line + 1 if mark else 0
-        ) from None
+        last = text.count("\n") + 1  # the parser may stand one behind it
+        line = min(mark.line + 1, last) if mark else 0
+        raise Complaint((), f"not YAML: {error.problem}", line=line) from None
     except yaml.YAMLError as error:
         line = text.count("\n", 0, getattr(error, "position", 0) or 0) + 1
         reason = getattr(error, "reason", "unreadable")
