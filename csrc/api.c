@@ -52,6 +52,7 @@ static bool init(struct dp_engine *e, const struct dp_timers *timers, const uint
     const struct dp_policy empty = {0};
     atomic_flag_clear(&e->worker.busy);
     dp_hash_key_init(&e->entropy, key, 2);
+    dp_hash_key_init(&e->spread, key, 4);
     struct dp_snapshot *none = dp_snapshot_create(&empty, err);
     atomic_store(&e->policy, none);
     return none && counters_init(&e->worker.count, &e->limits) &&
@@ -103,7 +104,7 @@ static bool fits(const struct dp_engine *e, const struct dp_snapshot *s, struct 
                                  "not above the committed one"};
     } else if (s->n_slots > e->limits.max_ports) {
         *err = (struct dp_error){DP_ELIMIT, "port", s->n_slots - 1, "port id beyond max_ports"};
-    } else if (s->n_groups && s->max_rule >= e->limits.max_rules) {
+    } else if ((s->n_groups || s->services.n) && s->max_rule >= e->limits.max_rules) {
         *err = (struct dp_error){DP_ELIMIT, "rule", s->max_rule, "rule id beyond max_rules"};
     } else {
         return true;

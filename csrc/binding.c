@@ -1,16 +1,21 @@
 #include "binding.h"
 #include <stdlib.h>
 
-enum { PORT_PROBES = 128 };
+enum { PORT_PROBES = 128, FIRST_HIGH = 1024 };
 
-static uint32_t hash_in(const struct dp_bindings *b, const struct dp_binding_inside *in) {
+static uint64_t full_hash_in(const struct dp_bindings *b, const struct dp_binding_inside *in) {
     const uint64_t words[DP_HASH_WORDS] = {in->addr.word[0],
                                            in->addr.word[1],
                                            (uint64_t)in->vni << 16 | in->place,
-                                           (uint64_t)in->port << 8 | in->proto,
-                                           1,
-                                           0};
-    return (uint32_t)dp_hash(&b->key, words);
+                                           (uint64_t)in->remote_port << 32 |
+                                               (uint64_t)in->port << 8 | in->proto,
+                                           in->remote.word[0],
+                                           in->remote.word[1]};
+    return dp_hash(&b->key, words);
+}
+
+static uint32_t hash_in(const struct dp_bindings *b, const struct dp_binding_inside *in) {
+    return (uint32_t)full_hash_in(b, in);
 }
 
 static uint32_t hash_out(const struct dp_bindings *b, const struct dp_binding_outside *out) {
@@ -21,7 +26,8 @@ static uint32_t hash_out(const struct dp_bindings *b, const struct dp_binding_ou
 
 static bool inside_equal(const struct dp_binding_inside *a, const struct dp_binding_inside *b) {
     return dp_addr_equal(&a->addr, &b->addr) && a->vni == b->vni && a->place == b->place &&
-           a->port == b->port && a->proto == b->proto;
+           a->port == b->port && a->proto == b->proto && dp_addr_equal(&a->remote, &b->remote) &&
+           a->remote_port == b->remote_port;
 }
 
 static bool outside_equal(const struct dp_binding_outside *a, const struct dp_binding_outside *b) {
@@ -30,7 +36,8 @@ static bool outside_equal(const struct dp_binding_outside *a, const struct dp_bi
 
 static bool in_pool(const struct dp_binding_outside *out, const struct dp_pool *pool) {
     const struct dp_addr addr = dp_addr_load(pool->addr);
-    return dp_addr_equal(&out->addr, &addr) && out->port >= pool->lo && out->port <= pool->hi;
+    return dp_addr_equal(&out->addr, &addr) &&
+           (out->port == 0 || (out->port >= pool->lo && out->port <= pool->hi));
 }
 
 bool dp_bindings_init(struct dp_bindings *b, uint32_t max, const uint8_t seed[32]) {
@@ -91,19 +98,60 @@ static uint32_t find_outside(const struct dp_bindings *b, const struct dp_bindin
     return DP_NONE;
 }
 
-uint16_t dp_bindings_choose(const struct dp_bindings *b, const struct dp_binding_inside *in,
-                            const struct dp_pool *pool, uint64_t now_ns) {
-    const uint32_t size = (uint32_t)pool->hi - pool->lo + 1;
-    const uint32_t start = hash_in(b, in) % size;
-    for (uint32_t i = 0; i < PORT_PROBES && i < size; i++) {
-        const uint16_t port = (uint16_t)(pool->lo + (start + i) % size);
-        const struct dp_binding_outside out = {dp_addr_load(pool->addr), port, in->proto};
-        const uint32_t taken = find_outside(b, &out);
-        if (taken == DP_NONE || dp_binding_idle(&b->items[taken], now_ns)) {
-            return port;
-        }
+uint32_t dp_bindings_of(const struct dp_bindings *b, const struct dp_binding_outside *out,
+                        uint64_t now_ns) {
+    const uint32_t i = find_outside(b, out);
+    return i != DP_NONE && dp_binding_idle(&b->items[i], now_ns) ? DP_NONE : i;
+}
+
+/* Well-known ports stay well-known, others do not become so, where the pool has both kinds. */
+static struct dp_range same_class(const struct dp_pool *pool, uint16_t port) {
+    struct dp_range r = {pool->lo, pool->hi};
+    if (r.lo < FIRST_HIGH && r.hi >= FIRST_HIGH) {
+        r.lo = port < FIRST_HIGH ? r.lo : FIRST_HIGH;
+        r.hi = port < FIRST_HIGH ? FIRST_HIGH - 1 : r.hi;
     }
-    return 0;
+    return r;
+}
+
+static bool is_free(const struct dp_bindings *b, const struct dp_binding_outside *out,
+                    const struct dp_services *services, uint64_t now_ns) {
+    return dp_bindings_of(b, out, now_ns) == DP_NONE &&
+           !(out->port &&
+             dp_services_find(services, DP_PORT_HOST, 0, &out->addr, out->proto, out->port));
+}
+
+/* Ports of one parity, in an order of their own for each inside: taken ports stand in no runs that
+ * the search would get lost in. */
+static bool choose_among(const struct dp_bindings *b, struct dp_binding_outside *out,
+                         uint32_t first, uint32_t size, uint64_t hash,
+                         const struct dp_services *services, uint64_t now_ns) {
+    for (uint32_t i = 0; i < PORT_PROBES / 2 && i < size; i++) {
+        const bool short_search = size <= PORT_PROBES / 2;
+        const uint32_t at = short_search ? (uint32_t)(hash + i) : (uint32_t)(hash >> 32);
+        out->port = (uint16_t)(first + at % size * 2);
+        if (is_free(b, out, services, now_ns)) {
+            return true;
+        }
+        hash = short_search ? hash : hash * 0xd6e8feb86659fd93u + 0x9e3779b97f4a7c15u;
+    }
+    return false;
+}
+
+bool dp_bindings_choose(const struct dp_bindings *b, const struct dp_binding_inside *in,
+                        const struct dp_pool *pool, const struct dp_services *services,
+                        uint64_t now_ns, uint16_t *port) {
+    struct dp_binding_outside out = {dp_addr_load(pool->addr), 0, in->proto};
+    const uint64_t hash = full_hash_in(b, in);
+    bool found = in->portless && is_free(b, &out, services, now_ns);
+    const struct dp_range r = same_class(pool, in->port);
+    for (uint32_t other = 0; !in->portless && !found && other < 2; other++) { /* parity */
+        const uint32_t first = r.lo + ((r.lo ^ in->port ^ other) & 1);
+        const uint32_t size = r.hi >= first ? (r.hi - first) / 2 + 1 : 0;
+        found = choose_among(b, &out, first, size, hash, services, now_ns);
+    }
+    *port = out.port;
+    return found;
 }
 
 static void unlink_in(struct dp_bindings *b, uint32_t i) {
@@ -158,6 +206,12 @@ uint32_t dp_bindings_add(struct dp_bindings *b, const struct dp_binding_inside *
     *head_in = i + 1;
     *head_out = i + 1;
     return i;
+}
+
+void dp_bindings_undo(struct dp_bindings *b, uint32_t i) {
+    if (b->items[i].flows == 0) {
+        drop(b, i);
+    }
 }
 
 uint32_t dp_bindings_expire(struct dp_bindings *b, uint64_t now_ns, uint32_t budget) {

@@ -1,18 +1,23 @@
-/* binding.h: NAT bindings. A binding ties an inside (network, endpoint, protocol, address, port) to
- * an outside (address, protocol, port): endpoint independent (RFC 4787 REQ-1), no port overloading
- * (REQ-3). It outlives its flows by its timer only, so that a re-simulated flow finds the
- * translation it had. One thread at a time. */
+/* binding.h: NAT bindings. A binding ties an inside (network, port, protocol, address, port) to an
+ * outside (address, protocol, port): endpoint independent (RFC 4787 REQ-1) unless the remote is
+ * part of the inside, and never two to one outside (no port overloading, REQ-3). It outlives its
+ * flows by its timer only, so that a re-simulated flow finds the translation it had. Of protocols
+ * without ports only one inside can have an address. One thread at a time. */
 #ifndef DP_BINDING_H
 #define DP_BINDING_H
 #include "hash.h"
 #include "packet.h"
+#include "services.h"
 
 struct dp_binding_inside {
     struct dp_addr addr;
+    struct dp_addr remote; /* symmetric NAT: whom it speaks to; else zero */
     uint32_t vni;
-    uint16_t place; /* port id of the endpoint */
+    uint16_t place; /* port id where it comes in */
     uint16_t port;  /* source port or echo id */
+    uint16_t remote_port;
     uint8_t proto;
+    bool portless; /* neither ports nor an echo id: the address alone is translated */
 };
 struct dp_binding_outside {
     struct dp_addr addr;
@@ -51,16 +56,25 @@ void dp_bindings_clear(struct dp_bindings *b);
 uint32_t dp_bindings_find(const struct dp_bindings *b, const struct dp_binding_inside *in,
                           const struct dp_pool *pool, uint64_t now_ns);
 
-/* Chooses a free outside port of the pool for the inside: from a keyed start, at most 128 probes
- * (RFC 4787 REQ-3; bounded search). 0: none found. Changes nothing. */
-uint16_t dp_bindings_choose(const struct dp_bindings *b, const struct dp_binding_inside *in,
-                            const struct dp_pool *pool, uint64_t now_ns);
+/* The live binding of an outside, or DP_NONE. */
+uint32_t dp_bindings_of(const struct dp_bindings *b, const struct dp_binding_outside *out,
+                        uint64_t now_ns);
+
+/* Chooses a free outside port of the pool for the inside, other than those that services have on
+ * the address: of the same class and parity as the inside's (RFC 4787 REQ-3, REQ-4), else of the
+ * other parity; at most 128 probes in a keyed order. False: none found. Changes nothing. */
+bool dp_bindings_choose(const struct dp_bindings *b, const struct dp_binding_inside *in,
+                        const struct dp_pool *pool, const struct dp_services *services,
+                        uint64_t now_ns, uint16_t *port);
 
 /* Adds a binding; DP_NONE when the table is full. An idle one with the same outside is removed
  * first. */
 uint32_t dp_bindings_add(struct dp_bindings *b, const struct dp_binding_inside *in,
                          const struct dp_pool *pool, uint16_t port, uint64_t now_ns,
                          uint64_t idle_ns);
+
+/* Takes back one that no flow came to stand on. */
+void dp_bindings_undo(struct dp_bindings *b, uint32_t i);
 
 /* A flow begins and ends to stand on the binding. */
 static inline void dp_bindings_hold(struct dp_bindings *b, uint32_t i) {

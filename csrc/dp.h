@@ -76,7 +76,12 @@ enum dp_route_kind {
     DP_TO_ENDPOINT = 0, /* .target: endpoint index */
     DP_TO_REMOTE = 1,   /* .target: adjacency index */
     DP_TO_GATEWAY = 2,  /* the distributed router itself */
-    DP_TO_SUBNET = 3    /* on-link, owned by no one */
+    DP_TO_SUBNET = 3,   /* on-link, owned by no one */
+    DP_TO_VIP = 4,      /* a load balancer's: what no service takes goes no further */
+    DP_TO_HOST = 5      /* the host itself, behind the host port */
+};
+enum dp_route_flag {
+    DP_ROUTE_ANY_VTEP = 1 /* sources in the prefix may come from any VTEP of the network (DSR) */
 };
 enum dp_port_kind {
     DP_PORT_UNUSED = 0,
@@ -89,7 +94,7 @@ struct dp_route {
     uint8_t prefix[16];
     uint8_t len;
     uint8_t kind;
-    uint16_t zero;
+    uint16_t flags;
     uint32_t target;
 };
 struct dp_span {
@@ -132,6 +137,7 @@ struct dp_port {
     uint8_t peer_mac[6]; /* host: the TAP's own MAC */
     uint8_t ip4[16];     /* our side: VTEP or host link address; all zero = none */
     uint8_t ip6[16];
+    uint32_t stamp; /* host: generation that last changed what may pass it */
 };
 struct dp_network {
     uint32_t vni;
@@ -139,6 +145,7 @@ struct dp_network {
     uint8_t dr_mac[6];    /* distributed router */
     struct dp_span vteps; /* of addresses: the allow-list of provider addresses; count 0 = nobody */
     uint32_t routes;      /* index into dp_policy.routes */
+    uint32_t domain;      /* networks of one routing domain may route into each other; 0 = alone */
     uint8_t gateway4[16]; /* source of ICMP errors; zero = none */
     uint8_t gateway6[16];
 };
@@ -161,12 +168,49 @@ struct dp_adjacency {
     uint8_t dr_mac[6];    /* inner destination MAC */
     uint8_t outer_mac[6]; /* next hop on the underlay */
 };
+enum dp_pool_flag {
+    DP_POOL_SYMMETRIC =
+        1,           /* a binding for each remote address and port; else endpoint independent */
+    DP_POOL_OPEN = 2 /* a bound port takes new flows from anyone (RFC 4787 REQ-8) */
+};
+/* Outside address and ports of a source NAT. */
 struct dp_pool {
     uint8_t addr[16];
     uint16_t lo;
     uint16_t hi;
-}; /* outside address, ports */
+    uint32_t flags; /* enum dp_pool_flag */
+};
 
+enum dp_backend_flag { DP_BACKEND_DRAINING = 1 }; /* keeps its flows, gets no new ones */
+struct dp_backend {
+    uint8_t addr[16];
+    uint16_t port;
+    uint16_t flags; /* enum dp_backend_flag */
+};
+enum dp_affinity {
+    DP_BY_FLOW = 0,           /* each flow by itself */
+    DP_BY_SOURCE = 1,         /* all flows of a source address to one backend */
+    DP_BY_SOURCE_PROTOCOL = 2 /* … and protocol */
+};
+enum dp_service_flag {
+    DP_SERVICE_DSR = 1 /* a remote backend's node gets the packet as it came and answers directly */
+};
+/* One address, protocol and port of a load balancer or a port mapping, and where its flows go. */
+struct dp_service {
+    uint8_t addr[16];
+    uint16_t port;
+    uint8_t proto;
+    uint8_t met_at;   /* enum dp_port_kind: where its clients come in */
+    uint8_t affinity; /* enum dp_affinity */
+    uint8_t flags;    /* enum dp_service_flag */
+    uint8_t zero[2];
+    uint32_t network; /* of the backends, and of clients that are not met at the host port */
+    uint32_t rule;    /* counter slot */
+    uint32_t pool;    /* source VIP where answers would else go astray, or DP_NONE */
+    uint32_t balance; /* index into dp_policy.balances */
+};
+
+struct dp_balance;  /* immutable: backends, and the table that spreads flows over them */
 struct dp_group;    /* immutable classifier over rules of one layer and direction */
 struct dp_routes;   /* immutable longest-prefix table */
 struct dp_snapshot; /* immutable policy of one generation */
@@ -190,6 +234,10 @@ struct dp_policy {
     uint32_t n_groups;
     struct dp_routes *const *routes;
     uint32_t n_routes;
+    const struct dp_service *services;
+    uint32_t n_services;
+    struct dp_balance *const *balances;
+    uint32_t n_balances;
 };
 
 /* Where a rejected object stands: .what is "rule", "route", "port", …; .index its place. */
@@ -207,6 +255,10 @@ struct dp_group *dp_group_create(uint8_t layer, uint32_t name, const struct dp_r
 void dp_group_release(struct dp_group *group);
 struct dp_routes *dp_routes_create(const struct dp_route *routes, uint32_t n, struct dp_error *err);
 void dp_routes_release(struct dp_routes *routes);
+/* Maglev (Eisenbud et al., NSDI 2016): removing one of n backends moves about 1/n of new flows. */
+struct dp_balance *dp_balance_create(const struct dp_backend *backends, uint32_t n,
+                                     struct dp_error *err);
+void dp_balance_release(struct dp_balance *balance);
 struct dp_snapshot *dp_snapshot_create(const struct dp_policy *policy, struct dp_error *err);
 void dp_snapshot_release(struct dp_snapshot *snapshot);
 
@@ -264,7 +316,8 @@ struct dp_totals {
     uint64_t hits;
     uint64_t misses;
     uint64_t reconciled;
-    uint64_t flows;    /* pairs alive */
+    uint64_t local; /* forwarded without leaving this host: no outer headers put on or taken off */
+    uint64_t flows; /* pairs alive */
     uint64_t bindings; /* alive */
     uint64_t expired;
     uint64_t generation;

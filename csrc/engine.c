@@ -272,6 +272,7 @@ static void note_use(const struct pass *x, struct dp_packet *p, struct dp_pair *
 static void conclude(const struct pass *x, struct dp_packet *p, const struct dp_act *act,
                      enum dp_reason r) {
     if (dp_likely(r == DP_R_none)) {
+        dp_count(&x->count->totals.local, !(act->flags & (DP_ACT_ENCAP | DP_ACT_DECAP)));
         forward(x, p, act->egress);
     } else {
         drop_loudly(x, p, r, act->mtu);
@@ -281,7 +282,7 @@ static void conclude(const struct pass *x, struct dp_packet *p, const struct dp_
 /* An outer source that is not the flow's VTEP may not speak for it. */
 static bool vtep_differs(const struct pass *x, const struct dp_packet *p,
                          const struct dp_act *act) {
-    return (act->flags & DP_ACT_DECAP) &&
+    return (act->flags & (DP_ACT_DECAP | DP_ACT_ANY_VTEP)) == DP_ACT_DECAP &&
            !dp_addr_equal(&x->policy->tunnels[act->adjacency].remote, &p->outer_src);
 }
 
@@ -315,6 +316,7 @@ static struct dp_walk new_walk(const struct pass *x, const struct dp_addr *outer
                             .count = x->count,
                             .trace = x->trace,
                             .entropy = &x->e->entropy,
+                            .spread = &x->e->spread,
                             .now_ns = x->w->now_ns,
                             .outer_src = outer_src};
 }
@@ -342,6 +344,13 @@ static void leave_binding(struct dp_engine *e, uint32_t binding, uint64_t last_n
     }
 }
 
+/* What a walk bound that came to nothing. */
+static void unbind(struct dp_engine *e, const struct dp_walk *w) {
+    if (w->bound_now) {
+        dp_bindings_undo(&e->bindings, w->binding);
+    }
+}
+
 void dp_engine_forget(struct dp_engine *e, struct dp_pair *pair) {
     leave_binding(e, pair->half[0].act.binding, dp_pair_last(pair));
     dp_flow_remove(&e->flows, pair);
@@ -352,6 +361,7 @@ void dp_engine_forget(struct dp_engine *e, struct dp_pair *pair) {
 static dp_cold enum dp_reason resimulate(const struct pass *x, struct dp_walk *w,
                                          struct dp_pair *pair) {
     const struct dp_key key = pair->half[0].key;
+    w->held = pair;
     const enum dp_reason r = dp_walk_flow(w, &key);
     dp_count(&x->count->totals.reconciled, 1);
     if (x->trace) {
@@ -359,6 +369,7 @@ static dp_cold enum dp_reason resimulate(const struct pass *x, struct dp_walk *w
     }
     if (r) {
         dp_engine_forget(x->e, pair);
+        unbind(x->e, w);
         return r;
     }
     const uint32_t old = pair->half[0].act.binding;
@@ -398,6 +409,7 @@ static void miss(const struct pass *x, struct dp_packet *p) {
     dp_count(&x->count->totals.misses, 1);
     const enum dp_reason r = dp_walk_flow(&w, &p->key);
     if (dp_unlikely(r)) {
+        unbind(x->e, &w);
         refuse(x, p, &w, r);
         return;
     }
@@ -407,6 +419,7 @@ static void miss(const struct pass *x, struct dp_packet *p) {
     }
     const uint32_t ref = dp_flow_add(&x->e->flows, &w.pair);
     if (!ref) {
+        unbind(x->e, &w);
         drop(x, p, DP_R_flow_table_full);
         return;
     }
@@ -451,7 +464,8 @@ static dp_cold bool relate(const struct pass *x, struct dp_packet *p) {
     struct dp_flows *flows = &x->e->flows;
     const struct dp_endpoint *from = x->policy->slots[p->key.port].endpoint;
     struct dp_quote q;
-    if ((from && !dp_endpoint_owns(x->policy, from, &p->key.src)) || !dp_parse_quote(p, &q)) {
+    if ((from && !dp_endpoint_owns(x->policy, from, &p->key.src)) || dp_key_is_redirect(&p->key) ||
+        !dp_parse_quote(p, &q)) {
         return false;
     }
     const uint32_t ref = dp_flow_find(flows, &q.answer, dp_flow_hash(flows, &q.answer));

@@ -20,7 +20,8 @@ struct dp_engine {
     struct dp_flows flows;
     struct dp_bindings bindings;
     struct dp_hash_key
-        entropy; /* of outer source ports; not the tables' key, which must not leak */
+        entropy;               /* of outer source ports; not the tables' key, which must not leak */
+    struct dp_hash_key spread; /* of flows over backends */
     struct dp_worker worker;
     struct dp_counters scratch; /* what a trace counts, and nobody reads */
 };

@@ -17,11 +17,12 @@
 #include "packet.h"
 
 enum dp_act_flag {
-    DP_ACT_ENCAP = 1,   /* push the adjacency's outer headers */
-    DP_ACT_DECAP = 2,   /* came with outer headers: they are popped, the outer source is checked */
-    DP_ACT_NAT = 4,     /* modify addresses, ports or id to the other key's, mirrored */
-    DP_ACT_TTL = 8,     /* a router's hop where routed */
-    DP_ACT_INDEXED = 16 /* this half can be found */
+    DP_ACT_ENCAP = 1,    /* push the adjacency's outer headers */
+    DP_ACT_DECAP = 2,    /* came with outer headers: they are popped, the outer source is checked */
+    DP_ACT_NAT = 4,      /* modify addresses, ports or id to the other key's, mirrored */
+    DP_ACT_TTL = 8,      /* a router's hop where routed */
+    DP_ACT_INDEXED = 16, /* this half can be found */
+    DP_ACT_ANY_VTEP = 32 /* decap: any VTEP of the network may speak for the flow (DSR) */
 };
 enum dp_flow_state { DP_FLOW_INITIATOR = 1, DP_FLOW_RESPONDER = 2, DP_FLOW_CLOSING = 4 };
 

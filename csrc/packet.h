@@ -54,6 +54,10 @@ static inline bool dp_key_is_echo(const struct dp_key *k) {
            (dp_key_is_icmp(k) &&
             k->dport == (k->proto == DP_IP_ICMP ? DP_ICMP_ECHO_REPLY : DP_ICMP6_ECHO_REPLY) << 8);
 }
+/* Something that a NAT can tell flows of one address apart by. */
+static inline bool dp_key_has_port(const struct dp_key *k) {
+    return dp_proto_has_ports(k->proto) || dp_key_is_echo(k);
+}
 /* The flow id of the answer, as far as the packet says: the ingress port and VNI stay. */
 static inline struct dp_key dp_key_mirrored(const struct dp_key *k) {
     struct dp_key m = *k;
@@ -79,6 +83,11 @@ static inline bool dp_key_is_icmp_error(const struct dp_key *k) {
         return type < 128 || type == 137;
     }
     return type == 3 || type == 4 || type == 5 || type == 11 || type == 12;
+}
+
+/* From a router to its neighbour, about its neighbour: of no flow's concern. */
+static inline bool dp_key_is_redirect(const struct dp_key *k) {
+    return dp_key_is_icmp(k) && k->dport >> 8 == (k->proto == DP_IP_ICMP ? 5 : 137);
 }
 
 /* Which check of a destination MAC the packet passed. */

@@ -68,7 +68,12 @@ static bool kind_of(enum dp_reason reason, bool v4, struct error_kind *kind) {
     case DP_R_too_big:
         *kind = (struct error_kind){v4 ? DP_ICMP_UNREACHABLE : DP_ICMP6_TOO_BIG, v4 ? 4 : 0};
         return true;
+    case DP_R_lb_no_backend:
+        *kind = (struct error_kind){v4 ? DP_ICMP_UNREACHABLE : DP_ICMP6_UNREACHABLE, v4 ? 3 : 4};
+        return true;
     case DP_R_acl_reject:
+    case DP_R_nat_exhausted: /* RFC 5508 REQ-8 */
+    case DP_R_nat_table_full:
         *kind = (struct error_kind){v4 ? DP_ICMP_UNREACHABLE : DP_ICMP6_UNREACHABLE, v4 ? 13 : 1};
         return true;
     default:

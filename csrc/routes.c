@@ -17,8 +17,8 @@ static bool check(const struct dp_route *routes, uint32_t n, struct dp_error *er
     for (uint32_t i = 0; i < n; i++) {
         const struct dp_route *r = &routes[i];
         const char *why = NULL;
-        if (r->len > 128 || r->kind > DP_TO_SUBNET) {
-            why = "prefix length or kind out of range";
+        if (r->len > 128 || r->kind > DP_TO_HOST || r->flags & ~DP_ROUTE_ANY_VTEP) {
+            why = "prefix length, kind or flag out of range";
         } else if (!dp_point_equal(route_point(r), dp_point_first(route_point(r), r->len))) {
             why = "host bits set in the prefix";
         }

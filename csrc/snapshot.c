@@ -59,7 +59,7 @@ static bool check_ports(struct dp_snapshot *s, struct dp_error *err) {
         }
         s->slots[p->id].port = p;
         s->slots[p->id].place = DP_NONE;
-        s->slots[p->id].stamp = p->kind == DP_PORT_ENDPOINT ? UINT32_MAX : 0;
+        s->slots[p->id].stamp = p->kind == DP_PORT_ENDPOINT ? UINT32_MAX : p->stamp;
         s->host = p->kind == DP_PORT_HOST ? p->id : s->host;
     }
     return true;
@@ -162,21 +162,70 @@ static bool check_adjacencies(struct dp_snapshot *s, struct dp_error *err) {
     return true;
 }
 
+/* A network reaches into another one of its routing domain only. */
+static bool reaches(const struct dp_snapshot *s, uint32_t from, uint32_t to) {
+    const uint32_t domain = s->networks[from].domain;
+    return from == to || (domain && domain == s->networks[to].domain);
+}
+
+static const char *route_fault(const struct dp_snapshot *s, uint32_t network,
+                               const struct dp_route *r) {
+    switch (r->kind) {
+    case DP_TO_ENDPOINT:
+        return r->target < s->n_endpoints && reaches(s, network, s->endpoints[r->target].network)
+                   ? NULL
+                   : "its target is not of the network";
+    case DP_TO_REMOTE:
+        return r->target < s->n_adjacencies && s->adjacencies[r->target].port != DP_PORT_NONE &&
+                       reaches(s, network, s->adjacencies[r->target].network)
+                   ? NULL
+                   : "its target is not of the network";
+    case DP_TO_HOST:
+        return s->host != DP_PORT_NONE ? NULL : "there is no host port";
+    default:
+        return NULL;
+    }
+}
+
 static bool check_routes(const struct dp_snapshot *s, struct dp_error *err) {
     for (uint32_t n = 0; n < s->n_networks; n++) {
         const struct dp_routes *t = s->routes[s->networks[n].routes];
         for (uint32_t i = 0; i < t->n; i++) {
-            const struct dp_route *r = &t->routes[i];
-            const bool endpoint = r->kind == DP_TO_ENDPOINT;
-            const bool remote = r->kind == DP_TO_REMOTE;
-            if ((endpoint &&
-                 (r->target >= s->n_endpoints || s->endpoints[r->target].network != n)) ||
-                (remote &&
-                 (r->target >= s->n_adjacencies || s->adjacencies[r->target].port == DP_PORT_NONE ||
-                  s->adjacencies[r->target].network != n))) {
-                return fault(err, DP_EREF, "route", i, "its target is not of the network");
+            const char *why = route_fault(s, n, &t->routes[i]);
+            if (why) {
+                return fault(err, DP_EREF, "route", i, why);
             }
         }
+    }
+    return true;
+}
+
+static const char *service_fault(const struct dp_snapshot *s, const struct dp_service *v) {
+    if (v->met_at == DP_PORT_UNUSED || v->met_at > DP_PORT_HOST ||
+        v->affinity > DP_BY_SOURCE_PROTOCOL || v->flags & ~DP_SERVICE_DSR) {
+        return "unknown place, affinity or flag";
+    }
+    if (v->port == 0 || !dp_proto_has_ports(v->proto)) {
+        return "neither TCP nor UDP, or port 0";
+    }
+    if (v->network >= s->n_networks || v->balance >= s->n_balances ||
+        (v->pool != DP_NONE && v->pool >= s->n_pools)) {
+        return "no such network, backends or pool";
+    }
+    return NULL;
+}
+
+static bool check_services(struct dp_snapshot *s, struct dp_error *err) {
+    for (uint32_t i = 0; i < s->services.n; i++) {
+        const struct dp_service *v = &s->services.items[i];
+        const char *why = service_fault(s, v);
+        if (why) {
+            return fault(err, DP_EINVAL, "service", i, why);
+        }
+        if (!dp_services_add(&s->services, i)) {
+            return fault(err, DP_EDUP, "service", i, "its address, protocol and port are taken");
+        }
+        s->max_rule = v->rule > s->max_rule ? v->rule : s->max_rule;
     }
     return true;
 }
@@ -194,6 +243,9 @@ static bool check_rules(struct dp_snapshot *s, struct dp_error *err) {
     for (uint32_t i = 0; i < s->n_pools; i++) {
         if (s->pools[i].lo > s->pools[i].hi || s->pools[i].lo == 0) {
             return fault(err, DP_EINVAL, "pool", i, "ports are 1-65535, first not above last");
+        }
+        if (s->pools[i].flags & ~(uint32_t)(DP_POOL_SYMMETRIC | DP_POOL_OPEN)) {
+            return fault(err, DP_EINVAL, "pool", i, "unknown flag");
         }
     }
     return true;
@@ -218,6 +270,8 @@ static bool copy_policy(struct dp_snapshot *s, const struct dp_policy *p) {
     s->addrs = dp_array_copy(p->addrs, p->n_addrs, sizeof *s->addrs);
     s->groups = calloc((size_t)p->n_groups + 1, sizeof *s->groups);
     s->routes = calloc((size_t)p->n_routes + 1, sizeof *s->routes);
+    s->balances = calloc((size_t)p->n_balances + 1, sizeof *s->balances);
+    const bool services = dp_services_init(&s->services, p->services, p->n_services);
     s->tunnels = calloc((size_t)p->n_adjacencies + 1, sizeof *s->tunnels);
     s->n_slots = 1;
     for (uint32_t i = 0; i < p->n_ports; i++) {
@@ -233,7 +287,8 @@ static bool copy_policy(struct dp_snapshot *s, const struct dp_policy *p) {
     s->vnis = calloc((size_t)s->vni_mask + 1, sizeof *s->vnis);
     s->vteps = calloc((size_t)s->vtep_mask + 1, sizeof *s->vteps);
     if (!s->ports || !s->networks || !s->endpoints || !s->adjacencies || !s->pools || !s->addrs ||
-        !s->groups || !s->routes || !s->tunnels || !s->slots || !s->vnis || !s->vteps) {
+        !s->groups || !s->routes || !services || !s->balances || !s->tunnels || !s->slots ||
+        !s->vnis || !s->vteps) {
         return false;
     }
     for (; s->n_groups < p->n_groups; s->n_groups++) {
@@ -241,6 +296,9 @@ static bool copy_policy(struct dp_snapshot *s, const struct dp_policy *p) {
     }
     for (; s->n_routes < p->n_routes; s->n_routes++) {
         s->routes[s->n_routes] = dp_routes_retain(p->routes[s->n_routes]);
+    }
+    for (; s->n_balances < p->n_balances; s->n_balances++) {
+        s->balances[s->n_balances] = dp_balance_retain(p->balances[s->n_balances]);
     }
     s->n_ports = p->n_ports;
     s->n_networks = p->n_networks;
@@ -257,14 +315,17 @@ static bool check_arrays(const struct dp_policy *p, struct dp_error *err) {
     }
     if (p->n_ports > PORT_ID_MAX || p->n_networks > ITEMS_MAX || p->n_endpoints > PORT_ID_MAX ||
         p->n_adjacencies > ITEMS_MAX || p->n_pools > ITEMS_MAX || p->n_addrs > ITEMS_MAX ||
-        p->n_groups > ITEMS_MAX || p->n_routes > ITEMS_MAX) {
+        p->n_groups > ITEMS_MAX || p->n_routes > ITEMS_MAX || p->n_services > ITEMS_MAX ||
+        p->n_balances > ITEMS_MAX) {
         return fault(err, DP_ELIMIT, "policy", 0, "more objects than can be numbered");
     }
     if (!dp_array_given(p->ports, p->n_ports) || !dp_array_given(p->networks, p->n_networks) ||
         !dp_array_given(p->endpoints, p->n_endpoints) ||
         !dp_array_given(p->adjacencies, p->n_adjacencies) ||
         !dp_array_given(p->pools, p->n_pools) || !dp_array_given(p->addrs, p->n_addrs) ||
-        !dp_array_given(p->groups, p->n_groups) || !dp_array_given(p->routes, p->n_routes)) {
+        !dp_array_given(p->groups, p->n_groups) || !dp_array_given(p->routes, p->n_routes) ||
+        !dp_array_given(p->services, p->n_services) ||
+        !dp_array_given(p->balances, p->n_balances)) {
         return fault(err, DP_EINVAL, "policy", 0, "an array is NULL, its count is not 0");
     }
     return true;
@@ -294,6 +355,11 @@ static bool check_items(const struct dp_policy *p, struct dp_error *err) {
             return fault(err, DP_EREF, "routes", i, "no routes");
         }
     }
+    for (uint32_t i = 0; i < p->n_balances; i++) {
+        if (!p->balances[i]) {
+            return fault(err, DP_EREF, "balance", i, "no backends");
+        }
+    }
     return true;
 }
 
@@ -314,7 +380,8 @@ struct dp_snapshot *dp_snapshot_create(const struct dp_policy *policy, struct dp
     s->generation = policy->generation;
     s->host = DP_PORT_NONE;
     if (!check_ports(s, err) || !check_networks(s, err) || !check_endpoints(s, err) ||
-        !check_adjacencies(s, err) || !check_routes(s, err) || !check_rules(s, err)) {
+        !check_adjacencies(s, err) || !check_routes(s, err) || !check_rules(s, err) ||
+        !check_services(s, err)) {
         dp_snapshot_release(s);
         return NULL;
     }
@@ -337,6 +404,9 @@ void dp_snapshot_release(struct dp_snapshot *s) {
     for (uint32_t i = 0; i < s->n_routes; i++) {
         dp_routes_release(s->routes[i]);
     }
+    for (uint32_t i = 0; i < s->n_balances; i++) {
+        dp_balance_release(s->balances[i]);
+    }
     free(s->ports);
     free(s->networks);
     free(s->endpoints);
@@ -346,6 +416,8 @@ void dp_snapshot_release(struct dp_snapshot *s) {
     free(s->addrs);
     free(s->groups);
     free(s->routes);
+    dp_services_fini(&s->services);
+    free(s->balances);
     free(s->slots);
     free(s->vnis);
     free(s->vteps);

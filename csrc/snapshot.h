@@ -3,9 +3,11 @@
  * memory. */
 #ifndef DP_SNAPSHOT_H
 #define DP_SNAPSHOT_H
+#include "balance.h"
 #include "encap.h"
 #include "group.h"
 #include "routes.h"
+#include "services.h"
 
 struct dp_vni_slot {
     uint32_t vni;
@@ -28,6 +30,7 @@ struct dp_snapshot {
     atomic_uint references;
     uint32_t generation;
     uint32_t n_ports, n_networks, n_endpoints, n_adjacencies, n_pools, n_addrs, n_groups, n_routes;
+    uint32_t n_balances;
     struct dp_port *ports;
     struct dp_network *networks;
     struct dp_endpoint *endpoints;
@@ -37,6 +40,8 @@ struct dp_snapshot {
     struct dp_addr *addrs;
     struct dp_group **groups;
     struct dp_routes **routes;
+    struct dp_services services;
+    struct dp_balance **balances;
     uint32_t n_slots; /* one above the highest port id */
     struct dp_port_slot *slots;
     uint32_t vni_mask;

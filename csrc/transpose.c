@@ -84,8 +84,10 @@ static void translate(struct dp_packet *p, const struct dp_half *half,
         struct dp_udp *ports = dp_packet_l4(p);
         ports->sport = be16_put(mirror->dport);
         ports->dport = be16_put(mirror->sport);
-    } else {
+    } else if (dp_key_is_echo(&p->key)) {
         ((struct dp_icmp *)dp_packet_l4(p))->id = be16_put(mirror->sport);
+    } else {
+        return; /* of other protocols the checksum is not known: the address alone */
     }
     fix_transport(p, half);
 }

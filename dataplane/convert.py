@@ -165,6 +165,9 @@ class Converter:
         return FAULTY
 
     def _object(self, tree: Tree, kind: type[Model], path: Path) -> Any:
+        shorthand = getattr(kind, "SHORTHAND", None)
+        if shorthand is not None and not isinstance(tree.value, dict | list | None):
+            tree = Tree({shorthand: tree}, tree.line)
         if not isinstance(tree.value, dict):
             message = f"{_show(tree.value)} stands where a mapping should"
             return self.complain(

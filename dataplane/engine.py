@@ -22,7 +22,8 @@ from dataplane.layers import NOTHING, Built, build
 from dataplane.model import Document, Node
 from dataplane.plan import Plan
 from dataplane.reasons import Reason, Verdict, check
-from dataplane.rules import Tables, compile_node, stamps
+from dataplane.rows import Tables
+from dataplane.rules import compile_node, stamps
 from dataplane.stats import Counters, Stats
 from dataplane.trace import Walk, walk_of
 from dataplane.tree import path_text

@@ -14,8 +14,9 @@ from dataplane.errors import EngineError
 from dataplane.ids import UNDERLAY_PORT
 from dataplane.reasons import check
 from dataplane.records import dtype, raw, records
-from dataplane.rules import (
+from dataplane.rows import (
     Adjacencies,
+    BackendRow,
     EndpointRow,
     Group,
     Pool,
@@ -23,6 +24,7 @@ from dataplane.rules import (
     RouteKind,
     RouteTable,
     Rule,
+    ServiceRow,
     Span,
     Tables,
 )
@@ -54,24 +56,29 @@ PORT_KINDS = {
     "host": lib.DP_PORT_HOST,
 }
 
-assert (RouteKind.ENDPOINT, RouteKind.REMOTE, RouteKind.GATEWAY, RouteKind.SUBNET) == (
+assert (RouteKind.ENDPOINT, RouteKind.REMOTE, RouteKind.GATEWAY) == (
     lib.DP_TO_ENDPOINT,
     lib.DP_TO_REMOTE,
     lib.DP_TO_GATEWAY,
+)
+assert (RouteKind.SUBNET, RouteKind.VIP, RouteKind.HOST) == (
     lib.DP_TO_SUBNET,
+    lib.DP_TO_VIP,
+    lib.DP_TO_HOST,
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Built:
-    """One generation in C. `groups` and `routes` hold what the next one may share."""
+    """One generation in C. The dictionaries hold what the next one may share."""
 
     snapshot: Any  # struct dp_snapshot *
     groups: dict[tuple[Group, tuple[int, ...]], Any]  # with the places of its pools
     routes: dict[tuple[bytes, bytes], Any]  # by digest of the routes, and of the endpoints' places
+    balances: dict[tuple[BackendRow, ...], Any]
 
 
-NOTHING = Built(snapshot=None, groups={}, routes={})
+NOTHING = Built(snapshot=None, groups={}, routes={}, balances={})
 
 
 def build(tables: Tables, generation: int, stamps: dict[int, int], known: Built = NOTHING) -> Built:
@@ -83,9 +90,7 @@ def build(tables: Tables, generation: int, stamps: dict[int, int], known: Built 
 
 
 def _build(tables: Tables, generation: int, stamps: dict[int, int], known: Built) -> Built:
-    pools = _places(
-        rule.pool for group in _all_groups(tables) for rule in group.rules if rule.pool is not None
-    )
+    pools = _places(_all_pools(tables))
     groups = {
         key: known.groups.get(key) for key in (_group_key(g, pools) for g in _all_groups(tables))
     }
@@ -104,15 +109,20 @@ def _build(tables: Tables, generation: int, stamps: dict[int, int], known: Built
         routes[route_key] = known.routes.get(route_key) or _make_routes(network.routes, target)
         of_network.append(routes[route_key])
     of_group = {key[0].id: made for key, made in groups.items()}
+    balances = {row.backends: known.balances.get(row.backends) or None for row in tables.services}
+    for backends, made in balances.items():
+        if made is None:
+            balances[backends] = _make_balance(backends)
     policy = _Policy(
         tables,
         generation=generation,
         stamps=stamps,
-        pools=list(pools),
+        pools=pools,
         of_group=of_group,
         of_network=of_network,
+        balances=balances,
     )
-    return Built(policy.snapshot(), groups, routes)
+    return Built(policy.snapshot(), groups, routes, balances)
 
 
 def _all_groups(tables: Tables) -> Iterator[Group]:
@@ -124,6 +134,12 @@ def _all_groups(tables: Tables) -> Iterator[Group]:
                 if group.id not in seen:
                     seen.add(group.id)
                     yield group
+
+
+def _all_pools(tables: Tables) -> Iterator[Pool]:
+    for group in _all_groups(tables):
+        yield from (rule.pool for rule in group.rules if rule.pool is not None)
+    yield from (row.pool for row in tables.services if row.pool is not None)
 
 
 def _places(items: Iterable[Item]) -> dict[Item, int]:
@@ -226,10 +242,22 @@ def _make_routes(table: RouteTable, target: "NDArray[np.uint32]") -> Any:
     array["len"] = table.length
     array["kind"] = table.kind
     array["target"] = target
+    array["flags"] = table.flags
     error = ffi.new("struct dp_error *")
     made = lib.dp_routes_create(*_array("dp_route", array), error)
     check(error.status, error)
     return ffi.gc(made, lib.dp_routes_release)
+
+
+# ---- services ----------------------------------------------------------------------------------
+
+
+def _make_balance(backends: tuple[BackendRow, ...]) -> Any:
+    error = ffi.new("struct dp_error *")
+    array = _array("dp_backend", records("dp_backend", [tuple(b) for b in backends]))
+    made = lib.dp_balance_create(*array, error)
+    check(error.status, error)
+    return ffi.gc(made, lib.dp_balance_release)
 
 
 # ---- snapshot ----------------------------------------------------------------------------------
@@ -244,19 +272,23 @@ class _Policy:
         *,
         generation: int,
         stamps: dict[int, int],
-        pools: list[Pool],
+        pools: dict[Pool, int],
         of_group: dict[int, Any],
         of_network: list[Any],
+        balances: dict[tuple[BackendRow, ...], Any],
     ) -> None:
         self.generation = generation
         self.pools = pools
         self.stamps = stamps
         self.of_group = of_group
         self.of_network = of_network
+        self.balances = balances
         self.addresses: list[bytes] = []
         self.groups: list[Any] = []
         self.place = {n.vni: i for i, n in enumerate(tables.networks)}
-        self.ports = [(p.id, PORT_KINDS[p.kind], 0, *p[2:]) for p in tables.ports]
+        self.ports = [
+            (p.id, PORT_KINDS[p.kind], 0, *p[2:], stamps.get(p.id, 0)) for p in tables.ports
+        ]
         self.networks = [
             (
                 n.vni,
@@ -264,6 +296,7 @@ class _Policy:
                 n.dr_mac,
                 _append(self.addresses, n.vteps),
                 i,
+                n.domain,
                 n.gateway4,
                 n.gateway6,
             )
@@ -271,6 +304,23 @@ class _Policy:
         ]
         self.endpoints = [self._endpoint(row) for row in tables.endpoints]
         self.adjacencies = self._adjacencies(tables.adjacencies)
+        of_balance = {backends: i for i, backends in enumerate(balances)}
+        self.services = [self._service(row, of_balance) for row in tables.services]
+
+    def _service(self, row: ServiceRow, of_balance: dict[Any, int]) -> tuple[Any, ...]:
+        return (
+            row.address,
+            row.port,
+            row.proto,
+            PORT_KINDS[row.met_at],
+            row.affinity,
+            row.flags,
+            b"\0\0",
+            self.place[row.vni],
+            row.rule,
+            lib.DP_NONE if row.pool is None else self.pools[row.pool],
+            of_balance[row.backends],
+        )
 
     def _endpoint(self, row: EndpointRow) -> tuple[Any, ...]:
         return (
@@ -307,6 +357,7 @@ class _Policy:
             "networks": ("dp_network", self.networks),
             "endpoints": ("dp_endpoint", self.endpoints),
             "pools": ("dp_pool", [tuple(pool) for pool in self.pools]),
+            "services": ("dp_service", self.services),
         }
         made = {field: (struct, records(struct, rows)) for field, (struct, rows) in arrays.items()}
         made["adjacencies"] = "dp_adjacency", self.adjacencies
@@ -320,11 +371,13 @@ class _Policy:
             ("addrs", "uint8_t[]", b"".join(self.addresses)),
             ("groups", "struct dp_group *[]", self.groups),
             ("routes", "struct dp_routes *[]", self.of_network),
+            ("balances", "struct dp_balance *[]", list(self.balances.values())),
         ):
             held.append(ffi.new(ctype, items))
             setattr(policy, field, held[-1])
         policy.n_addrs = len(self.addresses)
         policy.n_groups, policy.n_routes = len(self.groups), len(self.of_network)
+        policy.n_balances = len(self.balances)
         error = ffi.new("struct dp_error *")
         snapshot = lib.dp_snapshot_create(policy, error)
         check(error.status, error)

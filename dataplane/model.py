@@ -5,7 +5,7 @@ All values are frozen. An object is known by its name; names are unique among th
 
 import re
 from collections.abc import Iterator
-from typing import Literal
+from typing import ClassVar, Literal
 
 import msgspec
 
@@ -14,6 +14,7 @@ from dataplane.address import IP, Mac, Malformed, Prefix, Vni
 Action = Literal["allow", "block", "pass", "reject"]
 Fallback = Literal["allow", "block"]
 Direction = Literal["in", "out"]
+Transport = Literal["tcp", "udp"]
 
 PROTOCOLS = {"icmp": 1, "tcp": 6, "udp": 17, "icmp6": 58, "sctp": 132}  # and "any"
 
@@ -96,12 +97,57 @@ class OutboundNat(Model, frozen=True, kw_only=True):
 
     Destinations in `exceptions`, and the network's own prefixes and remote subnets, are never
     translated; if `destinations` is given, only those are. `vip`: default the host port's address.
+    `mapping`: one outside port for all remotes (RFC 4787 REQ-1), or one for each. `filtering`: who
+    may send to it from outside: those it is connected to, or anyone (REQ-8).
     """
 
     vip: IP | None = None
     exceptions: tuple[Prefix, ...] = ()
     destinations: tuple[Prefix, ...] = ()
     ports: PortRange = msgspec.field(default_factory=lambda: PortRange(1024, 65535))
+    mapping: Literal["endpoint-independent", "symmetric"] = "endpoint-independent"
+    filtering: Literal["connection", "endpoint-independent"] = "connection"
+
+
+class PortMapping(Model, frozen=True, kw_only=True):
+    """An outside port that leads to an endpoint (HNS PortMapping)."""
+
+    protocol: Transport
+    port: int  # outside
+    target_port: int | None = None  # default: the same
+    vip: IP | None = None  # default: the host port's address
+
+
+class Backend(Model, frozen=True, kw_only=True):
+    """One server of a load balancer. One that drains keeps its flows and gets no new ones.
+
+    May be written as its address alone.
+    """
+
+    SHORTHAND: ClassVar = "address"
+    address: IP
+    port: int | None = None  # default: the load balancer's target_port
+    drain: bool = False
+
+
+class LoadBalancer(Model, frozen=True, kw_only=True):
+    """Spreads the flows to its VIPs over backends (HNS LoadBalancer).
+
+    `source_vip`: the client that backends see where their answers would else not come this way.
+    `dsr`: a backend on another node gets the packet as it came, and answers the client directly.
+    """
+
+    name: str
+    protocol: Transport
+    port: int
+    vips: tuple[IP, ...] = ()
+    target_port: int | None = None  # default: port
+    backends: tuple[Backend, ...] = ()
+    affinity: Literal["none", "source_ip", "source_ip_protocol"] = "none"
+    source_vip: IP | None = None  # default: the network's gateway
+    dsr: bool = False
+    local_only: bool = False  # backends of this node only
+    node_port: int | None = None  # also at the host port's address
 
 
 class Tap(Model, frozen=True, kw_only=True):
@@ -128,6 +174,7 @@ class Endpoint(Model, frozen=True, kw_only=True):
     )
     default_out: Fallback | None = None
     outbound_nat: OutboundNat | None = None  # default: the network's
+    port_mappings: tuple[PortMapping, ...] = ()
 
 
 class RemoteSubnet(Model, frozen=True, kw_only=True):
@@ -136,6 +183,7 @@ class RemoteSubnet(Model, frozen=True, kw_only=True):
     prefix: Prefix
     provider_address: IP
     dr_mac: Mac
+    dsr: bool = False  # VIPs: any VTEP of the network may answer for them
 
 
 class Network(Model, frozen=True, kw_only=True):
@@ -151,6 +199,9 @@ class Network(Model, frozen=True, kw_only=True):
     endpoints: tuple[Endpoint, ...] = ()
     acls: tuple[Acl, ...] = ()  # a group of its own, walked before each endpoint's
     outbound_nat: OutboundNat | None = None
+    load_balancers: tuple[LoadBalancer, ...] = ()
+    host_route: bool = False  # the host reaches the network through its host port, and is reached
+    routing_domain: str | None = None  # networks of one domain route into each other
 
 
 class Underlay(Model, frozen=True, kw_only=True):

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from dataplane.model import Document, Endpoint, Network, Node
+from dataplane.model import Document, Endpoint, Network, Node, PortMapping
 
 
 class Place(NamedTuple):
@@ -39,3 +39,7 @@ def find_endpoint(document: Document, name: str) -> Place:
     if found:
         raise LookupError(f"{name!r} is ambiguous: {', '.join(map(str, found))}")
     raise LookupError(f"no endpoint {name!r}")
+
+
+def mapping_name(mapping: PortMapping) -> str:
+    return f"map-{mapping.protocol}-{mapping.port}"

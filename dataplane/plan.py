@@ -9,7 +9,7 @@ from msgspec.structs import replace
 
 from dataplane.address import IP
 from dataplane.model import Acl, Endpoint, HostPort, Network, Node, RemoteSubnet, Underlay
-from dataplane.rules import Tables
+from dataplane.rows import Tables
 
 SHOWN_PREFIXES = 3
 

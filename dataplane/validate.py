@@ -1,7 +1,7 @@
 """What types cannot say: names that are taken, addresses out of place, sizes that do not fit."""
 
 import re
-from collections.abc import Collection, Hashable, Iterable, Iterator
+from collections.abc import Collection, Hashable, Iterator
 
 from dataplane import defaults
 from dataplane.address import IP, Mac
@@ -22,8 +22,9 @@ from dataplane.model import (
 from dataplane.names import nodes_of
 from dataplane.tree import Complaint, Path, path_text
 from dataplane.validate_expect import WAYS_OUT, check_expect
+from dataplane.validate_services import host_services, network_services
+from dataplane.validate_values import inside, named, station, taken, unicast, within
 
-_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,62}")
 _TAP_NAME = re.compile(r"(?!\.\.?$)[^\s/:%\x00-\x1f]{1,15}")
 _MIN_MTU = {4: 68, 6: 1280}  # RFC 791, RFC 8200 §5
 _MAX_MTU = 65535
@@ -41,7 +42,7 @@ def check(
         if (document.node is None) == (not document.nodes):
             yield Complaint((), "needs exactly one of node and nodes")
         yield from check_expect(document, reasons)
-    yield from _taken("node", ((n.name, ("nodes", i)) for i, n in enumerate(document.nodes)))
+    yield from taken("node", ((n.name, ("nodes", i)) for i, n in enumerate(document.nodes)))
     for path, node in _with_paths(document):
         yield from _node(node, path)
     yield from _lab(document)
@@ -58,34 +59,35 @@ def _with_paths(document: Document) -> Iterator[tuple[Path, Node]]:
 
 
 def _node(node: Node, path: Path) -> Iterator[Complaint]:
-    yield from _name(node.name, path)
+    yield from named(node.name, path)
     yield from _underlay(node.underlay, (*path, "underlay"))
     if node.host_port is not None:
         yield from _host_port(node.host_port, node.underlay, (*path, "host_port"))
     places = [((*path, "networks", i), n) for i, n in enumerate(node.networks)]
-    yield from _taken("network", ((n.name, p) for p, n in places))
-    yield from _taken("VNI", ((int(n.vni), (*p, "vni")) for p, n in places))
-    yield from _taken("TAP", _taps(node, path))
+    yield from taken("network", ((n.name, p) for p, n in places))
+    yield from taken("VNI", ((int(n.vni), (*p, "vni")) for p, n in places))
+    yield from taken("TAP", _taps(node, path))
     for place, network in places:
         yield from _network(network, node, place)
+    yield from host_services(node, path)
 
 
 def _underlay(underlay: Underlay, path: Path) -> Iterator[Complaint]:
-    yield from _unicast(underlay.address, (*path, "address"), loopback=True)
+    yield from unicast(underlay.address, (*path, "address"), loopback=True)
     if underlay.address6 is not None:
-        yield from _unicast(underlay.address6, (*path, "address6"), loopback=True)
+        yield from unicast(underlay.address6, (*path, "address6"), loopback=True)
         if underlay.address6.version != 6:
             yield Complaint((*path, "address6"), f"{underlay.address6} is not IPv6")
         elif underlay.address.version == 6:
             yield Complaint((*path, "address6"), "a second IPv6 address", "address is IPv6 already")
     if not 1 <= underlay.port <= 65535:
         yield Complaint((*path, "port"), f"{underlay.port} is not a port (1-65535)")
-    yield from _within("MTU", underlay.mtu, _MIN_MTU[4] + 50, _MAX_MTU, (*path, "mtu"))
+    yield from within("MTU", underlay.mtu, _MIN_MTU[4] + 50, _MAX_MTU, (*path, "mtu"))
 
 
 def _host_port(host: HostPort, underlay: Underlay, path: Path) -> Iterator[Complaint]:
     for key, address in (("address", host.address), ("peer", host.peer)):
-        yield from _unicast(address, (*path, key))
+        yield from unicast(address, (*path, key))
         if address in (underlay.address, underlay.address6):
             yield Complaint((*path, key), f"{address} is the underlay's address")
     if host.address == host.peer:
@@ -114,29 +116,30 @@ def _tap(tap: Tap, path: Path) -> Iterator[Complaint]:
     if tap.netns is not None and (not tap.netns or "\0" in tap.netns):
         yield Complaint((*path, "netns"), "empty", "a name in /run/netns, or a path")
     if tap.owner is not None:
-        yield from _within("uid", tap.owner, 0, (1 << 32) - 2, (*path, "owner"))
+        yield from within("uid", tap.owner, 0, (1 << 32) - 2, (*path, "owner"))
     if tap.mtu is not None:
-        yield from _within("MTU", tap.mtu, _MIN_MTU[4], _MAX_MTU, (*path, "mtu"))
+        yield from within("MTU", tap.mtu, _MIN_MTU[4], _MAX_MTU, (*path, "mtu"))
 
 
 # ---- network --------------------------------------------------------------------------------
 
 
 def _network(network: Network, node: Node, path: Path) -> Iterator[Complaint]:
-    yield from _name(network.name, path)
+    yield from named(network.name, path)
     yield from _prefixes(network, path)
     yield from _mtu(network, node, path)
     if network.dr_mac is not None:
-        yield from _station(network.dr_mac, (*path, "dr_mac"))
+        yield from station(network.dr_mac, (*path, "dr_mac"))
     yield from _remotes(network, node, path)
     places = [((*path, "endpoints", i), e) for i, e in enumerate(network.endpoints)]
-    yield from _taken("endpoint", ((e.name, p) for p, e in places))
-    yield from _taken("MAC", _macs(network, node, path))
-    yield from _taken("address", _addresses(network, path))
+    yield from taken("endpoint", ((e.name, p) for p, e in places))
+    yield from taken("MAC", _macs(network, node, path))
+    yield from taken("address", _addresses(network, path))
     yield from _acls(network.acls, path)
     yield from _nat(network.outbound_nat, node, (*path, "outbound_nat"))
     for place, endpoint in places:
         yield from _endpoint(endpoint, network, node, place)
+    yield from network_services(network, node, path)
 
 
 def _prefixes(network: Network, path: Path) -> Iterator[Complaint]:
@@ -148,7 +151,7 @@ def _prefixes(network: Network, path: Path) -> Iterator[Complaint]:
                 fix = f"already covered by prefixes[{j}]"
                 yield Complaint((*path, "prefixes", i), f"{prefix} overlaps {other}", fix)
     for i, gateway in enumerate(network.gateways):
-        yield from _inside(gateway, network, (*path, "gateways", i))
+        yield from inside(gateway, network, (*path, "gateways", i))
 
 
 def _mtu(network: Network, node: Node, path: Path) -> Iterator[Complaint]:
@@ -172,7 +175,7 @@ def _remotes(network: Network, node: Node, path: Path) -> Iterator[Complaint]:
     path = (*path, "remote_subnets")
     remotes = network.remote_subnets
     if len({remote.prefix for remote in remotes}) != len(remotes):
-        yield from _taken("remote subnet", ((r.prefix, (*path, i)) for i, r in enumerate(remotes)))
+        yield from taken("remote subnet", ((r.prefix, (*path, i)) for i, r in enumerate(remotes)))
     own = dict.fromkeys(defaults.gateways(network), "gateway")
     own |= {a: "endpoint" for e in network.endpoints for a in e.addresses}
     dr_macs: dict[IP, Mac] = {}
@@ -182,7 +185,7 @@ def _remotes(network: Network, node: Node, path: Path) -> Iterator[Complaint]:
         if known is None:
             dr_macs[provider] = mac
             yield from _provider(provider, node.underlay, (*path, i, "provider_address"))
-            yield from _station(mac, (*path, i, "dr_mac"))
+            yield from station(mac, (*path, i, "dr_mac"))
         elif known != mac:
             message = f"{provider} has the DR MAC {known} in an earlier remote subnet, {mac} here"
             yield Complaint((*path, i, "dr_mac"), message, "one DR MAC a VTEP and network")
@@ -197,7 +200,7 @@ def _stolen(remote: RemoteSubnet, own: dict[IP, str], path: Path) -> Iterator[Co
 
 
 def _provider(provider: IP, underlay: Underlay, path: Path) -> Iterator[Complaint]:
-    yield from _unicast(provider, path, loopback=True)
+    yield from unicast(provider, path, loopback=True)
     own = [a for a in (underlay.address, underlay.address6) if a is not None]
     if provider in own:
         yield Complaint(path, f"{provider} is this node's own underlay address")
@@ -228,7 +231,7 @@ def _addresses(network: Network, path: Path) -> Iterator[tuple[Hashable, Path]]:
 
 
 def _endpoint(endpoint: Endpoint, network: Network, node: Node, path: Path) -> Iterator[Complaint]:
-    yield from _name(endpoint.name, path)
+    yield from named(endpoint.name, path)
     if endpoint.name in WAYS_OUT:
         fix = f"{' and '.join(WAYS_OUT)} are ways out"
         yield Complaint((*path, "name"), f"{endpoint.name!r} is reserved", fix)
@@ -238,9 +241,9 @@ def _endpoint(endpoint: Endpoint, network: Network, node: Node, path: Path) -> I
     if not endpoint.addresses:
         yield Complaint((*path, "addresses"), "an endpoint needs an address")
     for i, address in enumerate(endpoint.addresses):
-        yield from _inside(address, network, (*path, "addresses", i))
+        yield from inside(address, network, (*path, "addresses", i))
     if endpoint.mac is not None:
-        yield from _station(endpoint.mac, (*path, "mac"))
+        yield from station(endpoint.mac, (*path, "mac"))
     if endpoint.tap is not None:
         yield from _tap(endpoint.tap, (*path, "tap"))
     elif len(endpoint.name) > 15:
@@ -251,15 +254,15 @@ def _endpoint(endpoint: Endpoint, network: Network, node: Node, path: Path) -> I
 
 
 def _acls(acls: tuple[Acl, ...], path: Path) -> Iterator[Complaint]:
-    yield from _taken("rule", ((acl.name, (*path, "acls", i)) for i, acl in enumerate(acls)))
+    yield from taken("rule", ((acl.name, (*path, "acls", i)) for i, acl in enumerate(acls)))
     for i, acl in enumerate(acls):
         yield from _acl(acl, (*path, "acls", i))
 
 
 def _acl(acl: Acl, path: Path) -> Iterator[Complaint]:
-    yield from _name(acl.name, path)
-    yield from _within("priority", acl.priority, 0, 65535, (*path, "priority"))
-    yield from _within("idle time", acl.idle, 0, (1 << 32) - 1, (*path, "idle"))
+    yield from named(acl.name, path)
+    yield from within("priority", acl.priority, 0, 65535, (*path, "priority"))
+    yield from within("idle time", acl.idle, 0, (1 << 32) - 1, (*path, "idle"))
     protocol = acl.protocol
     if isinstance(protocol, str) and protocol not in ("any", *PROTOCOLS):
         known = ", ".join(("any", *PROTOCOLS))
@@ -269,7 +272,7 @@ def _acl(acl: Acl, path: Path) -> Iterator[Complaint]:
         return
     number = PROTOCOLS.get(protocol) if isinstance(protocol, str) else protocol
     if number is not None and not 0 <= number <= 255:
-        yield from _within("IP protocol", number, 0, 255, (*path, "protocol"))
+        yield from within("IP protocol", number, 0, 255, (*path, "protocol"))
         return
     for key, ports in (("local_ports", acl.local_ports), ("remote_ports", acl.remote_ports)):
         if ports and number not in (6, 17):
@@ -283,7 +286,7 @@ def _icmp(acl: Acl, number: int | None, path: Path) -> Iterator[Complaint]:
     for key, value in (("icmp_type", acl.icmp_type), ("icmp_code", acl.icmp_code)):
         if value is None:
             continue
-        yield from _within(key, value, 0, 255, (*path, key))
+        yield from within(key, value, 0, 255, (*path, key))
         if number not in (1, 58):
             message = f"protocol {acl.protocol} has no {key}"
             yield Complaint((*path, key), message, "it needs protocol: icmp or icmp6")
@@ -312,7 +315,7 @@ def _nat(nat: OutboundNat | None, node: Node, path: Path) -> Iterator[Complaint]
             path, "NAT leaves through the host port, but the node has none", "add host_port"
         )
     if nat.vip is not None:
-        yield from _unicast(nat.vip, (*path, "vip"))
+        yield from unicast(nat.vip, (*path, "vip"))
     if nat.ports.first == 0:
         yield Complaint((*path, "ports"), "0 is no port to translate to", _no_zero(nat.ports))
 
@@ -330,7 +333,7 @@ def _lab(document: Document) -> Iterator[Complaint]:
     if len(nodes) < 2:
         return
     path: Path = ("nodes",)
-    yield from _taken(
+    yield from taken(
         "underlay address",
         (
             (address, (*path, i, "underlay"))
@@ -369,49 +372,3 @@ def _dr_macs(network: Network, nodes: tuple[Node, ...], path: Path) -> Iterator[
         if router != remote.dr_mac:
             message = f"{remote.dr_mac} is not the DR MAC of {remote.provider_address}"
             yield Complaint((*path, "remote_subnets", i, "dr_mac"), message, f"write {router}")
-
-
-# ---- shared ---------------------------------------------------------------------------------
-
-
-def _taken(what: str, items: Iterable[tuple[Hashable, Path]]) -> Iterator[Complaint]:
-    seen: dict[Hashable, Path] = {}
-    for key, path in items:
-        first = seen.setdefault(key, path)
-        if first is not path:
-            shown = key[0] if isinstance(key, tuple) else key
-            yield Complaint(path, f"{what} {shown} is taken", f"also at {path_text(first)}")
-
-
-def _name(name: str, path: Path) -> Iterator[Complaint]:
-    if not _NAME.fullmatch(name):
-        message = f"{name[:40]!r} is not a name"
-        yield Complaint((*path, "name"), message, "letters, digits, _ . -, at most 63")
-
-
-def _within(what: str, value: int, low: int, high: int, path: Path) -> Iterator[Complaint]:
-    if not low <= value <= high:
-        yield Complaint(path, f"{value} is not a possible {what} ({low}-{high})")
-
-
-def _inside(address: IP, network: Network, path: Path) -> Iterator[Complaint]:
-    yield from _unicast(address, path)
-    if network.prefixes and not any(address in prefix for prefix in network.prefixes):
-        held = ", ".join(map(str, network.prefixes))
-        yield Complaint(path, f"{address} lies outside of the network", f"its prefixes: {held}")
-
-
-def _unicast(address: IP, path: Path, loopback: bool = False) -> Iterator[Complaint]:
-    """A host's address (RFC 1122 §3.2.1.3, RFC 4291 §2.5): the engine drops packets of others."""
-    bad = address.is_multicast or address.is_unspecified or (address.is_loopback and not loopback)
-    if address.version == 4:
-        bad = bad or address.packed[0] == 0 or address.packed[0] >= 240
-    if bad:
-        yield Complaint(path, f"{address} is no host's address")
-
-
-def _station(mac: Mac, path: Path) -> Iterator[Complaint]:
-    if mac.is_multicast:
-        yield Complaint(path, f"{mac} is a multicast MAC", f"an even first octet: 02{mac[2:]}")
-    elif mac == "00:00:00:00:00:00":
-        yield Complaint(path, "the all-zero MAC belongs to no one")

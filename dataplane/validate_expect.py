@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterator
 from dataplane.convert import near
 from dataplane.errors import PacketError
 from dataplane.model import Document, Expect
-from dataplane.names import find_endpoint, nodes_of
+from dataplane.names import find_endpoint, mapping_name, nodes_of
 from dataplane.packet_describe import HEADERS
 from dataplane.packet_spec import parse
 from dataplane.tree import Complaint, Path
@@ -52,10 +52,12 @@ def _names(expect: Expect, document: Document, rules: set[str], path: Path) -> I
 
 
 def _rule_names(document: Document) -> set[str]:
-    """Every ENDPOINT-or-NETWORK/RULE, and the two rules that make an endpoint's NAT."""
+    """Every ENDPOINT-or-NETWORK/RULE, load balancers and port mappings among them."""
     networks = [network for node in nodes_of(document) for network in node.networks]
     endpoints = [endpoint for network in networks for endpoint in network.endpoints]
     rules = {f"{network.name}/{acl.name}" for network in networks for acl in network.acls}
+    rules |= {f"{network.name}/{b.name}" for network in networks for b in network.load_balancers}
+    rules |= {f"{e.name}/{mapping_name(m)}" for e in endpoints for m in e.port_mappings}
     return rules | {
         f"{endpoint.name}/{acl.name}" for endpoint in endpoints for acl in endpoint.acls
     }

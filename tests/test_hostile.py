@@ -249,7 +249,7 @@ WRONG_GROUPS = [
     (lambda: group([], ACL, [], [(2, 1)]), EINVAL, "range", "above"),
     (lambda: group([], lib.DP_LAYERS), ELIMIT, "group", "layer"),
     (lambda: routes([route("10.0.0.0", 33, 0)]), EINVAL, "route", "length"),
-    (lambda: routes([route("10.0.0.0", 8, 4)]), EINVAL, "route", "kind"),
+    (lambda: routes([route("10.0.0.0", 8, 6)]), EINVAL, "route", "kind"),
     (lambda: routes([route("10.0.0.1", 8, 0)]), EINVAL, "route", "host bits"),
     (lambda: routes([route("10.0.0.0", 8, 0), route("10.0.0.0", 8, 3)]), EDUP, "route", "twice"),
     (lambda: snapshot(RIGHT, nat=[{"action": lib.DP_SNAT, "arg": 1}]), EREF, "rule", "NAT pool"),

@@ -8,9 +8,10 @@ from msgspec.structs import replace
 
 from dataplane import DocumentError, Engine, EngineError
 from dataplane.defaults import resolve
-from dataplane.ids import Ids, RuleName, allot
+from dataplane.ids import HOST_PORT, Ids, RuleName, allot
 from dataplane.model import Acl, Document, OutboundNat, PortRange, RemoteSubnet
-from dataplane.rules import RouteKind, compile_node, stamps
+from dataplane.rows import RouteKind
+from dataplane.rules import compile_node, stamps
 from tests.test_engine import DB, LOG, REMOTE_MAC, WEB, block, node, remote
 
 
@@ -124,13 +125,13 @@ def test_stamps_move_with_what_an_endpoint_depends_on():
     assert set(known.values()) == {1}
     web, db = first.ids.ports["blue/web"], first.ids.ports["blue/db"]
     acl = tables(node(replace(WEB, acls=(block("x", 1),)), DB), first)
-    assert stamps(acl, first, known, 2) == {web: 2, db: 1}
+    assert stamps(acl, first, known, 2) == {HOST_PORT: 1, web: 2, db: 1}
     routes = tables(node(remote_subnets=()), first)
-    assert stamps(routes, first, known, 2) == {web: 2, db: 2}
+    assert stamps(routes, first, known, 2) == {HOST_PORT: 2, web: 2, db: 2}
     mtu = tables(node(mtu=1400), first)
-    assert stamps(mtu, first, known, 2) == {web: 2, db: 2}
+    assert stamps(mtu, first, known, 2) == {HOST_PORT: 2, web: 2, db: 2}
     moved = replace(node(), host_port=None)
-    assert stamps(tables(moved, first), first, known, 2) == {web: 2, db: 2}
+    assert stamps(tables(moved, first), first, known, 2) == {HOST_PORT: 2, web: 2, db: 2}
 
 
 def test_names_of_two_networks_do_not_meet():

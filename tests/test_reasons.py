@@ -15,6 +15,7 @@ from dataplane.model import (
     Acl,
     Endpoint,
     HostPort,
+    LoadBalancer,
     Network,
     Node,
     OutboundNat,
@@ -59,6 +60,9 @@ def node(nat: OutboundNat | None = ONE_PORT, host: bool = True) -> Node:
         RemoteSubnet(prefix=ip_network(p), provider_address=ip_address(a), dr_mac=PEER)
         for p, a in (("10.2.0.0/16", "192.0.2.2"), ("10.3.0.0/16", "192.0.2.3"))
     )
+    idle = LoadBalancer(
+        name="idle", protocol="tcp", port=80, vips=(ip_address("10.96.0.1"),), backends=()
+    )
     blue = Network(
         name="blue",
         vni=Vni(100),
@@ -67,6 +71,7 @@ def node(nat: OutboundNat | None = ONE_PORT, host: bool = True) -> Node:
         remote_subnets=remotes,
         endpoints=(web, db),
         outbound_nat=nat,
+        load_balancers=(idle,),
     )
     port = HostPort(
         address=ip_address("169.254.1.1"), peer=ip_address("169.254.1.2"), tap=Tap(name="h")
@@ -182,7 +187,9 @@ CASES: dict[str, Case] = {
         node=node(OutboundNat()),
         limits={"max_bindings": 1},
     ),
-    "nat_untranslatable": Case(web("ip 47 10.0.1.2 > 203.0.113.9")),
+    "nat_untranslatable": Case(web("icmp 10.0.1.2 > 203.0.113.9 type 13")),
+    "lb_no_service": Case(web("tcp 10.0.1.2:1 > 10.96.0.1:81")),
+    "lb_no_backend": Case(web("tcp 10.0.1.2:1 > 10.96.0.1:80")),
     "nat_no_binding": Case(FROM_HOST, "host"),
     "no_route": Case(OUT, node=node(nat=None)),
     "no_such_endpoint": Case(web("udp 10.0.1.2:1 > 10.0.1.99:2")),

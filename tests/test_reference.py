@@ -491,7 +491,7 @@ BAD_FRAMES = [
     (from_a(IP(src=A, dst=B), "ff:ff:ff:ff:ff:ff"), "multicast"),
     (bytes(Ether(src=A_MAC) / ARP(hwsrc=A_MAC, psrc=B, pdst=GATEWAY)), "guard_arp"),
     (from_a(IP(src=A, dst="10.1.1.77") / UDP()), "no_such_endpoint"),
-    (from_a(IP(src=A, dst=OUTSIDE, proto=47) / b"gre"), "nat_untranslatable"),
+    (from_a(IP(src=A, dst=OUTSIDE) / ICMP(type=13)), "nat_untranslatable"),
     (from_a(IP(src=A, dst=OUTSIDE, frag=9, proto=17) / b"12345678"), "fragment_untracked"),
     (from_a(IPv6(src="fd00:1::2", dst="2001:db8:9::1") / UDP()), "no_route"),
 ]

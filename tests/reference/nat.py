@@ -8,6 +8,8 @@ from tests.reference.verdict import Drop
 from tests.reference.wire import TCP, UDP, FlowId, is_mapped
 
 SECOND = 10**9
+HIGH = 1024  # ports below are well-known (RFC 4787 REQ-3)
+SHORT_SEARCH = 64  # free ports up to which the engine finds each of them
 
 
 class Inside(NamedTuple):
@@ -16,6 +18,7 @@ class Inside(NamedTuple):
     proto: int
     address: bytes
     sport: int
+    portless: bool
 
 
 @dataclass(eq=False)
@@ -35,7 +38,8 @@ class Binding:
     def fits(self, pool: Pool) -> bool:
         if self.port is None:
             return self.pool == pool
-        return self.address == pool.address and pool.first <= self.port <= pool.last
+        known = self.port == 0 or pool.first <= self.port <= pool.last
+        return self.address == pool.address and known
 
 
 def translates(nat: Nat, flow: FlowId) -> bool:
@@ -50,8 +54,13 @@ def translates(nat: Nat, flow: FlowId) -> bool:
 def check_translatable(flow: FlowId, rule: str) -> None:
     if flow.later:
         raise Drop("fragment_untracked", rule)
-    if flow.proto not in (TCP, UDP) and not flow.is_echo_request:
+    if flow.is_icmp and not flow.is_echo_request:
         raise Drop("nat_untranslatable", rule)
+
+
+def has_port(flow: FlowId) -> bool:
+    """Else the address alone is translated, and only one inside can have it."""
+    return flow.proto in (TCP, UDP) or flow.is_echo
 
 
 class Bindings:
@@ -62,16 +71,27 @@ class Bindings:
     def find(self, inside: Inside, pool: Pool) -> Binding | None:
         return next((b for b in self.all if b.inside == inside and b.fits(pool)), None)
 
-    def free_ports(self, pool: Pool, proto: int) -> set[int]:
-        same = [b for b in self.all if b.address == pool.address and b.inside.proto == proto]
-        return set(range(pool.first, pool.last + 1)) - {b.port for b in same if b.port is not None}
+    def free_ports(self, pool: Pool, inside: Inside) -> set[int]:
+        """Well-known ports to well-known ports only where the pool has both kinds."""
+        same = [b for b in self.all if b.address == pool.address and b.inside.proto == inside.proto]
+        taken = {b.port for b in same if b.port is not None}
+        if inside.portless:
+            return {0} - taken
+        first, last = pool.first, pool.last
+        if first < HIGH <= last:
+            first, last = (first, HIGH - 1) if inside.sport < HIGH else (HIGH, last)
+        return set(range(first, last + 1)) - taken
 
-    def check_free(self, pool: Pool, proto: int, rule: str) -> None:
+    def check_free(self, pool: Pool, inside: Inside, rule: str) -> None:
         """A binding whose port is still unseen takes a port of its pool all the same."""
+        free = self.free_ports(pool, inside)
         unseen = [
-            b for b in self.all if b.port is None and b.pool == pool and b.inside.proto == proto
+            b
+            for b in self.all
+            if b.port is None and b.pool == pool and b.inside.proto == inside.proto
         ]
-        if len(self.free_ports(pool, proto)) <= len(unseen):
+        taken = [b for b in unseen if self.free_ports(pool, b.inside) & free]
+        if len(free) <= len(taken):
             raise Drop("nat_exhausted", rule)
 
     def add(self, inside: Inside, pool: Pool, now: int, idle: int, rule: str) -> Binding:
@@ -81,6 +101,10 @@ class Bindings:
         self.all.append(binding)
         return binding
 
+    def undo(self, binding: Binding | None) -> None:
+        """Takes back one that was made for a flow that came to nothing."""
+        self.all = [b for b in self.all if b is not binding or b.port is not None]
+
     def expire(self, now: int, held: set[int]) -> int:
         """Forgets idle ones that no flow holds (given by id); returns how many."""
         before = len(self.all)
@@ -89,6 +113,9 @@ class Bindings:
 
     def settle(self, binding: Binding, seen: int | None) -> None:
         """Adopts the outside port that the engine chose, if it may be chosen; else takes any."""
-        free = self.free_ports(binding.pool, binding.inside.proto)
-        binding.port = min(free) if seen is None else seen
+        free = self.free_ports(binding.pool, binding.inside)
+        alike = {p for p in free if (p ^ binding.inside.sport) & 1 == 0}
+        binding.port = min(alike or free) if seen is None else seen
         assert binding.port in free, f"outside port {seen} is taken or not of {binding.pool}"
+        preferred = binding.port in alike or not alike or len(free) > SHORT_SEARCH
+        assert preferred or binding.inside.portless, f"outside port {seen}: another parity"

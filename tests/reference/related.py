@@ -35,6 +35,11 @@ def is_icmp_error(flow: FlowId) -> bool:
     return kind < 128 or kind == REDIRECT6 if flow.proto == ICMP6 else kind in ERRORS4
 
 
+def is_redirect(flow: FlowId) -> bool:
+    """From a router to its neighbour: of no flow's concern."""
+    return flow.is_icmp and not flow.later and flow.dport >> 8 in (5, REDIRECT6)
+
+
 def quoted(packet: Packet) -> Quote | None:
     """None: no ICMP error, its checksum or the quoted header's is wrong, or no flow can be told."""
     if packet.fragment or not is_icmp_error(packet.flow) or not _sum_is_right(packet):

@@ -4,6 +4,7 @@ from tests.reference.checksum import checksum
 from tests.reference.edit import edit
 from tests.reference.flows import Pair, Way
 from tests.reference.guard import Arrival
+from tests.reference.nat import has_port
 from tests.reference.outer import encapsulate
 from tests.reference.site import HOST, Site
 from tests.reference.verdict import Drop
@@ -111,9 +112,11 @@ def _translate(packet: Packet, new: FlowId) -> None:
         check_at = None
     elif old.proto == UDP and packet.version == 4 and _is_zero(packet):
         check_at = None
-    pseudo_check = None if old.proto == ICMP else check_at
+    pseudo_check = None if old.proto == ICMP or not has_port(old) else check_at
     if not packet.partial:
         edit(data, src_at, addresses, packet.ip_check_at, pseudo_check)
+    if not has_port(old):
+        return
     if old.proto in (TCP, UDP):
         edit(data, packet.l4, new.sport.to_bytes(2) + new.dport.to_bytes(2), check_at)
     else:

@@ -21,7 +21,7 @@ from tests.reference.flows import (
 )
 from tests.reference.guard import Arrival
 from tests.reference.nat import Bindings
-from tests.reference.related import Quote, quoted, translate
+from tests.reference.related import Quote, is_redirect, quoted, translate
 from tests.reference.site import HOST, UNDERLAY, Site
 from tests.reference.verdict import Drop, Outcome
 from tests.reference.wire import ETHERNET, IP4, TCP, Packet, is_mapped, parse
@@ -133,7 +133,7 @@ class Twin:
         packet = arrival.packet
         assert isinstance(packet, Packet)
         quote = quoted(packet)
-        if quote is None or quote.flow.src != packet.flow.dst:
+        if quote is None or quote.flow.src != packet.flow.dst or is_redirect(packet.flow):
             return None
         if arrival.endpoint and packet.flow.src not in arrival.endpoint.addresses:
             return None
@@ -217,7 +217,11 @@ class Twin:
         outer_src = arrival.outer.src if arrival.outer else None
         pair = self._pair(key, self._walk(key, outer_src))
         pair.last = self.now
-        self.flows.add(pair, self.now)
+        try:
+            self.flows.add(pair, self.now)
+        except Drop:
+            self.bindings.undo(pair.binding)
+            raise
         self._claim_answers(pair)
         return pair
 
@@ -236,7 +240,7 @@ class Twin:
         nat = draft.translated
         binding = nat and nat.binding
         if nat and binding is None:
-            idle = self.flows.timers.of(nat.inside.proto, INITIATOR | RESPONDER)
+            idle = self.flows.timers.of(nat.inside.proto, INITIATOR)
             binding = self.bindings.add(nat.inside, nat.pool, self.now, idle, nat.rule)
         return Pair(
             key,

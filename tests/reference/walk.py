@@ -6,7 +6,7 @@ from typing import NamedTuple
 from tests.reference import acl
 from tests.reference.flows import Way
 from tests.reference.guard import check_source, is_multicast
-from tests.reference.nat import Binding, Bindings, Inside, check_translatable, translates
+from tests.reference.nat import Binding, Bindings, Inside, check_translatable, has_port, translates
 from tests.reference.site import HOST, UNDERLAY, Endpoint, Network, Pool, Route, Site
 from tests.reference.verdict import Drop
 from tests.reference.wire import FlowId
@@ -62,10 +62,13 @@ def _to_host(
     check_translatable(flow, rule)
     if site.host is None:
         raise Drop("no_host_port", rule)
-    inside = Inside(sender.vni, sender.port, flow.proto, flow.src, flow.sport)
+    sport = flow.sport if has_port(flow) else 0
+    inside = Inside(sender.vni, sender.port, flow.proto, flow.src, sport, not has_port(flow))
     binding = bindings.find(inside, pool)
     if binding is None:
-        bindings.check_free(pool, flow.proto, rule)
+        bindings.check_free(pool, inside, rule)
+    if flow.dst in site.pool_addresses:
+        raise Drop("nat_no_binding", decision.rule)
     reply = _reply_allowed(sender, "in", flow, decision)
     return Draft(
         way=Way(HOST, site.host.mtu, site.host.mtu),
@@ -114,6 +117,11 @@ def _to_remote(
 
 def from_underlay(network: Network, flow: FlowId, outer_src: bytes | None) -> Draft:
     """`outer_src`: of the first packet, or None when a known flow is walked again."""
+    back = network.route(flow.src)
+    if back is None or back.adjacency is None:
+        raise Drop("source_not_behind_vtep")
+    if outer_src is not None and back.adjacency.remote != outer_src:
+        raise Drop("source_not_behind_vtep")
     if is_multicast(flow.dst):
         raise Drop("multicast")
     there = network.route(flow.dst)
@@ -122,11 +130,6 @@ def from_underlay(network: Network, flow: FlowId, outer_src: bytes | None) -> Dr
     if there.endpoint is None:
         raise Drop("to_gateway" if there.kind == "gateway" else "no_such_endpoint")
     receiver = there.endpoint
-    back = network.route(flow.src)
-    if back is None or back.adjacency is None:
-        raise Drop("source_not_behind_vtep")
-    if outer_src is not None and back.adjacency.remote != outer_src:
-        raise Drop("source_not_behind_vtep")
     decision = acl.judge(receiver, "in", flow)
     mtu = back.adjacency.mtu
     reply = _reply_allowed(receiver, "out", flow, decision)

@@ -1,0 +1,156 @@
+"""Groups: an endpoint's rules, of its network's ACLs, its own and its outbound NAT."""
+
+from dataplane.address import Prefix, ip16, prefix16
+from dataplane.ids import GroupName, Ids, RuleName
+from dataplane.model import (
+    PROTOCOLS,
+    Acl,
+    Direction,
+    Endpoint,
+    Network,
+    Node,
+    OutboundNat,
+    PortRange,
+)
+from dataplane.routing import Ways, domain_of, vips_of, ways_of
+from dataplane.rows import EndpointRow, Group, Memo, Pool, Range, Rule, Span
+
+DIRECTIONS: tuple[Direction, ...] = ("out", "in")  # in the engine's order
+NAT_RULES = ("nat-exceptions", "nat")  # in the order they are evaluated
+
+
+def endpoint_row(e: Endpoint, network: Network, node: Node, ids: Ids, memo: Memo) -> EndpointRow:
+    assert e.mac is not None and e.default_in is not None and e.default_out is not None
+    nat = _nat_group(e, network, node, ids, memo)
+    groups = tuple(
+        (
+            *_acl_group(network.acls, GroupName(network.name, None, "acl", direction), ids, memo),
+            *_acl_group(e.acls, GroupName(network.name, e.name, "acl", direction), ids, memo),
+            *(nat if direction == "out" else ()),
+        )
+        for direction in DIRECTIONS
+    )
+    return EndpointRow(
+        vni=network.vni,
+        port=ids.ports[f"{network.name}/{e.name}"],
+        mac=e.mac.packed,
+        addresses=tuple(map(ip16, e.addresses)),
+        groups=groups,
+        fallback=(e.default_out, e.default_in),
+    )
+
+
+def _acl_group(acls: tuple[Acl, ...], name: GroupName, ids: Ids, memo: Memo) -> tuple[Group, ...]:
+    """One group, or none where no rule is of the direction."""
+    return memo(name, acls, lambda: _make_acl_group(acls, name, ids))
+
+
+def _make_acl_group(acls: tuple[Acl, ...], name: GroupName, ids: Ids) -> tuple[Group, ...]:
+    rules = tuple(
+        _acl_rule(acl, ids.rules[RuleName(name.network, name.endpoint, name.layer, acl.name)])
+        for acl in acls
+        if acl.direction == name.direction
+    )
+    return (Group(ids.groups[name], name.layer, rules),) if rules else ()
+
+
+def _acl_rule(acl: Acl, number: int) -> Rule:
+    """`local` and `remote` become source and destination by direction."""
+    local, remote = _spans(acl.local), _spans(acl.remote)
+    local_ports, remote_ports = _ranges(acl.local_ports), _ranges(acl.remote_ports)
+    out = acl.direction == "out"
+    icmp = _icmp_ranges(acl)
+    return Rule(
+        id=number,
+        priority=acl.priority,
+        action=acl.action,
+        terminating=acl.terminating,
+        stateful=acl.stateful,
+        idle=acl.idle,
+        src=local if out else remote,
+        dst=remote if out else local,
+        sport=local_ports if out else remote_ports,
+        dport=icmp or (remote_ports if out else local_ports),
+        protocol=_protocols(acl),
+    )
+
+
+def _icmp_ranges(acl: Acl) -> tuple[Range, ...]:
+    """ICMP's destination port is type << 8 | code; a code of any type takes a range for each."""
+    kind, code = acl.icmp_type, acl.icmp_code
+    if kind is None and code is None:
+        return ()
+    kinds = range(256) if kind is None else (kind,)
+    return tuple((k << 8 | (code or 0), k << 8 | (255 if code is None else code)) for k in kinds)
+
+
+def _protocols(acl: Acl) -> tuple[Range, ...]:
+    if acl.protocol == "any":
+        return ()
+    number = acl.protocol if isinstance(acl.protocol, int) else PROTOCOLS[acl.protocol]
+    return ((number, number),)
+
+
+def _spans(prefixes: tuple[Prefix, ...]) -> tuple[Span, ...]:
+    return tuple(map(prefix16, prefixes))
+
+
+def _ranges(ports: tuple[PortRange, ...]) -> tuple[Range, ...]:
+    return tuple((p.first, p.last) for p in ports)
+
+
+def _nat_group(
+    e: Endpoint, network: Network, node: Node, ids: Ids, memo: Memo
+) -> tuple[Group, ...]:
+    """What stays untranslated first, then the translation; none without an outside address."""
+    nat = e.outbound_nat
+    if nat is None or nat.vip is None:
+        return ()
+    pool = Pool(ip16(nat.vip), nat.ports.first, nat.ports.last, _pool_flags(nat))
+    inside = tuple((ip16(a), 128) for a in e.addresses if a.version == nat.vip.version)
+    keep = _inner_prefixes(network, node, memo), _spans(nat.exceptions)
+    name = GroupName(network.name, e.name, "nat", "out")
+    numbers = [
+        ids.rules[RuleName(name.network, name.endpoint, name.layer, rule)] for rule in NAT_RULES
+    ]
+    rules = (
+        Rule(numbers[0], 0, "allow", True, dst=keep[0] + keep[1]),
+        Rule(numbers[1], 1, "snat", True, pool=pool, src=inside, dst=_spans(nat.destinations)),
+    )
+    group = Group(ids.groups[name], name.layer, rules)
+    return (group,) if inside else ()
+
+
+def _pool_flags(nat: OutboundNat) -> int:
+    """Values of `enum dp_pool_flag`."""
+    return (nat.mapping == "symmetric") | (nat.filtering == "endpoint-independent") << 1
+
+
+def _inner_prefixes(network: Network, node: Node, memo: Memo) -> tuple[Span, ...]:
+    """All that routes lead to: prefixes, remote subnets outside of all of them, VIPs, the host."""
+    domain = domain_of(network, node)
+    single = [ip16(vip) for n in domain for vip in vips_of(n)]
+    if network.host_route and node.host_port is not None:
+        single.append(ip16(node.host_port.peer))
+    inner = [
+        span
+        for n in domain
+        for span in memo(
+            ("inner", n.name),
+            (n.prefixes, n.remote_subnets),
+            lambda n=n: _make_inner(_spans(n.prefixes), ways_of(n, memo)),  # type: ignore[misc]
+        )
+    ]
+    return tuple(dict.fromkeys([*inner, *((octets, 128) for octets in single)]))
+
+
+def _make_inner(prefixes: tuple[Span, ...], ways: Ways) -> tuple[Span, ...]:
+    import numpy as np
+
+    outside = np.ones(len(ways.length), np.bool_)
+    for octets, length in prefixes:
+        mask = np.frombuffer(((1 << 128) - (1 << 128 - length)).to_bytes(16), np.uint8)
+        under = ((ways.prefix & mask) == np.frombuffer(octets, np.uint8)).all(axis=1)
+        outside &= ~(under & (ways.length >= length))
+    rest = zip(ways.prefix[outside], ways.length[outside].tolist(), strict=True)
+    return prefixes + tuple((octets.tobytes(), length) for octets, length in rest)

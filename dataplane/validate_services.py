@@ -1,0 +1,139 @@
+"""Load balancers, port mappings, routing domains and host routes that contradict one another."""
+
+from collections.abc import Hashable, Iterator
+
+from dataplane.address import IP
+from dataplane.model import LoadBalancer, Network, Node, PortMapping
+from dataplane.tree import Complaint, Path
+from dataplane.validate_values import named, taken, unicast
+
+_MOST_BACKENDS = 5000
+
+
+def network_services(network: Network, node: Node, path: Path) -> Iterator[Complaint]:
+    """What can be said of one network."""
+    places = [((*path, "load_balancers", i), b) for i, b in enumerate(network.load_balancers)]
+    yield from taken("load balancer", ((b.name, p) for p, b in places))
+    yield from taken("VIP and port", _met_in(network, path))
+    owned = {a for e in network.endpoints for a in e.addresses} | set(network.gateways)
+    for place, balancer in places:
+        yield from _balancer(balancer, node, owned, place)
+    for i, endpoint in enumerate(network.endpoints):
+        for j, mapping in enumerate(endpoint.port_mappings):
+            where = (*path, "endpoints", i, "port_mappings", j)
+            yield from _mapping(mapping, endpoint.addresses, node, where)
+    if network.host_route and node.host_port is None:
+        yield Complaint((*path, "host_route"), "the node has no host port", "add host_port")
+
+
+def host_services(node: Node, path: Path) -> Iterator[Complaint]:
+    """What networks of one node must agree on: the host port, routing domains, host routes."""
+    met = [item for i, n in enumerate(node.networks) for item in _met_at_host(n, node, i, path)]
+    yield from taken("VIP and port at the host port", met)
+    for i, network in enumerate(node.networks):
+        for j, other in enumerate(node.networks[:i]):
+            together = network.routing_domain is not None and (
+                network.routing_domain == other.routing_domain
+            )
+            reason = f"of routing domain {network.routing_domain}" if together else "the host"
+            if together or (network.host_route and other.host_route):
+                yield from _apart(network, other, (*path, "networks", i), j, reason)
+
+
+def _apart(
+    network: Network, other: Network, path: Path, place: int, reason: str
+) -> Iterator[Complaint]:
+    for i, prefix in enumerate(network.prefixes):
+        for taken_by in other.prefixes:
+            if prefix.version == taken_by.version and prefix.overlaps(taken_by):
+                message = f"{prefix} overlaps {taken_by} of networks[{place}]"
+                fix = f"routes {reason} would not tell them apart"
+                yield Complaint((*path, "prefixes", i), message, fix)
+
+
+def _met_in(network: Network, path: Path) -> Iterator[tuple[Hashable, Path]]:
+    for i, balancer in enumerate(network.load_balancers):
+        for j, vip in enumerate(balancer.vips):
+            key = f"{balancer.protocol} {vip}:{balancer.port}"
+            yield key, (*path, "load_balancers", i, "vips", j)
+    for i, endpoint in enumerate(network.endpoints):
+        for j, mapping in enumerate(endpoint.port_mappings):
+            key = f"{mapping.protocol} {mapping.vip or 'host'}:{mapping.port}"
+            yield key, (*path, "endpoints", i, "port_mappings", j)
+
+
+def _met_at_host(
+    network: Network, node: Node, place: int, path: Path
+) -> Iterator[tuple[Hashable, Path]]:
+    if node.host_port is None:
+        return
+    where = (*path, "networks", place)
+    for key, at in _met_in(network, where):
+        yield str(key).replace(f" {node.host_port.address}:", " host:"), at
+    for i, balancer in enumerate(network.load_balancers):
+        if balancer.node_port is not None:
+            at = (*where, "load_balancers", i, "node_port")
+            yield f"{balancer.protocol} host:{balancer.node_port}", at
+
+
+def _balancer(
+    balancer: LoadBalancer, node: Node, owned: set[IP], path: Path
+) -> Iterator[Complaint]:
+    yield from named(balancer.name, path)
+    for key in ("port", "target_port", "node_port"):
+        yield from _port(getattr(balancer, key), (*path, key))
+    if not balancer.vips and balancer.node_port is None:
+        yield Complaint(path, "neither vips nor a node_port: no client can meet it", "add one")
+    if balancer.node_port is not None and node.host_port is None:
+        yield Complaint((*path, "node_port"), "the node has no host port", "add host_port")
+    if balancer.source_vip is not None:
+        yield from _vip(balancer.source_vip, owned, (*path, "source_vip"))
+    for i, vip in enumerate(balancer.vips):
+        yield from _vip(vip, owned, (*path, "vips", i))
+    versions: set[int] = {v.version for v in balancer.vips}
+    if balancer.node_port is not None and node.host_port is not None:
+        versions.add(node.host_port.address.version)
+    yield from _backends(balancer, versions, path)
+
+
+def _backends(balancer: LoadBalancer, versions: set[int], path: Path) -> Iterator[Complaint]:
+    if len(balancer.backends) > _MOST_BACKENDS:
+        yield Complaint((*path, "backends"), f"more than {_MOST_BACKENDS} backends")
+    default = balancer.target_port or balancer.port
+    places = (
+        ((b.address, b.port or default), (*path, "backends", i))
+        for i, b in enumerate(balancer.backends)
+    )
+    yield from taken("backend", places)
+    for i, backend in enumerate(balancer.backends):
+        where = (*path, "backends", i)
+        yield from unicast(backend.address, where)
+        yield from _port(backend.port, (*where, "port"))
+        if versions and backend.address.version not in versions:
+            yield Complaint(where, f"{backend.address} is of another IP version than every VIP")
+
+
+def _vip(vip: IP, owned: set[IP], path: Path) -> Iterator[Complaint]:
+    yield from unicast(vip, path)
+    if vip in owned:
+        yield Complaint(path, f"{vip} is the address of an endpoint or gateway", "a free one")
+
+
+def _mapping(
+    mapping: PortMapping, addresses: tuple[IP, ...], node: Node, path: Path
+) -> Iterator[Complaint]:
+    for key in ("port", "target_port"):
+        yield from _port(getattr(mapping, key), (*path, key))
+    if node.host_port is None:
+        yield Complaint(path, "the node has no host port to map a port of", "add host_port")
+        return
+    outside = mapping.vip or node.host_port.address
+    if mapping.vip is not None:
+        yield from unicast(mapping.vip, (*path, "vip"))
+    if all(a.version != outside.version for a in addresses):
+        yield Complaint(path, f"the endpoint has no address of the IP version of {outside}")
+
+
+def _port(port: int | None, path: Path) -> Iterator[Complaint]:
+    if port is not None and not 1 <= port <= 65535:
+        yield Complaint(path, f"{port} is not a port (1-65535)")
