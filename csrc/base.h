@@ -69,6 +69,11 @@ static inline const uint8_t *dp_addr_bytes(const struct dp_addr *a) {
 static inline const uint8_t *dp_addr_v4(const struct dp_addr *a) {
     return (const uint8_t *)a->word + 12;
 }
+/* What no IPv6 packet may be sent to: unspecified, loopback, v4-mapped (RFC 4291 section 2.5). */
+static inline bool dp_addr_is_no_ip6(const struct dp_addr *a) {
+    return (a->word[0] == 0 && (a->word[1] == 0 || a->word[1] == (uint64_t)1 << 56)) ||
+           dp_addr_is_v4(a);
+}
 /* Multicast of either family, and the IPv4 limited broadcast. */
 static inline bool dp_addr_is_multicast(const struct dp_addr *a) {
     const uint8_t *b = dp_addr_bytes(a);

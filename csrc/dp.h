@@ -26,7 +26,7 @@ enum { DP_ABI = 1, DP_HEADROOM = 128, DP_BURST = 256, DP_NONE = 0x7fffffff, DP_P
 enum dp_verdict {
     DP_FORWARD = 0, /* sent on, to .port */
     DP_DROP = 1,    /* dropped for .reason; if .port is set, the arena now holds an ICMP error */
-    DP_ANSWER = 2   /* consumed; the arena now holds the answer (ARP, echo), for .port */
+    DP_ANSWER = 2   /* consumed; the arena now holds the answer (ARP, ND, echo), for .port */
 };
 
 enum dp_frame_flag {

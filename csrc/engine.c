@@ -9,6 +9,7 @@
  * meet them. */
 #include "engine.h"
 #include "checksum.h"
+#include "nd.h"
 #include "parse.h"
 #include "respond.h"
 #include "transpose.h"
@@ -38,7 +39,7 @@ static void start(struct dp_packet *p, struct dp_frame *f) {
     p->key = (struct dp_key){.port = f->port};
     p->frame = f;
     p->l3 = p->l4 = 0;
-    p->family = p->l2 = p->kind = p->reason = 0;
+    p->family = p->l2 = p->kind = p->discovery = 0;
     p->outer_tos = p->more_fragments = 0;
     p->place = 0;
     p->network = DP_NONE;
@@ -89,8 +90,9 @@ static enum dp_reason admit(const struct pass *x, struct dp_packet *p,
     if (slot->endpoint && !dp_mac_equal(eth->src, slot->endpoint->mac)) {
         return DP_R_guard_mac;
     }
-    if (p->family == 0) {
-        return p->kind == DP_PORT_UNDERLAY ? DP_R_guard_arp : DP_R_none;
+    if (dp_unlikely(p->discovery)) {
+        const enum dp_reason guard = p->family == 6 ? DP_R_guard_nd : DP_R_guard_arp;
+        return p->kind == DP_PORT_UNDERLAY ? guard : DP_R_none;
     }
     if (eth->dst[0] & 1) {
         return DP_R_multicast;
@@ -184,6 +186,16 @@ static void drop_loudly(const struct pass *x, struct dp_packet *p, enum dp_reaso
     }
 }
 
+static void trace_parse(struct dp_trace *t, const struct dp_packet *p) {
+    struct dp_step *s = dp_trace_step(t, DP_STEP_PARSE, &p->key);
+    if (s) {
+        s->ttl = p->family == 4   ? dp_packet_ip4(p)->ttl
+                 : p->family == 6 ? dp_packet_ip6(p)->hops
+                                  : 0;
+        s->matched = p->family;
+    }
+}
+
 /* ---- answers ------------------------------------------------------------------------------ */
 
 static enum dp_reason arp_from_endpoint(const struct pass *x, struct dp_packet *p,
@@ -229,6 +241,33 @@ static dp_cold void answer_arp(const struct pass *x, struct dp_packet *p) {
     }
     dp_respond_arp(p, mac);
     answer(x, p);
+}
+
+static dp_cold void answer_nd(const struct pass *x, struct dp_packet *p) {
+    const struct dp_port_slot *slot = &x->policy->slots[p->key.port];
+    trace_parse(x->trace, p);
+    const enum dp_reason r = slot->endpoint ? dp_nd_from_endpoint(p, x->policy, slot->endpoint)
+                                            : dp_nd_from_host(p, slot->port);
+    struct dp_step *s = dp_trace_step(x->trace, DP_STEP_LAYER, &p->key);
+    if (s) {
+        s->layer = DP_LAYER_GUARD;
+        s->direction = DP_OUT;
+        s->reason = (uint8_t)r;
+        s->action = r ? DP_BLOCK : DP_ALLOW;
+    }
+    if (r) {
+        drop(x, p, r);
+    } else {
+        answer(x, p);
+    }
+}
+
+static dp_cold void answer_discovery(const struct pass *x, struct dp_packet *p) {
+    if (p->family == 6) {
+        answer_nd(x, p);
+    } else {
+        answer_arp(x, p);
+    }
 }
 
 /* ---- hit ---------------------------------------------------------------------------------- */
@@ -495,8 +534,8 @@ static uint32_t receive_burst(const struct pass *x, struct dp_frame *frames, uin
         r = r ? r : parse(x, p);
         if (dp_unlikely(r)) {
             drop(x, p, r);
-        } else if (dp_unlikely(p->family == 0)) {
-            answer_arp(x, p);
+        } else if (dp_unlikely(p->discovery)) {
+            answer_discovery(x, p);
         } else {
             p->hash = dp_flow_hash(&x->e->flows, &p->key);
             dp_flow_prefetch(&x->e->flows, p->hash);
@@ -608,16 +647,6 @@ int dp_process(struct dp_engine *e, uint8_t *arena, size_t arena_len, struct dp_
     }
     dp_leave(e);
     return DP_OK;
-}
-
-static void trace_parse(struct dp_trace *t, const struct dp_packet *p) {
-    struct dp_step *s = dp_trace_step(t, DP_STEP_PARSE, &p->key);
-    if (s) {
-        s->ttl = p->family == 4   ? dp_packet_ip4(p)->ttl
-                 : p->family == 6 ? dp_packet_ip6(p)->hops
-                                  : 0;
-        s->matched = p->family;
-    }
 }
 
 int dp_trace(struct dp_engine *e, uint8_t *arena, size_t arena_len, struct dp_frame *frame,

@@ -96,14 +96,14 @@ enum dp_l2 { DP_L2_ROUTED = 0, DP_L2_SWITCHED = 1 };
 struct dp_packet {
     struct dp_key key;
     struct dp_frame *frame;
-    uint8_t *data;  /* first byte of the inner frame */
-    uint32_t len;   /* bytes of it; trailing bytes beyond IP are cut */
-    uint16_t l3;    /* offsets from .data */
-    uint16_t l4;    /* 0: no transport header within reach (non-first fragment, ARP) */
-    uint8_t family; /* 4, 6, or 0 for ARP */
-    uint8_t l2;     /* enum dp_l2 */
-    uint8_t kind;   /* enum dp_port_kind of the ingress */
-    uint8_t reason; /* nonzero: dropped */
+    uint8_t *data;     /* first byte of the inner frame */
+    uint32_t len;      /* bytes of it; trailing bytes beyond IP are cut */
+    uint16_t l3;       /* offsets from .data */
+    uint16_t l4;       /* 0: no transport header within reach (non-first fragment, ARP) */
+    uint8_t family;    /* 4, 6, or 0 for ARP */
+    uint8_t l2;        /* enum dp_l2 */
+    uint8_t kind;      /* enum dp_port_kind of the ingress */
+    uint8_t discovery; /* 1: ARP or neighbour discovery, which never goes further than here */
     uint8_t outer_tos;
     uint8_t more_fragments; /* 1: first fragment */
     uint16_t place;         /* endpoint ingress: endpoint index + 1 */

@@ -55,6 +55,8 @@ static enum dp_reason parse_icmp(struct dp_packet *p, struct dp_cursor *c) {
         return cut(p);
     }
     p->key.dport = (uint16_t)(icmp->type << 8 | icmp->code);
+    p->discovery =
+        p->family == 6 && icmp->type >= DP_ICMP6_ROUTER_SOLICIT && icmp->type <= DP_ICMP6_REDIRECT;
     if (dp_key_is_echo(&p->key)) {
         p->key.sport = be16_get(icmp->id);
     }
@@ -135,11 +137,10 @@ static enum dp_reason parse_ip4(struct dp_packet *p, struct dp_cursor *c) {
     return parse_transport(p, c);
 }
 
+/* An unspecified source is judged later: one kind of packet may have it. */
 static bool bad_ip6_addresses(const struct dp_addr *src, const struct dp_addr *dst) {
-    static const struct dp_addr loopback = {{0, (uint64_t)1 << 56}};
-    return dp_addr_bytes(src)[0] == 0xff || dp_addr_is_zero(src) || dp_addr_is_zero(dst) ||
-           dp_addr_equal(src, &loopback) || dp_addr_equal(dst, &loopback) || dp_addr_is_v4(src) ||
-           dp_addr_is_v4(dst);
+    return dp_addr_bytes(src)[0] == 0xff || (dp_addr_is_no_ip6(src) && !dp_addr_is_zero(src)) ||
+           dp_addr_is_no_ip6(dst);
 }
 
 /* Steps over one extension header of type next; sets *next to what follows. */
@@ -192,7 +193,8 @@ static enum dp_reason parse_ip6(struct dp_packet *p, struct dp_cursor *c) {
         return DP_R_bad_extension;
     }
     p->key.proto = next;
-    return p->key.fragment ? DP_R_none : parse_transport(p, c);
+    const enum dp_reason r = p->key.fragment ? DP_R_none : parse_transport(p, c);
+    return !r && dp_unlikely(dp_addr_is_zero(&p->key.src)) && !p->discovery ? DP_R_bad_address : r;
 }
 
 enum dp_reason dp_parse(struct dp_packet *p) {
@@ -210,6 +212,7 @@ enum dp_reason dp_parse(struct dp_packet *p) {
         p->family = 6;
         return parse_ip6(p, &c);
     case DP_ETH_ARP:
+        p->discovery = 1;
         return parse_arp(&c);
     case DP_ETH_VLAN:
     case DP_ETH_QINQ:

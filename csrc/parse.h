@@ -4,8 +4,8 @@
 #define DP_PARSE_H
 #include "packet.h"
 
-/* Parses the inner Ethernet frame at p->data, p->len: fills family, l3, l4 and the key but for
- * .port and .vni; cuts p->len to what IP says. Returns 0 or the drop's reason. */
+/* Parses the inner Ethernet frame at p->data, p->len: fills family, l3, l4, discovery and the key
+ * but for .port and .vni; cuts p->len to what IP says. Returns 0 or the drop's reason. */
 enum dp_reason dp_parse(struct dp_packet *p);
 
 /* The packet that an ICMP error quotes: the flow id of its answer, as it would come in where the

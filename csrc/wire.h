@@ -34,7 +34,14 @@ enum {
     DP_ICMP6_TIME_EXCEEDED = 3,
     DP_ICMP6_ECHO = 128,
     DP_ICMP6_ECHO_REPLY = 129,
+    DP_ICMP6_ROUTER_SOLICIT = 133, /* neighbour discovery: from here */
+    DP_ICMP6_ROUTER_ADVERT = 134,
+    DP_ICMP6_SOLICIT = 135,
+    DP_ICMP6_ADVERT = 136,
+    DP_ICMP6_REDIRECT = 137, /* to here */
 };
+enum { DP_ND_ROUTER = 0x80, DP_ND_SOLICITED = 0x40, DP_ND_OVERRIDE = 0x20 };
+enum { DP_ND_SOURCE_MAC = 1, DP_ND_TARGET_MAC = 2 };
 enum { DP_TCP_FIN = 1, DP_TCP_SYN = 2, DP_TCP_RST = 4, DP_TCP_ACK = 16 };
 enum { DP_IP4_DF = 0x4000, DP_IP4_MF = 0x2000, DP_IP4_OFFSET = 0x1fff };
 
@@ -119,6 +126,23 @@ struct dp_icmp { /* RFC 792, RFC 4443; .rest is id and sequence, or the next hop
     be16 seq;
 } dp_packed;
 _Static_assert(sizeof(struct dp_icmp) == 8, "RFC 792");
+
+struct dp_nd { /* neighbour solicitation and advertisement, RFC 4861 sections 4.3 and 4.4 */
+    uint8_t type;
+    uint8_t code;
+    uint16_t csum;
+    uint8_t flags;
+    uint8_t zero[3];
+    uint8_t target[16];
+} dp_packed;
+_Static_assert(sizeof(struct dp_nd) == 24, "RFC 4861");
+
+struct dp_nd_mac { /* source or target link-layer address option, RFC 4861 section 4.6.1 */
+    uint8_t type;
+    uint8_t len; /* of any option: in units of 8 bytes */
+    uint8_t mac[6];
+} dp_packed;
+_Static_assert(sizeof(struct dp_nd_mac) == 8, "RFC 4861");
 
 /* VXLAN, RFC 7348 section 5: the I flag says that the VNI is valid; the rest is zero on send and
  * ignored on receipt. 0 1 2 3 4 5 6 7 |R|R|R|R|I|R|R|R|       Reserved (24)      | | VNI (24) |

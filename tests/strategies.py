@@ -27,16 +27,18 @@ from dataplane.model import (
     Tap,
     Underlay,
 )
-from tests.reference import Outcome, build
+from tests.reference import Outcome, build, nd
 from tests.reference.site import HOST, UNDERLAY, Adjacency, Site
 from tests.reference.site import Endpoint as Place
-from tests.reference.wire import ICMP, ICMP6, TCP, UDP, unmapped
+from tests.reference.wire import ICMP, ICMP6, IP6, MAPPED, TCP, UDP, unmapped
 
 SECOND = 10**9
 VTEPS4 = [ip_address(f"192.0.2.{n}") for n in (2, 3, 4)]
 VTEPS6 = [ip_address(f"2001:db8::{n}") for n in (2, 3)]
 LOCAL = [(ip_address(f"10.0.1.{n}"), ip_address(f"fd00:1::{n}")) for n in (2, 3, 4)]
 GATEWAYS = (ip_address("10.0.1.1"), ip_address("fd00:1::1"))
+DR_MAC = Mac("02:00:00:00:0d:01")
+LINK_LOCAL = [nd.link_local(DR_MAC.packed), nd.link_local(b"\x02\0\0\0\1\0"), bytes(16)]
 PREFIXES = (ip_network("10.0.1.0/24"), ip_network("fd00:1::/64"))
 BEHIND = [ip_network(p) for p in ("10.0.2.0/24", "10.0.2.128/25", "10.0.0.0/16", "fd00:2::/64")]
 REMOTE = [ip_address(a) for a in ("10.0.2.2", "10.0.2.200", "10.0.9.9", "fd00:2::2")]
@@ -45,7 +47,10 @@ STRANGE = [
     ip_address(a)
     for a in ("0.0.0.0", "127.0.0.1", "224.0.0.1", "255.255.255.255", "::1", "ff02::1")
 ]
-HOST_ADDRESS, HOST_PEER = ip_address("169.254.1.1"), ip_address("169.254.1.2")
+HOSTS = [
+    (ip_address("169.254.1.1"), ip_address("169.254.1.2")),
+    (ip_address("fd00:ff::1"), ip_address("fd00:ff::2")),
+]
 VIPS: list[IP | None] = [None, None, ip_address("192.0.2.100"), ip_address("2001:db8::100")]
 PORTS = [53, 67, 80, 1000, 1001, 2000, 65535]
 NAMES = ["a", "b", "c"]
@@ -160,7 +165,7 @@ def networks(draw: st.DrawFn, vni: int, family6: bool, translated: bool) -> Netw
         vni=Vni(vni),
         prefixes=PREFIXES,
         gateways=draw(st.sampled_from([GATEWAYS, GATEWAYS, GATEWAYS[:1]])),
-        dr_mac=Mac("02:00:00:00:0d:01"),
+        dr_mac=DR_MAC,
         mtu=draw(st.sampled_from([1400, 1280])),
         remote_subnets=draw(remote_subnets(family6)),
         endpoints=tuple(draw(endpoints(n, vni, translated)) for n in names),
@@ -174,7 +179,8 @@ def nodes(draw: st.DrawFn) -> Node:
     """One or two networks; the second has the first one's addresses, as tenants do."""
     family6 = draw(st.booleans())
     vnis = draw(st.sampled_from([(100,), (100, 0xABCDEF)]))
-    host = HostPort(address=HOST_ADDRESS, peer=HOST_PEER, tap=Tap(name="dp0", mtu=1300))
+    address, peer = draw(st.sampled_from([HOSTS[0], *HOSTS]))
+    host = HostPort(address=address, peer=peer, tap=Tap(name="dp0", mtu=1300))
     way_out = draw(st.sampled_from([host, host, None]))
     return Node(
         name="n1",
@@ -239,6 +245,11 @@ def _from_endpoint(draw: st.DrawFn, site: Site, sender: Place) -> Frame:
         tpa = draw(st.sampled_from([a.packed for a in ALL if a.version == 4]))
         opcode = draw(_mostly([1], [2]))
         return Frame(sender.port, build.arp(opcode, sender.mac, spa, tpa) + draw(_trailers))
+    if draw(seldom):
+        packet = draw(discoveries([ip_of(a) for a in own], sender.mac))
+        smac = draw(_mostly([sender.mac], neighbours))
+        data = build.ethernet(b"\x33\x33\xff\0\0\1", smac, IP6, packet)
+        return Frame(sender.port, data + draw(_trailers), draw(_mostly([0], [1])))
     src = draw(_mostly([ip_of(a) for a in own], ALL))
     packet = draw(packets(src))
     dmac = draw(_mostly([network.dr_mac], [*neighbours, b"\xff" * 6, b"\x02\0\0\0\0\x66"]))
@@ -257,7 +268,8 @@ def _from_underlay(draw: st.DrawFn, site: Site) -> Frame:
     remote = [a for a in REMOTE if getattr(network.route(_ip16(a)), "adjacency", None)]
     src = draw(_mostly(remote or REMOTE, ALL))
     same = [ip_of(a) for a in locals_ if ip_of(a).version == src.version] or ALL
-    packet = draw(packets(src, same))
+    discovery = draw(seldom)
+    packet = draw(discoveries([src], DR_MAC.packed) if discovery else packets(src, same))
     dmac = draw(_mostly([network.dr_mac], [e.mac for e in inside] + [b"\xff" * 6]))
     inner = build.ethernet(dmac, b"\x02\x0d\0\0\0\1", build.ip_type(packet), packet)
     route = network.route(_ip16(src))
@@ -274,11 +286,16 @@ def _from_underlay(draw: st.DrawFn, site: Site) -> Frame:
 @st.composite
 def _from_host(draw: st.DrawFn, site: Site) -> Frame:
     assert site.host
+    address = ip_of(site.host.address)
+    peer = dict(HOSTS)[address]
     if draw(seldom):
-        tpa = draw(_mostly([HOST_ADDRESS], [HOST_PEER])).packed
-        return Frame(HOST, build.arp(1, site.host.peer_mac, HOST_PEER.packed, tpa))
-    src = draw(_mostly(OUTSIDE, [HOST_PEER]))
-    packet = draw(packets(src, [HOST_ADDRESS, *LOCAL[0], *(v for v in VIPS if v)]))
+        spa, tpa = HOSTS[0][1].packed, draw(st.sampled_from(HOSTS[0])).packed
+        return Frame(HOST, build.arp(1, site.host.peer_mac, spa, tpa))
+    if draw(seldom):
+        packet = draw(discoveries([peer], site.host.peer_mac, [address]))
+        return Frame(HOST, build.ethernet(nd.ALL_NODES_MAC, site.host.peer_mac, IP6, packet))
+    src = draw(_mostly(OUTSIDE, [peer]))
+    packet = draw(packets(src, [address, *LOCAL[0], *(v for v in VIPS if v)]))
     dmac = draw(_mostly([site.host.mac], [b"\x02\0\0\0\0\x66", b"\xff" * 6]))
     return Frame(HOST, build.ethernet(dmac, site.host.peer_mac, build.ip_type(packet), packet))
 
@@ -317,6 +334,60 @@ def packets(draw: st.DrawFn, src: IP, targets: list[IP] | None = None) -> bytes:
         fragment=fragment,
         options=options,
     )
+
+
+@st.composite
+def discoveries(draw: st.DrawFn, own: list[IP], mac: bytes, known: list[IP] = ALL) -> bytes:
+    """Neighbour discovery of one who has these addresses, often with one thing wrong."""
+    kind = draw(_mostly([nd.SOLICIT, nd.SOLICIT, nd.ADVERT], [133, 134, 137]))
+    mine = [a.packed for a in own if a.version == 6] + LINK_LOCAL[1:]
+    others = [a.packed for a in known if a.version == 6] + LINK_LOCAL[:2]
+    src = draw(_mostly(mine, others))
+    target = draw(_mostly(others if kind == nd.SOLICIT else mine, [*mine, *STRANGE_TARGETS]))
+    asks = kind == nd.SOLICIT
+    usual = nd.solicited_node(target) if asks else nd.ALL_NODES
+    dst = draw(_mostly([usual], [target, *others, nd.ALL_NODES, nd.solicited_node(others[0])]))
+    probe = asks and src == bytes(16)
+    flags = draw(_mostly([0 if asks else nd.OVERRIDE], [nd.SOLICITED, 0xE0]))
+    option = bytes([nd.SOURCE_MAC if asks else nd.TARGET_MAC, 1])
+    options = draw(_mostly([b"" if probe else option + mac], _nd_options(option, mac)))
+    message = bytes([kind, draw(_mostly([0], [1])), 0, 0, flags, 0, 0, 0]) + target + options
+    message = message[: draw(_mostly([len(message)], [8, 23, 24, 31]))]
+    message = build.summed(src, dst, ICMP6, message)
+    message = draw(_mostly([message], [message[:2] + b"\0\0" + message[4:]]))
+    proto, front = draw(_mostly([(ICMP6, b"")], EXTENSIONS))
+    return build.ip(src, dst, proto, message, ttl=draw(_mostly([255], [254, 64])), options=front)
+
+
+STRANGE_TARGETS = [bytes(16), b"\0" * 15 + b"\1", nd.ALL_NODES, MAPPED + LOCAL[0][0].packed]
+EXTENSIONS = [
+    (of, bytes([ICMP6, 0]) + rest)
+    for of, rest in (
+        (0, b"\1\4\0\0\0\0"),
+        (60, b"\1\4\0\0\0\0"),
+        (44, bytes(6)),
+        (44, b"\0\1\0\0\0\7"),
+        (44, b"\0\x08\0\0\0\7"),
+    )
+]
+
+
+def _nd_options(option: bytes, mac: bytes) -> list[bytes]:
+    """None, of others, twice, and each way to lie about a length."""
+    nonce = b"\x0e\1" + bytes(6)
+    other = bytes([3 - option[0], 1]) + mac
+    liar = option + b"\2\0\0\0\0\x66"
+    kind = option[:1]
+    return [
+        *(b"", nonce, other, liar, nonce + option + mac, option + mac + nonce, option + mac + liar),
+        *(
+            kind + b"\0" + mac,
+            kind + b"\2" + mac,
+            kind + b"\2" + mac + bytes(8),
+            kind + b"\xff" + mac,
+        ),
+        *(option + mac + b"\x0e\0" + bytes(6), b"\x0e\2" + bytes(6), option + mac[:5], kind),
+    ]
 
 
 @st.composite

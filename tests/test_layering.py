@@ -17,7 +17,7 @@ C_TIERS = (
     ("services", "balance"),
     ("parse", "encap", "routes", "group", "binding", "flow", "respond", "trace"),
     ("parse_outer", "parse_quote", "snapshot"),
-    ("transpose",),
+    ("transpose", "nd"),
     ("layer",),
     ("nat",),
     ("lb",),

@@ -26,7 +26,10 @@ from dataplane.model import (
 )
 from dataplane.packet import build, parse
 from dataplane.reasons import Reason, Verdict
+from tests.reference import build as octets
+from tests.reference import nd
 from tests.reference.checksum import checksum
+from tests.reference.wire import ICMP6, IP6
 
 DR, WEB, DB, PEER, HOST, STRANGER = (Mac(f"02:00:00:00:00:0{n}") for n in range(1, 7))
 OUR_HOST = Mac("02:01:a9:fe:01:01")
@@ -129,6 +132,15 @@ def ip6(payload: bytes, next_header: int) -> bytes:
     return DR.packed + WEB.packed + b"\x86\xdd" + head + ends + payload
 
 
+def discovery(kind: int, target: bytes, src: bytes, hops: int = 255) -> bytes:
+    """Of web, or in its name."""
+    option = nd.TARGET_MAC if kind == nd.ADVERT else nd.SOURCE_MAC
+    message = nd.message_of(kind, target, [(option, WEB.packed)])
+    message = octets.summed(src, nd.ALL_NODES, ICMP6, message)
+    packet = octets.ip(src, nd.ALL_NODES, ICMP6, message, ttl=hops)
+    return octets.ethernet(nd.ALL_NODES_MAC, WEB.packed, IP6, packet)
+
+
 def options() -> bytes:
     """A packet with a loose source route."""
     plain = UDP[ETH:]
@@ -136,6 +148,7 @@ def options() -> bytes:
     return edited(UDP[:ETH] + head + plain[20:], 0, DR.packed)
 
 
+OWN, ROUTER = (nd.link_local(mac.packed) for mac in (WEB, DR))
 UDP = web("udp 10.0.1.2:1000 > 10.2.0.9:2000 len 20")
 TCP = web("tcp 10.0.1.2:1000 > 10.2.0.9:2000 syn")
 OUT = web("udp 10.0.1.2:1000 > 203.0.113.9:2000 len 20")
@@ -158,6 +171,7 @@ CASES: dict[str, Case] = {
     "bad_fragment": Case(edited(TCP, ETH + 6, b"\0\x01")),
     "bad_address": Case(edited(UDP, ETH + 12, b"\x7f\0\0\x01")),
     "bad_arp": Case(edited(ARP, ETH, b"\0\x02", sums=False)),
+    "bad_nd": Case(discovery(nd.SOLICIT, ROUTER, OWN, hops=254)),
     "outer_not_vxlan": Case(edited(vxlan(INNER), 36, b"\x12\xb6"), "underlay"),
     "outer_malformed": Case(vxlan(INNER)[:-1], "underlay"),
     "outer_fragment": Case(edited(vxlan(INNER), ETH + 6, b"\x20\0"), "underlay"),
@@ -172,9 +186,14 @@ CASES: dict[str, Case] = {
     "guard_mac": Case(web("udp 10.0.1.2:1 > 10.2.0.9:2", smac=STRANGER)),
     "guard_ip": Case(web("udp 10.0.1.9:1 > 10.2.0.9:2")),
     "guard_arp": Case(edited(ARP, ETH + 6, b"\0\x02", sums=False)),
+    "guard_nd": Case(discovery(nd.ADVERT, ROUTER, OWN)),
+    "guard_ra": Case(discovery(nd.ROUTER_ADVERT, OWN, OWN)),
     "guard_dhcp": Case(web("udp 10.0.1.2:67 > 10.2.0.9:68")),
     "arp_announcement": Case(web("arp who-has 10.0.1.2 tell 10.0.1.2", dmac=DR)),
     "arp_unknown_target": Case(web("arp who-has 10.0.1.99 tell 10.0.1.2", dmac=DR)),
+    "nd_announcement": Case(discovery(nd.ADVERT, OWN, OWN)),
+    "nd_unknown_target": Case(discovery(nd.SOLICIT, nd.link_local(DB.packed), OWN)),
+    "nd_router_solicit": Case(discovery(nd.ROUTER_SOLICIT, OWN, OWN)),
     "multicast": Case(web("udp 10.0.1.2:1 > 10.2.0.9:2", dmac=Mac("01:00:5e:00:00:01"))),
     "to_gateway": Case(web("tcp 10.0.1.2:1 > 10.0.1.1:80 syn")),
     "acl_deny": Case(web("tcp 10.0.1.2:1 > 10.2.0.9:23 syn")),

@@ -1,7 +1,7 @@
 """A slow, obviously right twin of the engine: the oracle of equivalence, read as the specification.
 
 Top down: twin (one frame), guard (ingress), walk (a new flow's layers), rewrite (each packet);
-below them acl, nat, flows, answer, related, outer, wire, site (the policy, looked up), edit,
+below them acl, nat, flows, answer, nd, related, outer, wire, site (the policy, looked up), edit,
 checksum.
 Apart: build (frames from fields, for strategies).
 """

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from tests.reference import answer
+from tests.reference import answer, nd
 from tests.reference.outer import Outer, decapsulate
 from tests.reference.site import HOST, UNDERLAY, Endpoint, Network, Site
 from tests.reference.verdict import Drop
@@ -81,6 +81,8 @@ def _check_endpoint(arrival: Arrival, endpoint: Endpoint) -> bytes | None:
         raise Drop("guard_mac")
     if isinstance(arrival.packet, Arp):
         return _answer_arp(arrival.packet, arrival.network, endpoint)
+    if arrival.packet.is_nd:
+        return nd.from_endpoint(arrival.packet, arrival.network, endpoint)
     if is_multicast_mac(arrival.dmac):
         raise Drop("multicast")
     return None
@@ -101,6 +103,8 @@ def _answer_arp(arp: Arp, network: Network, endpoint: Endpoint) -> bytes:
 def _check_underlay(arrival: Arrival) -> None:
     if isinstance(arrival.packet, Arp):
         raise Drop("guard_arp")
+    if arrival.packet.is_nd:
+        raise Drop("guard_nd")
     if is_multicast_mac(arrival.dmac):
         raise Drop("multicast")
 
@@ -112,6 +116,8 @@ def _check_host(site: Site, arrival: Arrival) -> bytes | None:
         if packet.opcode != 1 or packet.tpa != host.address:
             raise Drop("arp_unknown_target")
         return answer.arp(packet, host.mac)
+    if packet.is_nd:
+        return nd.from_host(packet, host.address, host.mac)
     if is_multicast_mac(arrival.dmac):
         raise Drop("multicast")
     if arrival.dmac != host.mac:

@@ -81,6 +81,12 @@ class Packet:
     partial: bool = False
 
     @property
+    def is_nd(self) -> bool:
+        """Neighbour discovery (RFC 4861): ICMPv6 types 133 to 137, as far as this piece tells."""
+        known = self.flow.proto == ICMP6 and self.version == 6 and not self.flow.later
+        return known and 133 <= self.data[self.l4] <= 137
+
+    @property
     def ip_len(self) -> int:
         return len(self.data) - ETHERNET
 
@@ -223,12 +229,15 @@ def _parse_ip6(frame: bytes) -> Packet:
     ip = frame[ETHERNET : ETHERNET + total]
     src, dst = ip[8:24], ip[24:40]
     loopback = b"\0" * 15 + b"\1"
-    if src[0] == 0xFF or src in (bytes(16), loopback) or src.startswith(MAPPED):
+    if src[0] == 0xFF or src == loopback or src.startswith(MAPPED):
         raise Drop("bad_address")
     if dst in (bytes(16), loopback) or dst.startswith(MAPPED):
         raise Drop("bad_address")
     proto, at, offset, more = _walk_extensions(ip)
-    return _finish(frame, 6, src, dst, proto, ETHERNET + at, ETHERNET + total, offset, more)
+    packet = _finish(frame, 6, src, dst, proto, ETHERNET + at, ETHERNET + total, offset, more)
+    if src == bytes(16) and not packet.is_nd:
+        raise Drop("bad_address")  # only who has no address yet asks from it
+    return packet
 
 
 def _walk_extensions(ip: bytes) -> tuple[int, int, int, bool]:
