@@ -48,16 +48,17 @@ class Background(ThreadPoolExecutor):
         super().__init__(1)
 
 
-def server(site: Site, place: str, port: int) -> socket.socket:
-    """A TCP listener in a namespace."""
-    made = site.inside(place, lambda: socket.create_server(("", port)))
+def server(site: Site, place: str, port: int, address: str = "") -> socket.socket:
+    """A TCP listener in a namespace, of the family of the address."""
+    family = _family(address)
+    made = site.inside(place, lambda: socket.create_server(("", port), family=family))
     made.settimeout(PATIENCE)
     return made
 
 
 def connect(site: Site, place: str, to: tuple[str, int], patience: float) -> socket.socket:
     """A TCP connection from a namespace. Raises OSError."""
-    made = site.inside(place, socket.socket)
+    made = site.inside(place, lambda: socket.socket(_family(to[0])))
     made.settimeout(patience)
     try:
         made.connect(to)
@@ -65,6 +66,10 @@ def connect(site: Site, place: str, to: tuple[str, int], patience: float) -> soc
         made.close()
         raise
     return made
+
+
+def _family(address: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in address else socket.AF_INET
 
 
 def transfer(
@@ -80,7 +85,7 @@ def transfer(
 
     `rate` in bytes a second paces it.
     """
-    with closing(server(site, target, to[1])) as listener, Background() as receiver:
+    with closing(server(site, target, to[1], to[0])) as listener, Background() as receiver:
         received = receiver.submit(_receive, listener)
         begin = time.monotonic()
         with closing(connect(site, source, to, PATIENCE)) as sender:
