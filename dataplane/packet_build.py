@@ -2,11 +2,12 @@
 
 from struct import pack, unpack
 
-from dataplane.address import IP, Mac
+from dataplane.address import IP, Mac, ip_from16
 from dataplane.errors import PacketError
-from dataplane.packet_spec import FLAGS, PacketSpec
+from dataplane.packet_spec import FLAGS, ND_FLAGS, PacketSpec
 
 BROADCAST = Mac("ff:ff:ff:ff:ff:ff")
+_SOLICITED_NODE = b"\xff\x02" + bytes(9) + b"\x01\xff"  # and three octets (RFC 4291 §2.7.1)
 _FRAGMENT = 44
 _ETHERTYPE = {4: 0x0800, 6: 0x86DD}
 
@@ -33,6 +34,8 @@ def build(spec: PacketSpec, smac: Mac | str, dmac: Mac | str) -> bytes:
     if spec.kind == "arp":
         target = spec.dmac or (BROADCAST if spec.proto == 1 else Mac(dmac))
         return ethernet(source, target, 0x0806, _arp(spec, source, target), spec.vlan)
+    if spec.kind == "nd":
+        return _nd(spec, source, spec.dmac or Mac(dmac))
     body = _ip(spec, _payload(spec) if spec.later_fragment else _transport(spec))
     kind = _ETHERTYPE[spec.src.version]
     return ethernet(source, spec.dmac or Mac(dmac), kind, body, spec.vlan)
@@ -73,6 +76,23 @@ def _arp(spec: PacketSpec, source: Mac, target: Mac) -> bytes:
     head = pack("!HHBBH", 1, 0x0800, 6, 4, spec.proto)
     known = bytes(6) if spec.proto == 1 else target.packed
     return head + (spec.is_at or source).packed + spec.src.packed + known + spec.dst.packed
+
+
+def _nd(spec: PacketSpec, source: Mac, peer: Mac) -> bytes:
+    """RFC 4861 §4.3, §4.4. A question without a sender is a probe for duplicates."""
+    asks = spec.proto == 1
+    target = spec.dst.packed if asks else spec.src.packed
+    to = ip_from16(_SOLICITED_NODE + target[13:]) if asks else spec.dst
+    flags = sum(0x20 << ND_FLAGS.index(flag) for flag in spec.flags)
+    message = pack("!BBHB3x16s", 135 if asks else 136, 0, 0, flags, target)
+    if not (asks and spec.src.is_unspecified):
+        message += pack("!BB", 1 if asks else 2, 1) + (spec.is_at or source).packed
+    pseudo = pseudo_header(spec.src, to, 58, len(message))
+    packet = PacketSpec(kind="ip", src=spec.src, dst=to, proto=58, ttl=255)
+    if to.is_multicast and spec.dmac is None:
+        peer = Mac.from_bytes(b"\x33\x33" + to.packed[-4:])
+    body = _ip(packet, _with_checksum(message, 2, pseudo))
+    return ethernet(source, peer, _ETHERTYPE[6], body, spec.vlan)
 
 
 def _ip(spec: PacketSpec, body: bytes) -> bytes:

@@ -3,12 +3,13 @@
 Never raises: what is cut or wrong is said under `error`.
 """
 
+from ipaddress import IPv6Address
 from struct import unpack_from
 from typing import Any
 
 from dataplane.address import Mac, ip_from16
-from dataplane.packet_build import checksum, pseudo_header
-from dataplane.packet_spec import FLAGS, PROTOCOLS, PacketSpec, text_of
+from dataplane.packet_build import build, checksum, pseudo_header
+from dataplane.packet_spec import FLAGS, ND_FLAGS, PROTOCOLS, PacketSpec, text_of
 
 HEADERS = (
     *(
@@ -26,6 +27,7 @@ HEADERS = (
         "code",
     ),
     *("id", "seq", "len", "tos", "df", "mf", "frag", "ipid", "vlan", "mtu", "bad_checksum"),
+    *("target", "lladdr"),
 )
 _KINDS = {number: name for name, number in PROTOCOLS.items()}
 _EXTENSIONS = (0, 43, 44, 60)
@@ -65,7 +67,7 @@ def _frame(frame: bytes) -> Headers:
     except _Cut as cut:
         found["error"] = str(cut)
     if "src" in fields and "error" not in found:
-        found["text"] = text_of(PacketSpec(**fields))
+        found["text"] = text_of(_neighbours(frame, found, fields) or PacketSpec(**fields))
     else:
         known = (f"{name} {value}" for name, value in found.items() if name != "payload")
         found["text"] = ", ".join(known) or "nothing"
@@ -165,6 +167,26 @@ def _transport(body: bytes, proto: int, found: Headers, fields: dict[str, Any]) 
         _verify(whole, kind, found, fields)
     found["payload"] = body[size:]
     found["len"] = fields["length"] = len(body) - size
+
+
+def _neighbours(frame: bytes, found: Headers, fields: dict[str, Any]) -> PacketSpec | None:
+    """Names what neighbour discovery says; the spec if its words say all of it."""
+    said = found.get("payload", b"")
+    if fields["kind"] != "icmp6" or fields.get("icmp_type") not in (135, 136) or len(said) < 16:
+        return None
+    asks, target = fields["icmp_type"] == 135, IPv6Address(said[:16])
+    flags = tuple(flag for bit, flag in enumerate(ND_FLAGS) if found["id"] >> bit + 13 & 1)
+    found |= {"target": str(target), "flags": " ".join(flags)}
+    lladdr = Mac.from_bytes(said[18:24]) if said[17:18] == b"\x01" and len(said) >= 24 else None
+    if lladdr:
+        found["lladdr"] = str(lladdr)
+    same = {name: fields[name] for name in ("smac", "dmac", "vlan") if name in fields}
+    if asks:
+        spec = PacketSpec(kind="nd", proto=1, src=fields["src"], dst=target, **same)
+    else:
+        ends = {"src": fields["src"], "dst": fields["dst"], "is_at": lladdr}
+        spec = PacketSpec(kind="nd", proto=2, **ends, flags=flags, **same)
+    return spec if build(spec, fields["smac"], fields["dmac"]) == frame else None
 
 
 def _tcp(body: bytes, found: Headers, fields: dict[str, Any]) -> int:

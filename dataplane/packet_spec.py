@@ -4,6 +4,7 @@ tcp 10.1.1.2:40000 > 10.1.2.2:80 syn mss 1460 ttl 3
 udp [2001:db8::1]:53 > [2001:db8::2]:53 len 100
 icmp 10.1.1.2 > 10.1.2.2 echo id 7 seq 1
 arp who-has 10.1.1.1 tell 10.1.1.2
+nd who-has fd00::1 tell fd00::2
 """
 
 import dataclasses
@@ -15,6 +16,8 @@ from dataplane.address import IP, Mac, Malformed, parse_ip
 from dataplane.errors import PacketError
 
 FLAGS = ("fin", "syn", "rst", "psh", "ack", "urg", "ece", "cwr")  # bit 0 first (RFC 9293 §3.1)
+ND_FLAGS = ("override", "solicited", "router")  # bit 5 first (RFC 4861 §4.4)
+RESOLVERS = ("arp", "nd")
 PROTOCOLS = {"icmp": 1, "tcp": 6, "udp": 17, "icmp6": 58}
 ICMP_WORDS = {
     ("icmp", "echo"): (8, 0),
@@ -42,6 +45,8 @@ USAGE = {
     "ip": f"ip PROTOCOL SRC > DST {_OPTIONS}",
     "arp": "arp who-has TARGET tell SENDER | arp reply SENDER is-at MAC tell TARGET "
     "[vlan N] [smac MAC] [dmac MAC]",
+    "nd": "nd who-has TARGET tell SENDER | nd reply SENDER is-at MAC tell TARGET "
+    f"[{'|'.join(ND_FLAGS)} …] [vlan N] [smac MAC] [dmac MAC]",
 }
 
 
@@ -50,9 +55,9 @@ class PacketSpec:
     """One packet. What a kind does not have stays at its default."""
 
     kind: str  # a key of USAGE
-    src: IP  # ARP: the sender
-    dst: IP  # ARP: the target
-    proto: int = 0  # IP protocol number; ARP: the operation
+    src: IP  # ARP, ND: the sender
+    dst: IP  # ARP, ND: the target
+    proto: int = 0  # IP protocol number; ARP, ND: 1 for a question, 2 for a reply
     sport: int = 0
     dport: int = 0
     flags: tuple[str, ...] = ()
@@ -71,7 +76,7 @@ class PacketSpec:
     vlan: int | None = None
     smac: Mac | None = None
     dmac: Mac | None = None
-    is_at: Mac | None = None  # ARP reply: the sender's MAC
+    is_at: Mac | None = None  # ARP or ND reply: the sender's MAC
 
     @property
     def later_fragment(self) -> bool:
@@ -95,7 +100,11 @@ _NUMBERS = {  # option: field, lowest, highest
 _ONLY = {  # options that not every kind has
     **dict.fromkeys(("mss", *FLAGS, "none"), ("tcp",)),
     **dict.fromkeys(("type", "code", "id", "seq", "mtu"), ("icmp", "icmp6")),
-    **dict.fromkeys(("len", "ttl", "tos", "df", "mf", "frag", "ipid"), tuple(USAGE)[:-1]),
+    **dict.fromkeys(ND_FLAGS, ("nd",)),
+    **dict.fromkeys(
+        ("len", "ttl", "tos", "df", "mf", "frag", "ipid"),
+        tuple(kind for kind in USAGE if kind not in RESOLVERS),
+    ),
 }
 
 
@@ -110,7 +119,7 @@ def parse(text: str) -> PacketSpec:
         kinds = " | ".join(USAGE)
         raise PacketError(f"{kind!r} is no kind of packet; a packet starts with {kinds}")
     try:
-        spec = _arp(words) if kind == "arp" else _ip(kind, words)
+        spec = _question(kind, words) if kind in RESOLVERS else _ip(kind, words)
         _check(spec)
     except (ValueError, IndexError) as error:
         why = "it ends too early" if isinstance(error, IndexError) else str(error)
@@ -118,7 +127,8 @@ def parse(text: str) -> PacketSpec:
     return spec
 
 
-def _arp(words: list[str]) -> PacketSpec:
+def _question(kind: str, words: list[str]) -> PacketSpec:
+    """Of ARP or ND; or the answer."""
     if words[1] == "who-has" and words[3] == "tell":
         fields: dict[str, Any] = {"proto": 1, "dst": parse_ip(words[2]), "src": parse_ip(words[4])}
         rest = words[5:]
@@ -128,7 +138,7 @@ def _arp(words: list[str]) -> PacketSpec:
         rest = words[7:]
     else:
         raise Malformed("it is neither a who-has nor a reply")
-    return PacketSpec(kind="arp", **fields, **_options("arp", rest))
+    return PacketSpec(kind=kind, **fields, **_options(kind, rest))
 
 
 def _ip(kind: str, words: list[str]) -> PacketSpec:
@@ -176,14 +186,15 @@ def _side(word: str, ports: bool) -> tuple[IP, int | None]:
 def _options(kind: str, words: list[str]) -> dict[str, Any]:
     fields: dict[str, Any] = {}
     rest = iter(words)
+    order = ND_FLAGS if kind == "nd" else FLAGS
     for word in rest:
         if kind not in _ONLY.get(word, (kind,)):
             raise Malformed(f"{kind} has no {word}")
         if (kind, word) in ICMP_WORDS:
             fields["icmp_type"], fields["icmp_code"] = ICMP_WORDS[kind, word]
-        elif word in FLAGS or word == "none":
+        elif word in order or word == "none":
             chosen = {*fields.get("flags", ()), word}
-            fields["flags"] = tuple(flag for flag in FLAGS if flag in chosen)
+            fields["flags"] = tuple(flag for flag in order if flag in chosen)
         elif word in ("df", "mf"):
             fields[word] = True
         elif word in ("smac", "dmac"):
@@ -217,8 +228,10 @@ def _check(spec: PacketSpec) -> None:
         raise Malformed("IPv4 meets IPv6")
     if spec.kind in ("arp", "icmp") and spec.src.version != 4:
         raise Malformed(f"{spec.kind} is IPv4 only")
-    if spec.kind == "icmp6" and spec.src.version != 6:
-        raise Malformed("icmp6 is IPv6 only")
+    if spec.kind in ("icmp6", "nd") and spec.src.version != 6:
+        raise Malformed(f"{spec.kind} is IPv6 only")
+    if spec.kind == "nd" and spec.proto == 1 and spec.flags:
+        raise Malformed(f"a question has no {spec.flags[0]}")
     if spec.src.version == 6 and spec.df:
         raise Malformed("IPv6 has no df: routers never fragment it")
     if spec.src.version == 6 and spec.ipid and spec.frag is None:
@@ -244,10 +257,11 @@ def _most_payload(spec: PacketSpec) -> int:
 
 def text_of(spec: PacketSpec) -> str:
     """The words that mean the packet: `parse(text_of(spec)) == spec`."""
-    if spec.kind == "arp":
-        words = [f"arp who-has {spec.dst} tell {spec.src}"]
+    if spec.kind in RESOLVERS:
+        words = [f"{spec.kind} who-has {spec.dst} tell {spec.src}"]
         if spec.proto != 1:
-            words = [f"arp reply {spec.src} is-at {spec.is_at} tell {spec.dst}"]
+            words = [f"{spec.kind} reply {spec.src} is-at {spec.is_at} tell {spec.dst}"]
+        words += spec.flags
     else:
         proto = f" {spec.proto}" if spec.kind == "ip" else ""
         words = [f"{spec.kind}{proto} {_end(spec, spec.src, spec.sport)} >"]
@@ -291,7 +305,7 @@ def _unless_default(option: str, spec: PacketSpec, name: str) -> list[str]:
 
 def mirror(spec: PacketSpec) -> PacketSpec:
     """What the receiver naturally answers: SYN-ACK, datagram, echo reply. Raises PacketError."""
-    if spec.kind == "arp" or spec.later_fragment:
+    if spec.kind in RESOLVERS or spec.later_fragment:
         raise PacketError(f"nothing naturally answers {text_of(spec)!r}")
     changes: dict[str, Any] = {
         "src": spec.dst,

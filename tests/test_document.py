@@ -296,7 +296,7 @@ def test_nodes_of_a_lab_must_agree() -> None:
     for old, new, says in (
         ("name: b\n", "name: a\n", "node a is taken"),
         ("underlay: {address: 192.0.2.2}", "underlay: {address: 192.0.2.1}", "underlay address"),
-        ("addresses: [10.1.2.2]", "addresses: [10.1.1.3]", "address 10.1.1.3 of VNI 4096"),
+        ("addresses: [10.1.2.2,", "addresses: [10.1.1.3,", "address 10.1.1.3 of VNI 4096"),
         ('dr_mac: "02:00:5e:10:00:0b"\n', 'dr_mac: "02:00:5e:10:00:0c"\n', "is not the DR MAC"),
     ):
         assert old in text

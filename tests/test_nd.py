@@ -5,7 +5,7 @@ from ipaddress import ip_address, ip_network
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dataplane.address import Mac, Vni
@@ -413,6 +413,7 @@ def discoveries(draw: st.DrawFn) -> tuple[str, bytes]:
 
 
 @pytest.mark.conformance("A2", "T3", "T12")
+@settings(deadline=None)
 @given(discoveries())
 def test_engine_does_what_its_twin_does(engine: Engine, sent: tuple[str, bytes]) -> None:
     port, data = sent

@@ -5,7 +5,7 @@ from ipaddress import ip_address
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dataplane.address import Mac
@@ -21,7 +21,7 @@ from dataplane.packet import (
     text_of,
     vxlan,
 )
-from dataplane.packet_spec import FLAGS, ICMP_WORDS
+from dataplane.packet_spec import FLAGS, ICMP_WORDS, RESOLVERS
 
 SMAC, DMAC = Mac("02:00:00:00:00:01"), Mac("02:00:00:00:00:02")
 
@@ -49,6 +49,10 @@ WORDS = [
     "ip 132 2001:db8::1 > 2001:db8::2 len 16",
     "arp who-has 10.1.1.1 tell 10.1.1.2",
     "arp reply 10.1.1.1 is-at 02:00:00:00:00:09 tell 10.1.1.2",
+    "nd who-has fd00::1 tell fd00::2",
+    "nd who-has fd00::1 tell ::",
+    "nd reply fd00::1 is-at 02:00:00:00:00:09 tell fd00::2 override solicited router",
+    "nd reply fd00::1 is-at 02:00:00:00:00:09 tell ff02::1 vlan 7",
     "tcp 10.1.1.2:1 > 10.1.2.2:2 ack vlan 100 smac 02:00:00:00:00:07 dmac 02:00:00:00:00:08",
 ]
 
@@ -75,7 +79,7 @@ def addresses(version: Any) -> st.SearchStrategy[Any]:
 
 @st.composite
 def specs(draw: st.DrawFn) -> PacketSpec:
-    kind = draw(st.sampled_from([k for k in USAGE if k != "arp"]))
+    kind = draw(st.sampled_from([k for k in USAGE if k not in RESOLVERS]))
     version = {"icmp": 4, "icmp6": 6}.get(kind) or draw(st.sampled_from([4, 6]))
     numbers: dict[str, Any] = {
         "ttl": draw(st.integers(0, 255)),
@@ -111,6 +115,7 @@ def test_any_spec_survives_words_and_bytes(spec: PacketSpec) -> None:
     assert parse(found["text"]) == spec
 
 
+@settings(deadline=None)  # scapy is slow to import
 @given(specs())
 def test_scapy_computes_the_same_checksums(spec: PacketSpec) -> None:
     from scapy.layers.inet import ICMP, IP, TCP, UDP
