@@ -284,6 +284,7 @@ GUARDED: dict[str, tuple[dict[str, Any], str]] = {
     "with a site-local address": ({"src": b"\xfe\xc0" + bytes(13) + b"\1"}, "guard_nd"),
     "with another's MAC in the option": ({"says": DB}, "guard_nd"),
     "with two MACs": ({"options": b"\1\1" + WEB + b"\1\1" + DB}, "guard_nd"),
+    "with two MACs, the last its own": ({"options": b"\1\1" + DB + b"\1\1" + WEB}, "guard_nd"),
     "with another's MAC on the frame": ({"smac": DB}, "guard_mac"),
     "on both": ({"smac": DB, "says": DB}, "guard_mac"),
     "advertises its own": ({**ADVERTS}, "nd_announcement"),
