@@ -31,14 +31,14 @@ NONE = bytes(16)
 SOLICITED, OVERRIDE, ROUTER = nd.SOLICITED, nd.OVERRIDE, nd.ROUTER
 
 
-def node() -> Node:
+def node(behind: str = "fd00:2::/64") -> Node:
     def endpoint(name: str, mac: bytes, *addresses: bytes | str) -> Endpoint:
         return Endpoint(
             name=name, addresses=tuple(map(ip_address, addresses)), mac=Mac.from_bytes(mac)
         )
 
     remote = RemoteSubnet(
-        prefix=ip_network("fd00:2::/64"),
+        prefix=ip_network(behind),
         provider_address=ip_address("192.0.2.2"),
         dr_mac=Mac.from_bytes(PEER),
     )
@@ -154,6 +154,17 @@ def advertisement(to: bytes, dmac: bytes, target: bytes, mac: bytes, flags: int)
     packet = IPv6(src=src, dst=dst, hlim=255) / ICMPv6ND_NA(tgt=src, **bits)
     packet /= ICMPv6NDOptDstLLAddr(lladdr=mac.hex(":"))
     return bytes(Ether(src=mac.hex(":"), dst=dmac.hex(":")) / packet)
+
+
+@pytest.mark.conformance("A2")
+def test_a_default_route_claims_no_link_local_address() -> None:
+    with Engine(max_flows=64) as engine:
+        engine.commit(node(behind="::/0"))
+        got = engine.process_one(frame(target=OUTSIDE), "blue/web")
+        assert got.frame == advertisement(A, WEB, OUTSIDE, DR, SOLICITED)
+        for address in (nd.link_local(DB), LINK):
+            got = engine.process_one(frame(target=address), "blue/web")
+            assert refused(got) == "nd_unknown_target"
 
 
 def test_trailing_bytes_are_not_sent_back(engine: Engine) -> None:
