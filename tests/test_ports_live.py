@@ -297,6 +297,7 @@ def test_udp_with_segment_offload_arrives_as_it_was_cut(live: Running) -> None:
     assert b"".join(got) == data
 
 
+@pytest.mark.conformance("V7")
 def test_a_datagram_is_never_cut_in_two() -> None:
     """A peer with a larger MTU: TCP may be cut into segments, a datagram is one or none."""
     with running(underlay_mtu=9000, mtu=MTU) as r:
@@ -334,6 +335,7 @@ def outer_packets(r: Running, work: Callable[[], None], quiet: float = 0.3) -> l
     return found
 
 
+@pytest.mark.conformance("V1", "V6", "E1", "E5", "E8")
 @pytest.mark.parametrize("v6", [False, True], ids=["underlay4", "underlay6"])
 def test_outer_headers(v6: bool) -> None:
     with running(v6=v6) as r:
@@ -360,6 +362,7 @@ def test_outer_headers(v6: bool) -> None:
         assert transport[8:16] == bytes([8, 0, 0, 0, 0, 16, 0, 0])
 
 
+@pytest.mark.conformance("V5")
 def test_flows_spread_over_source_ports_and_stick_to_theirs(live: Running) -> None:
     flows = 200
 
@@ -384,6 +387,7 @@ def test_flows_spread_over_source_ports_and_stick_to_theirs(live: Running) -> No
 # ---- misfortunes -------------------------------------------------------------------------------
 
 
+@pytest.mark.conformance("T18")
 def test_tap_down_and_up(live: Running) -> None:
     assert ping_works(live)
     ip(live.site.pod, "link set web down")
@@ -410,6 +414,7 @@ def test_tap_deleted_others_go_on(live: Running) -> None:
     assert live.io("web", "rx_calls") - before < 10, "it spins"
 
 
+@pytest.mark.conformance("T18")
 def test_peer_that_does_not_listen(live: Running) -> None:
     """ICMP port unreachable comes back for every packet: counted at most, never fatal."""
     ip(live.site.peer, "link set vx down")
@@ -427,6 +432,7 @@ def test_peer_that_does_not_listen(live: Running) -> None:
     wait_for(lambda: ping_works(live))
 
 
+@pytest.mark.conformance("T18")
 def test_underlay_without_a_route(live: Running) -> None:
     assert ping_works(live)
     ip(live.site.node, "link set under down")
@@ -437,6 +443,7 @@ def test_underlay_without_a_route(live: Running) -> None:
     wait_for(lambda: ping_works(live))
 
 
+@pytest.mark.conformance("V7", "T18")
 def test_underlay_that_carries_less_than_believed(live: Running) -> None:
     """The kernel refuses instead of fragmenting (RFC 7348 section 4.3)."""
     ip(live.site.node, "link set under mtu 1400")
@@ -566,6 +573,7 @@ def test_super_frames_that_cannot_be_cut_are_counted() -> None:
         assert b.drops() == {"egress_too_big": 1}
 
 
+@pytest.mark.conformance("E2")
 @pytest.mark.parametrize("inner", [0, 1, 2, 3])
 @pytest.mark.parametrize("outer", [0, 1, 2, 3])
 def test_congestion_marks_of_the_outer_header_arrive(outer: int, inner: int) -> None:
@@ -596,6 +604,23 @@ def test_answers_that_cannot_be_sent_are_no_forwards() -> None:
         assert totals["forwarded"] == totals["dropped"] == 0
 
 
+@pytest.mark.conformance("T18")
+def test_a_full_tap_queue_drops_and_counts() -> None:
+    """More than the socket pair holds; once it is read, frames are delivered again."""
+    with bench(vnet_hdr=False) as b:
+        for _ in range(1000):
+            b.encapsulated(tcp_frame(100))
+        dropped = b.drops()["egress_busy"]
+        held = 1000 - dropped
+        assert 0 < held < 1000
+        assert [b.delivered()[1][34:] for _ in range(held)] == [tcp_frame(100)[34:]] * held
+        b.encapsulated(tcp_frame(100))
+        assert b.delivered()[1][34:] == tcp_frame(100)[34:]
+        totals = b.engine.stats().to_dict()["totals"]
+        assert totals["forwarded"] == held + 1 and totals["dropped"] == dropped
+
+
+@pytest.mark.conformance("V11")
 def test_nonsense_on_the_vxlan_port() -> None:
     with bench() as b:
         for payload in (b"", b"\x08", bytes(8), bytes(100), b"\xff" * 65000):
@@ -671,6 +696,7 @@ def test_a_closed_engine_is_an_error_not_a_crash() -> None:
 # ---- opening -----------------------------------------------------------------------------------
 
 
+@pytest.mark.conformance("T18")
 def test_nothing_stays_open() -> None:
     with running() as r:
         assert ping_works(r)
