@@ -9,6 +9,7 @@ import threading
 from ipaddress import ip_address, ip_network
 
 import numpy as np
+import pytest
 
 from dataplane.address import Mac, Vni
 from dataplane.batch import Batch
@@ -104,6 +105,7 @@ class Stream:
         assert (self.batch.frames["len"][FLIPPED:] == self.size + ENCAP).all()
 
 
+@pytest.mark.conformance("T16")
 def test_ten_thousand_commits_lose_nothing() -> None:
     policies = [node(blocked=False), node(blocked=True)]
     with Engine(max_flows=64) as engine:

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.conformance import c_marks
+
 ROOT = Path(__file__).resolve().parent.parent
 CC = os.environ.get("CC", "cc")
 FLAGS = [
@@ -15,7 +17,13 @@ FLAGS = [
 ]
 
 
-@pytest.mark.parametrize("source", sorted(ROOT.glob("tests/csrc/test_*.c")), ids=lambda p: p.stem)
+PROGRAMS = [
+    pytest.param(path, marks=pytest.mark.conformance(*c_marks(path)), id=path.stem)
+    for path in sorted(ROOT.glob("tests/csrc/test_*.c"))
+]
+
+
+@pytest.mark.parametrize("source", PROGRAMS)
 def test_c(source: Path, tmp_path: Path) -> None:
     if not shutil.which(CC):
         pytest.skip("needs a C compiler")

@@ -251,6 +251,7 @@ def test_the_stamp_follows_the_host_port_and_the_pool(engine):
     assert engine.process_one(outside, "web").reason is Reason["NO_ROUTE"]
 
 
+@pytest.mark.conformance("T16")
 def test_a_translation_outlives_a_change_that_allows_it(engine):
     outside = sent("udp 10.1.1.2:7 > 203.0.113.1:53")
     engine.commit(node(outbound_nat=OutboundNat()))
@@ -308,6 +309,7 @@ def test_holes_among_adjacencies(engine):
     assert engine.process_one(sent(OUT), "web").reason is Reason["NO_SUCH_ENDPOINT"]
 
 
+@pytest.mark.conformance("T16")
 def test_a_faulty_policy_leaves_the_old_one(engine):
     twice = node(WEB, replace(DB, name="web"))
     with pytest.raises(DocumentError) as caught:
@@ -379,6 +381,7 @@ def test_nat_exceptions(engine):
 # ---- time, looking -----------------------------------------------------------------------------
 
 
+@pytest.mark.conformance("N3")
 def test_an_icmp_error_from_inside_hides_the_inside(engine):
     """Source and quoted packet are those of the outside (RFC 5508 REQ-5), all checksums right."""
     from scapy.layers.inet import ICMP, IP, UDP
@@ -484,6 +487,7 @@ def test_a_second_thread_is_refused(engine):
         assert engine.stats().totals["generation"] == 2
 
 
+@pytest.mark.conformance("T16")
 def test_commits_while_frames_pass(engine):
     """Each result is of one policy, and is what that policy says."""
     open_, closed = node(), node(replace(WEB, acls=(block("no-dns", 53),), default_out="allow"), DB)

@@ -69,6 +69,7 @@ class Pair:
         return seen
 
 
+@pytest.mark.conformance("T5")
 @settings(
     max_examples=EXAMPLES or 300,
     derandomize=not EXAMPLES,

@@ -211,6 +211,7 @@ WRONG_POLICIES = [  # field, place, what is changed there, status, object, why
 ]  # fmt: skip
 
 
+@pytest.mark.conformance("T21")
 @pytest.mark.parametrize(("field", "place", "change", "status", "what", "why"), WRONG_POLICIES)
 def test_a_wrong_policy_is_refused(field, place, change, status, what, why) -> None:
     policy = deepcopy(RIGHT)
@@ -263,6 +264,7 @@ WRONG_GROUPS = [
 ]
 
 
+@pytest.mark.conformance("T21")
 @pytest.mark.parametrize(("call", "status", "what", "why"), WRONG_GROUPS)
 def test_wrong_rules_routes_and_limits_are_refused(call, status, what, why) -> None:
     with pytest.raises(EngineError) as caught:
@@ -271,6 +273,7 @@ def test_wrong_rules_routes_and_limits_are_refused(call, status, what, why) -> N
     assert why in caught.value.message
 
 
+@pytest.mark.conformance("T16")
 def test_a_commit_that_does_not_fit_changes_nothing() -> None:
     small = c_engine(max_ports=TWIN)  # one too few
     assert commit(small, snapshot(RIGHT)) == ELIMIT
@@ -285,6 +288,7 @@ def test_a_commit_that_does_not_fit_changes_nothing() -> None:
 NULL = ffi.NULL
 
 
+@pytest.mark.conformance("T21")
 def test_null_is_an_answer_not_a_crash() -> None:
     engine, one = committed(), ffi.new("struct dp_frame[1]")
     arena = ffi.new("uint8_t[256]")
@@ -328,6 +332,7 @@ NULL_ARRAYS = (
 )
 
 
+@pytest.mark.conformance("T21")
 @pytest.mark.parametrize("call", NULL_ARRAYS)
 def test_an_array_that_is_not_there_is_refused(call: str) -> None:
     """In a process of its own: a wrong answer here is a crash."""
@@ -461,6 +466,7 @@ def left(described: np.ndarray) -> np.ndarray:
     return (at >= start) & (at < end) & (described["port"] != lib.DP_PORT_NONE)[:, None]
 
 
+@pytest.mark.conformance("T12", "T20")
 def test_two_hundred_thousand_mutants() -> None:
     """All leave by one exit, inside their slots, and nothing that leaves is what stood there."""
     random = np.random.default_rng(4789)
@@ -490,6 +496,7 @@ def test_two_hundred_thousand_mutants() -> None:
     assert min(totals.originated, totals.hits, totals.misses, totals.reconciled) > 100
 
 
+@pytest.mark.conformance("T21")
 def test_random_descriptors() -> None:
     """Any offset, length, port and flag, over each other too; sometimes a valid frame under it."""
     random = np.random.default_rng(8472)
@@ -518,6 +525,7 @@ def test_random_descriptors() -> None:
     assert totals_of(engine).rx == 200 * 256
 
 
+@pytest.mark.conformance("T21")
 def test_room_in_front_is_asked_for() -> None:
     """To the byte: 128 are enough, 127 are not."""
     engine = committed()
@@ -533,6 +541,7 @@ def test_room_in_front_is_asked_for() -> None:
 # ---- threads -----------------------------------------------------------------------------------
 
 
+@pytest.mark.conformance("T21")
 def test_a_second_thread_in_c_is_told_so() -> None:
     engine, batch = committed(), Batch(BATCH, SLOT)
     batch.load([VALID[4][1]] * BATCH, WEB)
@@ -561,6 +570,7 @@ def test_a_second_thread_in_c_is_told_so() -> None:
 # ---- the Python interface ----------------------------------------------------------------------
 
 
+@pytest.mark.conformance("T21")
 @pytest.mark.parametrize(
     "wrong",
     [
@@ -601,6 +611,7 @@ def test_wrong_arguments_are_python_errors(wrong: Callable[[Engine], Any]) -> No
         assert totals["rx"] == totals["dropped"] == 1
 
 
+@pytest.mark.conformance("T21")
 def test_after_close_there_is_an_error_and_no_crash() -> None:
     engine, batch = Engine(max_flows=16), Batch(1, 256)
     result = engine.process(batch.load([b"x"], 0))

@@ -156,6 +156,7 @@ def test_outside_sees_the_nat_address(world: World) -> None:
     assert done.peer == demo_live.NAT_ADDRESS
 
 
+@pytest.mark.conformance("N3")
 def test_refused_port_is_told_through_nat(world: World) -> None:
     """An ICMP error of the outside finds the socket that is behind the NAT."""
     client = world.site.inside("a1", lambda: socket.socket(type=socket.SOCK_DGRAM))
@@ -195,6 +196,7 @@ def test_tap_down_and_up_again(world: World) -> None:
     assert answers(site, "b1", WEB)
 
 
+@pytest.mark.conformance("T18")
 def test_underlay_down_and_up_again(world: World) -> None:
     site = world.site
     site.ip("b", "link set uplink down")
@@ -204,6 +206,7 @@ def test_underlay_down_and_up_again(world: World) -> None:
     assert eventually_answers(site, "a1", DB)
 
 
+@pytest.mark.conformance("T18")
 def test_peer_that_refuses_is_survived(world: World) -> None:
     """Port unreachable from a host without a VTEP comes back as an error of the socket."""
     site = world.site
@@ -251,6 +254,7 @@ def test_reload_adds_and_removes_an_endpoint(world: World) -> None:
     assert answers(site, "a1", DB)
 
 
+@pytest.mark.conformance("T16")
 def test_bad_file_keeps_the_policy_and_names_all_faults(world: World) -> None:
     world.policy.write_text("version: 1\nnode: {name: 7, underlay: {address: x}}\n")
     before = len(world.a.lines())
@@ -326,6 +330,7 @@ def test_sigint_at_once_is_clean(host: tuple[Site, Document, Path]) -> None:
     assert tables(site, "o") == ""
 
 
+@pytest.mark.conformance("T16")
 def test_kill_leaves_only_the_nft_table_and_a_new_start_takes_it_over(
     host: tuple[Site, Document, Path],
 ) -> None:
