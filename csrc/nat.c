@@ -54,6 +54,9 @@ static enum dp_reason translate_out(struct dp_walk *w, const struct dp_rule *r) 
     if (dp_key_is_icmp(&w->id) && !dp_key_is_echo_request(&w->id)) {
         return DP_R_nat_untranslatable;
     }
+    if (w->id.proto == DP_IP_UDP && w->id.dport == w->policy->udp_port) {
+        return DP_R_nat_vxlan;
+    }
     if (w->policy->host == DP_PORT_NONE) {
         return DP_R_no_host_port;
     }

@@ -61,6 +61,7 @@ static bool check_ports(struct dp_snapshot *s, struct dp_error *err) {
         s->slots[p->id].place = DP_NONE;
         s->slots[p->id].stamp = p->kind == DP_PORT_ENDPOINT ? UINT32_MAX : p->stamp;
         s->host = p->kind == DP_PORT_HOST ? p->id : s->host;
+        s->udp_port = p->kind == DP_PORT_UNDERLAY ? p->udp_port : s->udp_port;
     }
     return true;
 }

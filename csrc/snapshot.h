@@ -49,6 +49,7 @@ struct dp_snapshot {
     uint32_t vtep_mask;
     struct dp_vtep_slot *vteps;
     uint16_t host;     /* port id of the way out, or DP_PORT_NONE */
+    uint16_t udp_port; /* VXLAN's, on the underlay */
     uint32_t max_rule; /* highest rule id */
 };
 

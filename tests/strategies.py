@@ -52,7 +52,7 @@ HOSTS = [
     (ip_address("fd00:ff::1"), ip_address("fd00:ff::2")),
 ]
 VIPS: list[IP | None] = [None, None, ip_address("192.0.2.100"), ip_address("2001:db8::100")]
-PORTS = [53, 67, 80, 1000, 1001, 2000, 65535]
+PORTS = [53, 67, 80, 1000, 1001, 2000, 4789, 8472, 65535]
 NAMES = ["a", "b", "c"]
 DIRECTIONS: list[Direction] = ["in", "out"]
 PROTOCOLS: list[str | int] = ["any", "tcp", "udp", "icmp", "icmp6", 6, 17, 47, 132]

@@ -209,6 +209,7 @@ CASES: dict[str, Case] = {
     "nat_untranslatable": Case(web("icmp 10.0.1.2 > 203.0.113.9 type 13")),
     "lb_no_service": Case(web("tcp 10.0.1.2:1 > 10.96.0.1:81")),
     "lb_no_backend": Case(web("tcp 10.0.1.2:1 > 10.96.0.1:80")),
+    "nat_vxlan": Case(web("udp 10.0.1.2:1 > 203.0.113.9:4789")),
     "nat_no_binding": Case(FROM_HOST, "host"),
     "no_route": Case(OUT, node=node(nat=None)),
     "no_such_endpoint": Case(web("udp 10.0.1.2:1 > 10.0.1.99:2")),

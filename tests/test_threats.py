@@ -8,7 +8,6 @@ import pytest
 
 from dataplane._engine import ffi
 from dataplane.batch import Batch
-from dataplane.model import OutboundNat
 from dataplane.packet import build, parse
 from dataplane.reasons import Reason, Verdict
 from tests import blue
@@ -34,16 +33,27 @@ def test_a_workload_cannot_speak_to_a_vtep_without_nat(vtep: str) -> None:
         assert dropped(engine.process_one(frame, "web")) == "no_route"
 
 
-@pytest.mark.xfail(strict=True, reason="outbound NAT takes it to the host, which sends it on")
 @pytest.mark.conformance("T2")
-@pytest.mark.parametrize("vtep", [blue.OURS, blue.VTEP, "192.0.2.3"])
+@pytest.mark.parametrize("target", [blue.OURS, blue.VTEP, "192.0.2.3", "203.0.113.9"])
 @pytest.mark.parametrize("port", [4789, 8472])
-def test_a_workload_cannot_speak_to_a_vtep_through_nat(vtep: str, port: int) -> None:
+def test_a_workload_cannot_speak_to_a_vtep_through_nat(target: str, port: int) -> None:
     """Masqueraded it would come from a provider address that is on the other VTEP's list."""
-    policy = blue.node(outbound_nat=OutboundNat(), underlay={"port": port})
-    with blue.engine(policy) as engine:
-        frame = web(f"udp 10.1.0.2:49152 > {vtep}:{port} len 80")
-        assert engine.process_one(frame, "web").verdict is Verdict.DROP
+    with blue.engine(blue.node(underlay={"port": port})) as engine:
+        for tail in ("len 80", "len 80 mf", "len 0"):
+            frame = web(f"udp 10.1.0.2:49152 > {target}:{port} {tail}")
+            assert dropped(engine.process_one(frame, "web")) == "nat_vxlan"
+        for words in (f"udp 10.1.0.2:7 > {target}:{port ^ 1}", f"tcp 10.1.0.2:7 > {target}:{port}"):
+            assert engine.process_one(web(words), "web").port == "host"
+        inside = web(f"udp 10.1.0.2:7 > 10.2.0.9:{port}")  # a tunnel of their own, in the overlay
+        assert engine.process_one(inside, "web").port == "underlay"
+
+
+@pytest.mark.conformance("T2")
+def test_a_flow_that_was_let_out_ends_when_its_port_becomes_vxlans(engine) -> None:
+    frame = web("udp 10.1.0.2:7 > 192.0.2.2:8472")
+    assert engine.process_one(frame, "web").port == "host"
+    engine.commit(blue.node(underlay={"port": 8472}))
+    assert dropped(engine.process_one(frame, "web")) == "nat_vxlan"
 
 
 # ---- spoofing ----------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from tests.reference.guard import check_source, is_multicast
 from tests.reference.nat import Binding, Bindings, Inside, check_translatable, has_port, translates
 from tests.reference.site import HOST, UNDERLAY, Endpoint, Network, Pool, Route, Site
 from tests.reference.verdict import Drop
-from tests.reference.wire import FlowId
+from tests.reference.wire import UDP, FlowId
 
 
 class Translation(NamedTuple):
@@ -60,6 +60,8 @@ def _to_host(
     assert sender.nat
     pool, rule = sender.nat.pool, nat_rule(sender)
     check_translatable(flow, rule)
+    if flow.proto == UDP and flow.dport == site.underlay.udp_port:
+        raise Drop("nat_vxlan", rule)
     if site.host is None:
         raise Drop("no_host_port", rule)
     sport = flow.sport if has_port(flow) else 0
