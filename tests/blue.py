@@ -136,6 +136,17 @@ def mended(frame: bytes, at: int = ETH) -> bytes:
     return patched(frame, at + 10, checksum(frame[at : at + (frame[at] & 15) * 4]).to_bytes(2))
 
 
+def udp_summed(frame: bytes) -> bytes:
+    """A UDP packet, without options or extension headers, with its checksum made anew."""
+    v4 = frame[ETH] >> 4 == 4
+    at = ETH + (IP4 if v4 else IP6)
+    ends = frame[26:34] if v4 else frame[22:54]
+    half = len(ends) // 2
+    frame = patched(frame, at + 6, b"\0\0")
+    pseudo = pseudo_header(ends[:half], ends[half:], 17, len(frame) - at)
+    return patched(frame, at + 6, (checksum(pseudo + frame[at:]) or 0xFFFF).to_bytes(2))
+
+
 # ---- outcomes ----------------------------------------------------------------------------------
 
 
