@@ -260,7 +260,7 @@ def _refuse_pid_file(path: Path) -> None:
     text = path.read_text(errors="replace").strip()
     if text and not (text.isascii() and text.isdecimal()):
         raise PortError(f"{path}: is no pid file (name another --pid-file)")
-    if text and Path(f"/proc/{text}").exists():
+    if text and int(text) != os.getpid() and Path(f"/proc/{text}").exists():
         raise PortError(f"{path}: process {text} has it and lives (stop that, or remove the file)")
 
 

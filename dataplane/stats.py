@@ -94,7 +94,8 @@ class Counters:
                 raise EngineError(
                     ELIMIT,
                     f"{what} number {numbers[-1]}, but max_{what}s is {len(limit)}: "
-                    f"give the engine more (Engine(max_{what}s=…), run --max-{what}s)",
+                    f"give the engine more (Engine(max_{what}s=…)"
+                    f"{', run --max-rules' if what == 'rule' else ''})",
                 )
         self._read(max(ports, default=-1) + 1, max(rules, default=-1) + 1)
         self._base_ports[ports] = self._port_columns()[ports]

@@ -327,7 +327,7 @@ def test_output_that_cannot_be_written_is_said(tmp_path: Path, unbuffered: str) 
 
 def test_files_of_others_are_not_replaced(tmp_path: Path) -> None:
     device = full_device(tmp_path)
-    for content in ("not a number\n", f"{os.getpid()}\n"):
+    for content in ("not a number\n", f"{os.getppid()}\n"):
         foreign = tmp_path / "foreign.pid"
         foreign.write_text(content)
         done = dataplane("run", DEMO, "--node", "a", "--pid-file", foreign)

@@ -476,5 +476,5 @@ def test_vxlan_in_vxlan_is_opened_once(engine) -> None:
         nested = vxlan(inner, **ends, smac=blue.PEER, dmac=blue.DR)
         got = forwarded(engine.process_one(carried(nested), "underlay"), "blue/web")
         assert got == clean_of(nested)
-    to_vtep = carried(peer(IN4))  # the inner destination is our own underlay address
-    assert dropped(engine.process_one(to_vtep, "underlay")) == "not_local"
+    to_vtep = carried(peer(IN4))  # whose inner source is a VTEP's underlay address
+    assert dropped(engine.process_one(to_vtep, "underlay")) == "source_not_behind_vtep"
