@@ -19,20 +19,6 @@ static void counters_fini(struct dp_counters *c) {
     free(c->rules);
 }
 
-static uint64_t seconds(uint32_t given, uint32_t otherwise) {
-    return (uint64_t)(given ? given : otherwise) * 1000000000u;
-}
-
-static struct dp_flow_timers timers_of(const struct dp_timers *t) {
-    const struct dp_timers none = {0};
-    t = t ? t : &none;
-    return (struct dp_flow_timers){.tcp_established = seconds(t->tcp_established, 7440),
-                                   .tcp_transitory = seconds(t->tcp_transitory, 240),
-                                   .udp = seconds(t->udp, 300),
-                                   .icmp = seconds(t->icmp, 60),
-                                   .other = seconds(t->other, 300)};
-}
-
 static const char *limit_fault(const struct dp_limits *l) {
     if (l->max_flows == 0 || l->max_flows > 1u << 28) {
         return "max_flows is not in 1-268435456";
@@ -48,8 +34,10 @@ static const char *limit_fault(const struct dp_limits *l) {
 
 static bool init(struct dp_engine *e, const struct dp_timers *timers, const uint8_t key[32],
                  struct dp_error *err) {
-    const struct dp_flow_timers idle = timers_of(timers);
+    const struct dp_timers defaults = {0};
     const struct dp_policy empty = {0};
+    e->timers = timers ? *timers : defaults;
+    e->timed = UINT32_MAX;
     atomic_flag_clear(&e->worker.busy);
     dp_hash_key_init(&e->entropy, key, 2);
     dp_hash_key_init(&e->spread, key, 4);
@@ -57,8 +45,8 @@ static bool init(struct dp_engine *e, const struct dp_timers *timers, const uint
     atomic_store(&e->policy, none);
     return none && counters_init(&e->worker.count, &e->limits) &&
            counters_init(&e->scratch, &e->limits) &&
-           dp_flows_init(&e->flows, e->limits.max_flows, &idle, key) &&
-           dp_bindings_init(&e->bindings, e->limits.max_bindings, key);
+           dp_flows_init(&e->flows, e->limits.max_flows, e->limits.max_ports, key) &&
+           dp_bindings_init(&e->bindings, e->limits.max_bindings, e->limits.max_ports, key);
 }
 
 struct dp_engine *dp_engine_create(const struct dp_limits *limits, const struct dp_timers *timers,
@@ -139,6 +127,7 @@ int dp_expire(struct dp_engine *e, uint64_t now_ns, uint32_t budget) {
         return DP_EBUSY;
     }
     struct dp_worker *w = &e->worker;
+    dp_read_policy(e);
     w->now_ns = now_ns > w->now_ns ? now_ns : w->now_ns;
     uint32_t left = budget < e->flows.max ? budget : e->flows.max;
     uint32_t gone = 0;

@@ -1,7 +1,7 @@
 #include "binding.h"
 #include <stdlib.h>
 
-enum { PORT_PROBES = 128, FIRST_HIGH = 1024 };
+enum { PORT_PROBES = 128, FIRST_HIGH = 1024, IDLE_LOOKS = 64 };
 
 static uint64_t full_hash_in(const struct dp_bindings *b, const struct dp_binding_inside *in) {
     const uint64_t words[DP_HASH_WORDS] = {in->addr.word[0],
@@ -40,17 +40,19 @@ static bool in_pool(const struct dp_binding_outside *out, const struct dp_pool *
            (out->port == 0 || (out->port >= pool->lo && out->port <= pool->hi));
 }
 
-bool dp_bindings_init(struct dp_bindings *b, uint32_t max, const uint8_t seed[32]) {
+bool dp_bindings_init(struct dp_bindings *b, uint32_t max, uint32_t max_ports,
+                      const uint8_t seed[32]) {
     uint32_t heads = 16;
     while (heads < max) {
         heads *= 2;
     }
-    *b = (struct dp_bindings){.max = max, .mask = heads - 1};
+    *b = (struct dp_bindings){.max = max, .mask = heads - 1, .n_places = max_ports};
     dp_hash_key_init(&b->key, seed, 3);
     b->heads_in = calloc(heads, sizeof *b->heads_in);
     b->heads_out = calloc(heads, sizeof *b->heads_out);
     b->items = calloc((size_t)max + 1, sizeof *b->items);
-    if (!b->heads_in || !b->heads_out || !b->items) {
+    b->held = calloc((size_t)max_ports + 1, sizeof *b->held);
+    if (!b->held || !b->heads_in || !b->heads_out || !b->items) {
         dp_bindings_fini(b);
         return false;
     }
@@ -62,6 +64,7 @@ void dp_bindings_fini(struct dp_bindings *b) {
     free(b->heads_in);
     free(b->heads_out);
     free(b->items);
+    free(b->held);
     *b = (struct dp_bindings){0};
 }
 
@@ -75,6 +78,8 @@ void dp_bindings_clear(struct dp_bindings *b) {
     b->free = b->max ? 1 : 0;
     b->used = 0;
     b->sweep = 0;
+    b->hand = 0;
+    memset(b->held, 0, (size_t)b->n_places * sizeof *b->held);
 }
 
 uint32_t dp_bindings_find(const struct dp_bindings *b, const struct dp_binding_inside *in,
@@ -173,10 +178,27 @@ static void unlink_out(struct dp_bindings *b, uint32_t i) {
 static void drop(struct dp_bindings *b, uint32_t i) {
     unlink_in(b, i);
     unlink_out(b, i);
+    b->held[b->items[i].in.place]--;
     b->items[i].used = false;
     b->items[i].next_in = b->free;
     b->free = i + 1;
     b->used--;
+}
+
+bool dp_bindings_may_add(struct dp_bindings *b, uint16_t place, const struct dp_pool *pool,
+                         uint64_t now_ns, bool look) {
+    bool may = pool->max_bindings == 0 || b->held[place] < pool->max_bindings;
+    uint32_t hand = b->hand;
+    for (uint32_t n = 0; !may && n < IDLE_LOOKS && n < b->max; n++) {
+        hand = hand < b->max ? hand : 0;
+        const struct dp_binding *item = &b->items[hand++];
+        may = item->used && item->in.place == place && dp_binding_idle(item, now_ns);
+        if (may && !look) {
+            drop(b, (uint32_t)(item - b->items));
+        }
+    }
+    b->hand = look ? b->hand : hand;
+    return may;
 }
 
 uint32_t dp_bindings_add(struct dp_bindings *b, const struct dp_binding_inside *in,
@@ -194,6 +216,7 @@ uint32_t dp_bindings_add(struct dp_bindings *b, const struct dp_binding_inside *
     struct dp_binding *item = &b->items[i];
     b->free = item->next_in;
     b->used++;
+    b->held[in->place]++;
     uint32_t *head_in = &b->heads_in[hash_in(b, in) & b->mask];
     uint32_t *head_out = &b->heads_out[hash_out(b, &out) & b->mask];
     *item = (struct dp_binding){.in = *in,

@@ -42,13 +42,17 @@ struct dp_bindings {
     uint32_t free; /* index + 1 */
     uint32_t mask;
     uint32_t sweep; /* where the next expiry goes on */
+    uint32_t hand;  /* where the next search for an idle one goes on */
+    uint32_t n_places;
+    uint32_t *held; /* bindings by port id of the endpoint */
     uint32_t *heads_in;
     uint32_t *heads_out;
     struct dp_binding *items;
     struct dp_hash_key key;
 };
 
-bool dp_bindings_init(struct dp_bindings *b, uint32_t max, const uint8_t seed[32]);
+bool dp_bindings_init(struct dp_bindings *b, uint32_t max, uint32_t max_ports,
+                      const uint8_t seed[32]);
 void dp_bindings_fini(struct dp_bindings *b);
 void dp_bindings_clear(struct dp_bindings *b);
 
@@ -66,6 +70,11 @@ uint32_t dp_bindings_of(const struct dp_bindings *b, const struct dp_binding_out
 bool dp_bindings_choose(const struct dp_bindings *b, const struct dp_binding_inside *in,
                         const struct dp_pool *pool, const struct dp_services *services,
                         uint64_t now_ns, uint16_t *port);
+
+/* Whether the endpoint may hold one more, by the pool's quota. At the quota an idle one of its own
+ * gives way, if one is met among 64; look: only say whether it would. */
+bool dp_bindings_may_add(struct dp_bindings *b, uint16_t place, const struct dp_pool *pool,
+                         uint64_t now_ns, bool look);
 
 /* Adds a binding; DP_NONE when the table is full. An idle one with the same outside is removed
  * first. */

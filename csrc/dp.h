@@ -148,6 +148,7 @@ struct dp_network {
     uint32_t domain;      /* networks of one routing domain may route into each other; 0 = alone */
     uint8_t gateway4[16]; /* source of ICMP errors; zero = none */
     uint8_t gateway6[16];
+    uint32_t max_flows; /* pairs; at most so many, 0 = no quota */
 };
 struct dp_endpoint {
     uint32_t network;
@@ -157,7 +158,8 @@ struct dp_endpoint {
     struct dp_span groups[2]; /* [DP_OUT, DP_IN] of groups, in the order they are walked */
     uint8_t fallback[2];      /* DP_ALLOW or DP_BLOCK where no ACL rule matches, by direction */
     uint16_t zero;
-    uint32_t stamp; /* generation that last changed what this endpoint may do */
+    uint32_t stamp;     /* generation that last changed what this endpoint may do */
+    uint32_t max_flows; /* pairs it began; at most so many, 0 = no quota */
 };
 /* A VTEP of one network as this node reaches it. Ids are stable from commit to commit. */
 struct dp_adjacency {
@@ -178,7 +180,8 @@ struct dp_pool {
     uint8_t addr[16];
     uint16_t lo;
     uint16_t hi;
-    uint32_t flags; /* enum dp_pool_flag */
+    uint32_t flags;        /* enum dp_pool_flag */
+    uint32_t max_bindings; /* of one endpoint; 0 = no quota */
 };
 
 enum dp_backend_flag { DP_BACKEND_DRAINING = 1 }; /* keeps its flows, gets no new ones */
@@ -216,6 +219,19 @@ struct dp_routes;   /* immutable longest-prefix table */
 struct dp_snapshot; /* immutable policy of one generation */
 struct dp_engine;
 
+/* Idle seconds; 0 keeps the default. Half-open TCP is kept for less than RFC 5382 REQ-5 has it, its
+ * NAT binding is not: a lapse costs the next SYN a walk and no more, while a flood would hold the
+ * table for as long. SYNs are sent again after 1, 3, 7, 15 seconds (RFC 6298), so 30 is more than
+ * the silence of a handshake that goes on. */
+struct dp_timers {
+    uint32_t tcp_established; /* 7440: RFC 5382 REQ-5 */
+    uint32_t tcp_transitory;  /* 240: RFC 5382 REQ-5, once both sides were seen */
+    uint32_t tcp_half_open;   /* 30: only one side was seen */
+    uint32_t udp;             /* 300: RFC 4787 REQ-5 */
+    uint32_t icmp;            /* 60: RFC 5508 REQ-2 */
+    uint32_t other;           /* 300 */
+};
+
 struct dp_policy {
     uint32_t generation; /* above every earlier one */
     const struct dp_port *ports;
@@ -238,6 +254,7 @@ struct dp_policy {
     uint32_t n_services;
     struct dp_balance *const *balances;
     uint32_t n_balances;
+    struct dp_timers timers; /* 0: as the engine was created with */
 };
 
 /* Where a rejected object stands: .what is "rule", "route", "port", …; .index its place. */
@@ -269,13 +286,6 @@ struct dp_limits {
     uint32_t max_bindings; /* NAT bindings */
     uint32_t max_ports;
     uint32_t max_rules;
-};
-struct dp_timers {            /* idle seconds; 0 keeps the default */
-    uint32_t tcp_established; /* 7440: RFC 5382 REQ-5 */
-    uint32_t tcp_transitory;  /* 240: RFC 5382 REQ-5 */
-    uint32_t udp;             /* 300: RFC 4787 REQ-5 */
-    uint32_t icmp;            /* 60: RFC 5508 REQ-2 */
-    uint32_t other;           /* 300 */
 };
 /* key: 32 random bytes of the caller; all tables are hashed under it. */
 struct dp_engine *dp_engine_create(const struct dp_limits *limits, const struct dp_timers *timers,
@@ -320,6 +330,7 @@ struct dp_totals {
     uint64_t flows; /* pairs alive */
     uint64_t bindings; /* alive */
     uint64_t expired;
+    uint64_t evicted; /* half-open pairs that gave way to new ones */
     uint64_t generation;
 };
 /* The law: rx == forwarded + dropped + consumed. Any pointer may be NULL. */
@@ -337,7 +348,7 @@ struct dp_flow_info {
     uint16_t new_sport;
     uint16_t new_dport;
     uint8_t proto;
-    uint8_t state; /* 1 initiator seen, 2 responder seen, 4 closing */
+    uint8_t state; /* 1 initiator seen, 2 responder seen, 4 closing; not both seen: half-open */
     uint16_t in_port;
     uint16_t out_port;
     uint32_t vni;

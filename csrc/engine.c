@@ -12,6 +12,7 @@
 #include "nd.h"
 #include "parse.h"
 #include "respond.h"
+#include "tcp.h"
 #include "transpose.h"
 
 /* What one call works with: the policy it has seen, and whether it may change anything. */
@@ -20,7 +21,8 @@ struct pass {
     struct dp_worker *w;
     const struct dp_snapshot *policy;
     struct dp_counters *count;
-    struct dp_trace *trace; /* not NULL: look, but touch nothing */
+    struct dp_trace *trace;        /* not NULL: look, but touch nothing */
+    const struct dp_pair *leaving; /* of a trace: would be gone by now, but is not */
     uint8_t *arena;
     size_t arena_len;
 };
@@ -287,24 +289,22 @@ static bool fresh(const struct dp_snapshot *s, const struct dp_half *half) {
            act->generation >= stamp_of(s, act->egress) && adjacency_stands(s, act->adjacency);
 }
 
-static void note_use(const struct pass *x, struct dp_packet *p, struct dp_pair *pair,
-                     struct dp_half *half) {
-    half->act.last_ns = x->w->now_ns;
-    half->act.packets++;
-    half->act.bytes += p->len;
-    uint8_t state =
-        pair->half[0].state | (half == &pair->half[0] ? DP_FLOW_INITIATOR : DP_FLOW_RESPONDER);
+/* Keeps the pair alive, and notes who was seen; what says nothing credible of a TCP flow is counted
+ * only. */
+static void note_use(const struct pass *x, const struct dp_packet *p, struct dp_pair *pair,
+                     uint32_t side) {
+    struct dp_act *act = &pair->half[side].act;
+    const uint8_t state = pair->half[0].state | dp_flow_side(side);
+    act->packets++;
+    act->bytes += p->len;
     if (p->key.proto == DP_IP_TCP && !p->key.fragment) {
-        const uint8_t flags = ((const struct dp_tcp *)dp_packet_l4(p))->flags;
-        if (flags & (DP_TCP_FIN | DP_TCP_RST)) {
-            state |= DP_FLOW_CLOSING;
-        } else if ((flags & (DP_TCP_SYN | DP_TCP_ACK)) == DP_TCP_SYN) {
-            state = half == &pair->half[0] ? DP_FLOW_INITIATOR : DP_FLOW_RESPONDER;
+        if (dp_unlikely(!dp_tcp_note(&x->e->flows, pair, side, p, x->w->now_ns))) {
+            return;
         }
-    }
-    if (pair->half[0].state != state) { /* seldom, and a line kept clean is not written back */
+    } else if (pair->half[0].state != state) { /* seldom, and a clean line is not written back */
         pair->half[0].state = state;
     }
+    act->last_ns = x->w->now_ns;
 }
 
 /* What is left of a packet's way once its transposition said r. */
@@ -340,7 +340,7 @@ static void apply(const struct pass *x, struct dp_packet *p, const struct dp_hal
 static void apply_hit(const struct pass *x, struct dp_packet *p, struct dp_pair *pair,
                       uint32_t side) {
     if (dp_likely(!vtep_differs(x, p, &pair->half[side].act))) {
-        note_use(x, p, pair, &pair->half[side]);
+        note_use(x, p, pair, side);
     }
     apply(x, p, &pair->half[side], &pair->half[!side]);
 }
@@ -391,7 +391,7 @@ static void unbind(struct dp_engine *e, const struct dp_walk *w) {
 }
 
 void dp_engine_forget(struct dp_engine *e, struct dp_pair *pair) {
-    leave_binding(e, pair->half[0].act.binding, dp_pair_last(pair));
+    leave_binding(e, pair->half[0].binding, dp_pair_last(pair));
     dp_flow_remove(&e->flows, pair);
 }
 
@@ -411,7 +411,7 @@ static dp_cold enum dp_reason resimulate(const struct pass *x, struct dp_walk *w
         unbind(x->e, w);
         return r;
     }
-    const uint32_t old = pair->half[0].act.binding;
+    const uint32_t old = pair->half[0].binding;
     const uint64_t last = dp_pair_last(pair);
     hold_binding(x->e, w->binding);
     const bool kept = dp_flow_replace(&x->e->flows, pair, &w->pair);
@@ -442,14 +442,69 @@ static bool is_indexed(const struct dp_half *half) {
     return half->act.flags & DP_ACT_INDEXED;
 }
 
+static bool is_leaving(const struct pass *x, const struct dp_key *key, enum dp_scope scope) {
+    return x->leaving && dp_flow_in_scope(&x->leaving->half[0].key, key, scope);
+}
+
+/* Whose share of the flow table is used up; DP_R_none: there is room. */
+static enum dp_reason crowded(const struct pass *x, const struct dp_key *key,
+                              enum dp_scope *scope) {
+    const struct dp_flows *flows = &x->e->flows;
+    const struct dp_endpoint *from = x->policy->slots[key->port].endpoint;
+    const uint32_t n = dp_snapshot_network(x->policy, key->vni);
+    const uint32_t most = n == DP_NONE ? 0 : x->policy->networks[n].max_flows;
+    *scope = DP_SCOPE_PORT;
+    if (from && from->max_flows &&
+        dp_share_of_port(&flows->shares, key->port) - is_leaving(x, key, *scope) >=
+            from->max_flows) {
+        return DP_R_flow_quota;
+    }
+    *scope = DP_SCOPE_NETWORK;
+    if (most &&
+        dp_share_of_network(&flows->shares, key->vni) - is_leaving(x, key, *scope) >= most) {
+        return DP_R_flow_quota;
+    }
+    *scope = DP_SCOPE_TABLE;
+    return flows->free || x->leaving ? DP_R_none : DP_R_flow_table_full;
+}
+
+/* Where room is short, a half-open pair of the same share gives way. Work is bounded: a flood of
+ * new flows costs established ones nothing but that. */
+static enum dp_reason make_room(const struct pass *x, const struct dp_key *key) {
+    struct dp_flows *flows = &x->e->flows;
+    enum dp_scope scope;
+    const enum dp_reason r = crowded(x, key, &scope);
+    if (dp_likely(!r)) {
+        return DP_R_none;
+    }
+    uint32_t hand = flows->hand;
+    struct dp_pair *victim = dp_flows_next_half_open(flows, scope, key, &hand);
+    if (x->trace) {
+        return victim && victim != x->leaving ? DP_R_none : r;
+    }
+    flows->hand = hand;
+    if (!victim) {
+        return r;
+    }
+    dp_engine_forget(x->e, victim);
+    dp_count(&x->count->totals.evicted, 1);
+    return DP_R_none;
+}
+
 static void miss(const struct pass *x, struct dp_packet *p) {
     struct dp_walk w = new_walk(x, p->kind == DP_PORT_UNDERLAY ? &p->outer_src : NULL);
     p->frame->flags |= DP_MISS;
     dp_count(&x->count->totals.misses, 1);
-    const enum dp_reason r = dp_walk_flow(&w, &p->key);
+    enum dp_reason r = dp_walk_flow(&w, &p->key);
     if (dp_unlikely(r)) {
         unbind(x->e, &w);
         refuse(x, p, &w, r);
+        return;
+    }
+    r = make_room(x, &p->key);
+    if (dp_unlikely(r)) {
+        unbind(x->e, &w);
+        drop(x, p, r);
         return;
     }
     if (x->trace) {
@@ -468,6 +523,17 @@ static void miss(const struct pass *x, struct dp_packet *p) {
         claim_answers(x, pair);
     }
     apply_hit(x, p, pair, 0);
+}
+
+/* A packet of a flow that is idle: it is forgotten, and begins anew. */
+static dp_cold void miss_without(const struct pass *x, struct dp_packet *p, struct dp_pair *idle) {
+    struct pass rest = *x;
+    if (x->trace) {
+        rest.leaving = idle;
+    } else {
+        dp_engine_forget(x->e, idle);
+    }
+    miss(&rest, p);
 }
 
 /* A packet of a flow of an older policy. */
@@ -565,10 +631,7 @@ static void judge_packet(const struct pass *x, struct dp_packet *p) {
     /* the half at hand first: of a flow in use, the other one's lines need not be read */
     if (dp_unlikely(x->w->now_ns - half->act.last_ns > dp_flow_idle_ns(flows, pair)) &&
         dp_flow_is_idle(flows, pair, x->w->now_ns)) {
-        if (!x->trace) {
-            dp_engine_forget(x->e, pair);
-        }
-        miss(x, p);
+        miss_without(x, p, pair);
         return;
     }
     struct dp_step *s = dp_trace_step(x->trace, DP_STEP_FLOW, &p->key);
@@ -600,18 +663,37 @@ static void process_burst(const struct pass *x, struct dp_frame *frames, uint32_
 
 /* ---- entry -------------------------------------------------------------------------------- */
 
-/* The committed policy, kept from release until dp_leave: named first, then looked at again, so
- * that a commit that swapped it in between sees the name or is seen. */
-static const struct dp_snapshot *read_policy(struct dp_engine *e) {
+static uint64_t nanoseconds(uint32_t policy, uint32_t engine, uint32_t otherwise) {
+    return (uint64_t)(policy ? policy : engine ? engine : otherwise) * 1000000000u;
+}
+
+static void set_timers(struct dp_engine *e, const struct dp_snapshot *s) {
+    const struct dp_timers *a = &s->timers;
+    const struct dp_timers *b = &e->timers;
+    e->timed = s->generation;
+    e->flows.timers = (struct dp_flow_timers){
+        .tcp_established = nanoseconds(a->tcp_established, b->tcp_established, 7440),
+        .tcp_transitory = nanoseconds(a->tcp_transitory, b->tcp_transitory, 240),
+        .tcp_half_open = nanoseconds(a->tcp_half_open, b->tcp_half_open, 30),
+        .udp = nanoseconds(a->udp, b->udp, 300),
+        .icmp = nanoseconds(a->icmp, b->icmp, 60),
+        .other = nanoseconds(a->other, b->other, 300)};
+}
+
+/* Named first, then looked at again, so that a commit that swapped it in between sees the name or
+ * is seen. */
+const struct dp_snapshot *dp_read_policy(struct dp_engine *e) {
     struct dp_snapshot *s = atomic_load(&e->policy);
-    for (;;) {
+    struct dp_snapshot *before;
+    do {
+        before = s;
         atomic_store(&e->worker.reading, s);
-        struct dp_snapshot *again = atomic_load(&e->policy);
-        if (again == s) {
-            return s;
-        }
-        s = again;
+        s = atomic_load(&e->policy);
+    } while (s != before);
+    if (dp_unlikely(e->timed != s->generation)) {
+        set_timers(e, s);
     }
+    return s;
 }
 
 static void advance(struct dp_worker *w, uint64_t now_ns) {
@@ -639,7 +721,7 @@ int dp_process(struct dp_engine *e, uint8_t *arena, size_t arena_len, struct dp_
     for (uint32_t done = 0; done < n; done += DP_BURST) {
         const struct pass x = {.e = e,
                                .w = &e->worker,
-                               .policy = read_policy(e),
+                               .policy = dp_read_policy(e),
                                .count = &e->worker.count,
                                .arena = arena,
                                .arena_len = arena_len};
@@ -661,7 +743,7 @@ int dp_trace(struct dp_engine *e, uint8_t *arena, size_t arena_len, struct dp_fr
     struct dp_trace trace = {steps, n, 0};
     const struct pass x = {.e = e,
                            .w = &e->worker,
-                           .policy = read_policy(e),
+                           .policy = dp_read_policy(e),
                            .count = &e->scratch,
                            .trace = &trace,
                            .arena = arena,

@@ -16,6 +16,8 @@ struct dp_worker {
 
 struct dp_engine {
     struct dp_limits limits;
+    struct dp_timers timers; /* where the policy says none */
+    uint32_t timed;          /* generation whose timers the flows have */
     _Atomic(struct dp_snapshot *) policy;
     struct dp_flows flows;
     struct dp_bindings bindings;
@@ -29,6 +31,9 @@ struct dp_engine {
 /* One thread at a time: false if another one is inside. */
 bool dp_enter(struct dp_engine *e);
 void dp_leave(struct dp_engine *e);
+
+/* The committed policy, kept from release until dp_leave, and its timers set. */
+const struct dp_snapshot *dp_read_policy(struct dp_engine *e);
 
 /* Ends a pair: out of the table, and its binding one flow less. */
 void dp_engine_forget(struct dp_engine *e, struct dp_pair *pair);

@@ -3,7 +3,7 @@
 #include <stdlib.h>
 #include <sys/mman.h>
 
-enum { SPARE_SLOTS = 3 };
+enum { SPARE_SLOTS = 3, EVICTION_LOOKS = 64 };
 
 static bool matches(const struct dp_flows *t, uint32_t ref, const struct dp_key *key) {
     return dp_key_equal(&dp_flow_half(t, ref)->key, key);
@@ -64,8 +64,10 @@ uint64_t dp_flow_idle_ns(const struct dp_flows *t, const struct dp_pair *p) {
     }
     switch (h->key.proto) {
     case DP_IP_TCP:
-        return h->state == (DP_FLOW_INITIATOR | DP_FLOW_RESPONDER) ? t->timers.tcp_established
-                                                                   : t->timers.tcp_transitory;
+        if (h->state == DP_FLOW_SEEN) {
+            return t->timers.tcp_established;
+        }
+        return dp_pair_half_open(p) ? t->timers.tcp_half_open : t->timers.tcp_transitory;
     case DP_IP_UDP:
         return t->timers.udp;
     case DP_IP_ICMP:
@@ -160,6 +162,7 @@ static void unindex_pair(struct dp_flows *t, struct dp_pair *p) {
 /* ---- pairs -------------------------------------------------------------------------------- */
 
 static void release(struct dp_flows *t, struct dp_pair *p) {
+    dp_shares_give(&t->shares, &p->half[0].key);
     p->half[0].used = 0;
     p->half[0].key.vni = t->free;
     t->free = (uint32_t)(p - t->pairs) + 1;
@@ -175,6 +178,7 @@ uint32_t dp_flow_add(struct dp_flows *t, const struct dp_pair *draft) {
     t->used++;
     *p = *draft;
     p->half[0].used = 1;
+    dp_shares_take(&t->shares, &p->half[0].key);
     if (!index_pair(t, p)) {
         unindex_pair(t, p);
         release(t, p);
@@ -192,6 +196,9 @@ static void keep_history(struct dp_half *new, const struct dp_half *old) {
     new->act.packets = old->act.packets;
     new->act.bytes = old->act.bytes;
     new->act.last_ns = old->act.last_ns;
+    new->act.next = old->act.next;
+    new->act.ack = old->act.ack;
+    new->act.flags |= old->act.flags &DP_ACT_ACKED;
     new->state = old->state;
     new->used = old->used;
 }
@@ -227,6 +234,19 @@ struct dp_pair *dp_flows_next_idle(struct dp_flows *t, uint64_t now_ns, uint32_t
     return NULL;
 }
 
+struct dp_pair *dp_flows_next_half_open(const struct dp_flows *t, enum dp_scope scope,
+                                        const struct dp_key *key, uint32_t *hand) {
+    for (uint32_t looks = 0; looks < EVICTION_LOOKS && looks < t->max; looks++) {
+        *hand = *hand < t->max ? *hand : 0;
+        struct dp_pair *p = &t->pairs[(*hand)++];
+        if (p->half[0].used && dp_pair_half_open(p) &&
+            dp_flow_in_scope(&p->half[0].key, key, scope)) {
+            return p;
+        }
+    }
+    return NULL;
+}
+
 /* ---- life --------------------------------------------------------------------------------- */
 
 static void *huge_alloc(size_t bytes) {
@@ -240,17 +260,16 @@ static void *huge_alloc(size_t bytes) {
     return p;
 }
 
-bool dp_flows_init(struct dp_flows *t, uint32_t max, const struct dp_flow_timers *timers,
-                   const uint8_t seed[32]) {
+bool dp_flows_init(struct dp_flows *t, uint32_t max, uint32_t max_ports, const uint8_t seed[32]) {
     uint32_t buckets = 16;
     while ((uint64_t)buckets * DP_BUCKET_SLOTS < (uint64_t)max * 4) {
         buckets *= 2;
     }
-    *t = (struct dp_flows){.max = max, .mask = buckets - 1, .timers = *timers};
+    *t = (struct dp_flows){.max = max, .mask = buckets - 1};
     dp_hash_key_init(&t->key, seed, 1);
     t->buckets = huge_alloc((size_t)buckets * sizeof *t->buckets);
     t->pairs = huge_alloc(((size_t)max + 1) * sizeof *t->pairs);
-    if (!t->buckets || !t->pairs) {
+    if (!dp_shares_init(&t->shares, max_ports, max) || !t->buckets || !t->pairs) {
         dp_flows_fini(t);
         return false;
     }
@@ -261,6 +280,7 @@ bool dp_flows_init(struct dp_flows *t, uint32_t max, const struct dp_flow_timers
 void dp_flows_fini(struct dp_flows *t) {
     free(t->buckets);
     free(t->pairs);
+    dp_shares_fini(&t->shares);
     *t = (struct dp_flows){0};
 }
 
@@ -273,4 +293,6 @@ void dp_flows_clear(struct dp_flows *t) {
     t->free = t->max ? 1 : 0;
     t->used = 0;
     t->sweep = 0;
+    t->hand = 0;
+    dp_shares_clear(&t->shares);
 }

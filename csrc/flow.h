@@ -9,12 +9,14 @@
  *   index bucket (64 B)                    pair (256 B)
  *   | tag x8 | ref x8 | pad |  ref ──►  | key 0 | act 0 | key 1 | act 1 |
  *
- * Bounded: all memory is taken at creation. A full table refuses the new flow and harms no old one.
+ * Bounded: all memory is taken at creation. Where room is short, the new flow takes the place of a
+ * half-open one or is refused; no pair whose both sides were seen gives way.
  * Threads: one writer. A reference is published by a release store after its pair is whole. */
 #ifndef DP_FLOW_H
 #define DP_FLOW_H
 #include "hash.h"
 #include "packet.h"
+#include "share.h"
 
 enum dp_act_flag {
     DP_ACT_ENCAP = 1,    /* push the adjacency's outer headers */
@@ -22,9 +24,15 @@ enum dp_act_flag {
     DP_ACT_NAT = 4,      /* modify addresses, ports or id to the other key's, mirrored */
     DP_ACT_TTL = 8,      /* a router's hop where routed */
     DP_ACT_INDEXED = 16, /* this half can be found */
-    DP_ACT_ANY_VTEP = 32 /* decap: any VTEP of the network may speak for the flow (DSR) */
+    DP_ACT_ANY_VTEP = 32, /* decap: any VTEP of the network may speak for the flow (DSR) */
+    DP_ACT_ACKED = 64     /* TCP: .ack is known */
 };
-enum dp_flow_state { DP_FLOW_INITIATOR = 1, DP_FLOW_RESPONDER = 2, DP_FLOW_CLOSING = 4 };
+enum dp_flow_state {
+    DP_FLOW_INITIATOR = 1,
+    DP_FLOW_RESPONDER = 2,
+    DP_FLOW_SEEN = 3, /* both sides: no longer half-open */
+    DP_FLOW_CLOSING = 4
+};
 
 /* The composed header transposition of one direction, and what it has done. One cache line. */
 struct dp_act {
@@ -33,26 +41,26 @@ struct dp_act {
     uint64_t last_ns;
     uint32_t generation;
     uint32_t adjacency; /* encap: where to; decap: where from; else DP_NONE */
-    uint32_t binding;   /* NAT binding, or DP_NONE */
     uint32_t rule;      /* id of the rule that decided, or DP_NONE */
+    uint32_t next;      /* TCP: the sequence number after the last that this side sent */
+    uint32_t ack;       /* TCP: the highest that this side has acknowledged */
     uint16_t flags;     /* enum dp_act_flag */
     uint16_t egress;    /* port id */
     uint16_t mtu;       /* largest IP packet on the way; 0 = no limit */
-    uint16_t mss;       /* largest TCP MSS to let through */
+    uint16_t outer_sport;
     uint8_t dst_mac[6]; /* of the frame as it leaves, where routed */
     uint8_t src_mac[6];
-    uint16_t outer_sport;
-    uint16_t zero;
 };
 
 struct dp_half {
     struct dp_key key;
-    uint32_t idle_s; /* half 0: idle time by rule, 0 = by protocol */
-    uint8_t state;   /* half 0: enum dp_flow_state of the pair */
-    uint8_t used;    /* half 0: the pair is alive */
-    uint16_t zero;
-    uint32_t delta_addr; /* NAT: checksum delta of the addresses that change */
-    uint32_t delta_port; /* NAT: of the port or echo id that changes */
+    uint32_t idle_s;     /* half 0: idle time by rule, 0 = by protocol */
+    uint32_t binding;    /* half 0: NAT binding, or DP_NONE */
+    uint16_t delta_addr; /* NAT: checksum delta of the addresses that change, folded */
+    uint16_t delta_port; /* NAT: of the port or echo id that changes */
+    uint16_t mss;        /* largest TCP MSS to let through */
+    uint8_t state;       /* half 0: enum dp_flow_state of the pair */
+    uint8_t used;        /* half 0: the pair is alive */
     struct dp_act act dp_line;
 };
 _Static_assert(sizeof(struct dp_act) == 64, "a transposition is one cache line");
@@ -74,6 +82,7 @@ _Static_assert(sizeof(struct dp_bucket) == 64, "a bucket is one cache line");
 struct dp_flow_timers { /* nanoseconds */
     uint64_t tcp_established;
     uint64_t tcp_transitory;
+    uint64_t tcp_half_open;
     uint64_t udp;
     uint64_t icmp;
     uint64_t other;
@@ -82,17 +91,18 @@ struct dp_flow_timers { /* nanoseconds */
 struct dp_flows {
     uint32_t max;
     uint32_t used;
-    uint32_t free; /* index + 1 of the first free pair; chained through half 0's key.vni */
-    uint32_t sweep;
-    uint32_t mask; /* buckets - 1 */
+    uint32_t free;  /* index + 1 of the first free pair; chained through half 0's key.vni */
+    uint32_t sweep; /* where the next expiry goes on */
+    uint32_t hand;  /* where the next eviction goes on */
+    uint32_t mask;  /* buckets - 1 */
     struct dp_bucket *buckets;
     struct dp_pair *pairs;
     struct dp_hash_key key;
     struct dp_flow_timers timers;
+    struct dp_shares shares;
 };
 
-bool dp_flows_init(struct dp_flows *t, uint32_t max, const struct dp_flow_timers *timers,
-                   const uint8_t seed[32]);
+bool dp_flows_init(struct dp_flows *t, uint32_t max, uint32_t max_ports, const uint8_t seed[32]);
 void dp_flows_fini(struct dp_flows *t);
 void dp_flows_clear(struct dp_flows *t);
 
@@ -136,6 +146,14 @@ static inline bool dp_flow_is(const struct dp_flows *t, uint32_t ref, const stru
 /* The reference of the key's half, or 0. */
 uint32_t dp_flow_find(const struct dp_flows *t, const struct dp_key *key, uint64_t hash);
 
+static inline uint8_t dp_flow_side(uint32_t half) {
+    return half ? DP_FLOW_RESPONDER : DP_FLOW_INITIATOR;
+}
+/* Only one side was seen so far: nothing says that the other one is there. */
+static inline bool dp_pair_half_open(const struct dp_pair *p) {
+    return (p->half[0].state & DP_FLOW_SEEN) != DP_FLOW_SEEN;
+}
+
 /* How long the pair may be idle. */
 uint64_t dp_flow_idle_ns(const struct dp_flows *t, const struct dp_pair *p);
 static inline bool dp_flow_is_idle(const struct dp_flows *t, const struct dp_pair *p,
@@ -156,5 +174,17 @@ void dp_flow_remove(struct dp_flows *t, struct dp_pair *pair);
 /* The next idle pair among the *budget ones the sweep looks at from here on, or NULL when the
  * budget is spent. */
 struct dp_pair *dp_flows_next_idle(struct dp_flows *t, uint64_t now_ns, uint32_t *budget);
+
+enum dp_scope { DP_SCOPE_TABLE, DP_SCOPE_NETWORK, DP_SCOPE_PORT };
+/* Whether the pair of the one key is in scope for the other's. */
+static inline bool dp_flow_in_scope(const struct dp_key *a, const struct dp_key *b,
+                                    enum dp_scope scope) {
+    return scope == DP_SCOPE_TABLE ||
+           (a->vni == b->vni && (scope == DP_SCOPE_NETWORK || a->port == b->port));
+}
+/* The next half-open pair from *hand on that is in scope: of anyone, of the key's network, of the
+ * key's network and ingress port. NULL: none among the pairs looked at, 64 at most. */
+struct dp_pair *dp_flows_next_half_open(const struct dp_flows *t, enum dp_scope scope,
+                                        const struct dp_key *key, uint32_t *hand);
 
 #endif

@@ -31,6 +31,8 @@ enum dp_reason dp_nat_bind(struct dp_walk *w, const struct dp_pool *pool) {
     w->binding = dp_bindings_find(w->bindings, &in, pool, w->now_ns);
     if (w->binding != DP_NONE) {
         port = w->bindings->items[w->binding].out.port;
+    } else if (!dp_bindings_may_add(w->bindings, in.place, pool, w->now_ns, w->trace != NULL)) {
+        return DP_R_nat_quota;
     } else if (!dp_bindings_choose(w->bindings, &in, pool, &w->policy->services, w->now_ns,
                                    &port)) {
         return DP_R_nat_exhausted;

@@ -379,6 +379,7 @@ struct dp_snapshot *dp_snapshot_create(const struct dp_policy *policy, struct dp
         return NULL;
     }
     s->generation = policy->generation;
+    s->timers = policy->timers;
     s->host = DP_PORT_NONE;
     if (!check_ports(s, err) || !check_networks(s, err) || !check_endpoints(s, err) ||
         !check_adjacencies(s, err) || !check_routes(s, err) || !check_rules(s, err) ||

@@ -51,6 +51,7 @@ struct dp_snapshot {
     uint16_t host;     /* port id of the way out, or DP_PORT_NONE */
     uint16_t udp_port; /* VXLAN's, on the underlay */
     uint32_t max_rule; /* highest rule id */
+    struct dp_timers timers;
 };
 
 struct dp_snapshot *dp_snapshot_retain(struct dp_snapshot *s);

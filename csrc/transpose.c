@@ -62,7 +62,7 @@ static void fix_transport(struct dp_packet *p, const struct dp_half *half) {
         return; /* none was made: RFC 768 */
     }
     const bool pseudo = p->key.proto != DP_IP_ICMP;
-    csum = dp_csum_fix(csum, half->delta_port + (pseudo ? half->delta_addr : 0));
+    csum = dp_csum_fix(csum, (uint32_t)half->delta_port + (pseudo ? half->delta_addr : 0));
     csum = p->key.proto == DP_IP_UDP && csum == 0 ? 0xffff : csum;
     memcpy(field, &csum, 2);
 }
@@ -271,7 +271,7 @@ enum dp_reason dp_transpose(struct dp_packet *p, const struct dp_half *half,
         return r;
     }
     if (dp_unlikely(is_syn(p))) {
-        clamp_mss(p, half->act.mss);
+        clamp_mss(p, half->mss);
     }
     if (half->act.flags & DP_ACT_NAT) {
         translate(p, half, &other->key);
@@ -299,13 +299,15 @@ void dp_transpose_deltas(struct dp_half *half, const struct dp_half *other) {
     const struct dp_key *old = &half->key;
     const struct dp_key *new = &other->key; /* mirrored: its destination is our new source */
     const size_t skip = dp_addr_is_v4(&old->src) ? 12 : 0;
-    half->delta_addr =
+    half->delta_addr = dp_csum_fold(
         dp_csum_delta(dp_addr_bytes(&old->src) + skip, dp_addr_bytes(&new->dst) + skip, 16 - skip) +
-        dp_csum_delta(dp_addr_bytes(&old->dst) + skip, dp_addr_bytes(&new->src) + skip, 16 - skip);
+        dp_csum_delta(dp_addr_bytes(&old->dst) + skip, dp_addr_bytes(&new->src) + skip, 16 - skip));
     if (dp_proto_has_ports(old->proto)) {
-        half->delta_port = dp_csum_term(be16_put(old->sport).net, be16_put(new->dport).net) +
-                           dp_csum_term(be16_put(old->dport).net, be16_put(new->sport).net);
+        half->delta_port =
+            dp_csum_fold(dp_csum_term(be16_put(old->sport).net, be16_put(new->dport).net) +
+                         dp_csum_term(be16_put(old->dport).net, be16_put(new->sport).net));
     } else {
-        half->delta_port = dp_csum_term(be16_put(old->sport).net, be16_put(new->sport).net);
+        half->delta_port =
+            dp_csum_fold(dp_csum_term(be16_put(old->sport).net, be16_put(new->sport).net));
     }
 }

@@ -193,7 +193,7 @@ static void compose_half(const struct dp_walk *w, struct dp_half *half, const st
     struct dp_act *act = &half->act;
     act->generation = s->generation;
     act->rule = w->rule;
-    act->binding = w->binding;
+    half->binding = w->binding;
     act->egress = to->port;
     act->adjacency = DP_NONE;
     act->flags |= w->translated ? DP_ACT_NAT : 0;
@@ -222,7 +222,7 @@ static void compose_half(const struct dp_walk *w, struct dp_half *half, const st
         way = p->mtu;
     }
     act->mtu = from->kind == DP_PORT_UNDERLAY ? 0 : way;
-    act->mss = (uint16_t)(way - (dp_addr_is_v4(&half->key.src) ? 40 : 60));
+    half->mss = (uint16_t)(way - (dp_addr_is_v4(&half->key.src) ? 40 : 60));
 }
 
 static void compose(struct dp_walk *w, const struct dp_key *key) {

@@ -19,7 +19,6 @@ if TYPE_CHECKING:  # the same list again, for those who check types
     from dataplane.document import loads as loads
     from dataplane.engine import Engine as Engine
     from dataplane.engine import Outcome as Outcome
-    from dataplane.engine import Timers as Timers
     from dataplane.errors import BusyError as BusyError
     from dataplane.errors import DataplaneError as DataplaneError
     from dataplane.errors import DocumentError as DocumentError
@@ -52,7 +51,7 @@ _HOMES = {
     "Result": "batch",
     "SimClock": "clock",
     "Stats": "stats",
-    "Timers": "engine",
+    "Timers": "model",
     "Verdict": "reasons",
     "Walk": "trace",
     "dump": "document",

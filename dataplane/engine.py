@@ -18,8 +18,8 @@ from dataplane.defaults import resolve
 from dataplane.draft import Draft
 from dataplane.errors import BusyError, DataplaneError, DocumentError, EngineError, Fault, PortError
 from dataplane.ids import Ids
-from dataplane.layers import NOTHING, Built, build
-from dataplane.model import Document, Node
+from dataplane.layers import NOTHING, Built, build, idle_seconds
+from dataplane.model import Document, Node, Timers
 from dataplane.plan import Plan
 from dataplane.reasons import Reason, Verdict, check
 from dataplane.rows import Tables
@@ -41,17 +41,6 @@ MAX_STEPS = 4096  # of a trace
 
 class Clock(Protocol):
     def now_ns(self) -> int: ...
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Timers:
-    """Seconds until an idle flow is forgotten. 0: as the RFCs ask (5382, 4787, 5508)."""
-
-    tcp_established: int = 0  # 7440
-    tcp_transitory: int = 0  # 240
-    udp: int = 0  # 300
-    icmp: int = 0  # 60
-    other: int = 0  # 300
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +95,10 @@ class Engine:
         clock: Clock | None = None,
         key: bytes | None = None,
     ) -> None:
-        """`key`: 32 secret bytes that all tables are hashed under; by default random."""
+        """`timers`: where the policy names none, each by itself.
+
+        `key`: 32 secret bytes that all tables are hashed under; by default random.
+        """
         key = os.urandom(32) if key is None else key
         if len(key) != 32:
             raise ValueError(f"the key has {len(key)} bytes, not 32")
@@ -346,14 +338,10 @@ def choose(document: Document, name: str | None = None) -> Node:
 
 
 def _create(limits: tuple[int, ...], timers: Timers | None, key: bytes) -> Any:
-    idle = timers or Timers()
     error = ffi.new("struct dp_error *")
     try:
         c_limits = ffi.new("struct dp_limits *", limits)
-        c_timers = ffi.new(
-            "struct dp_timers *",
-            (idle.tcp_established, idle.tcp_transitory, idle.udp, idle.icmp, idle.other),
-        )
+        c_timers = ffi.new("struct dp_timers *", idle_seconds(timers or Timers()))
     except OverflowError as overflow:
         raise EngineError(-1, f"a limit or timer is out of range: {overflow}") from overflow
     made = lib.dp_engine_create(c_limits, c_timers, key, error)

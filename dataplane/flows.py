@@ -40,6 +40,7 @@ class Flow:
     rule: str | None
     generation: int
     replied: bool
+    half_open: bool  # one of the two sides was not seen yet
     closing: bool
     packets: tuple[int, int]
     bytes: tuple[int, int]
@@ -87,6 +88,7 @@ def _flow(record: Any, ids: Ids) -> Flow:
         provider=adjacency.provider if adjacency else None,
         rule=ids.rule_names.get(int(record["rule"])),
         replied=bool(state & 2),
+        half_open=state & 3 != 3,
         closing=bool(state & 4),
         packets=(first[0], first[1]),
         bytes=(second[0], second[1]),

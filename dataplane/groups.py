@@ -37,6 +37,7 @@ def endpoint_row(e: Endpoint, network: Network, node: Node, ids: Ids, memo: Memo
         addresses=tuple(map(ip16, e.addresses)),
         groups=groups,
         fallback=(e.default_out, e.default_in),
+        max_flows=e.max_flows,
     )
 
 
@@ -106,7 +107,7 @@ def _nat_group(
     nat = e.outbound_nat
     if nat is None or nat.vip is None:
         return ()
-    pool = Pool(ip16(nat.vip), nat.ports.first, nat.ports.last, _pool_flags(nat))
+    pool = Pool(ip16(nat.vip), nat.ports.first, nat.ports.last, _pool_flags(nat), nat.max_ports)
     inside = tuple((ip16(a), 128) for a in e.addresses if a.version == nat.vip.version)
     keep = _inner_prefixes(network, node, memo), _spans(nat.exceptions)
     name = GroupName(network.name, e.name, "nat", "out")

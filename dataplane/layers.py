@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from dataplane._engine import ffi, lib
 from dataplane.errors import EngineError
 from dataplane.ids import UNDERLAY_PORT
+from dataplane.model import Timers
 from dataplane.reasons import check
 from dataplane.records import dtype, raw, records
 from dataplane.rows import (
@@ -260,6 +261,12 @@ def _make_balance(backends: tuple[BackendRow, ...]) -> Any:
     return ffi.gc(made, lib.dp_balance_release)
 
 
+def idle_seconds(timers: Timers) -> tuple[int, ...]:
+    """As `struct dp_timers`."""
+    fields = ffi.typeof("struct dp_timers").fields
+    return tuple(getattr(timers, name) or 0 for name, _ in fields)
+
+
 # ---- snapshot ----------------------------------------------------------------------------------
 
 
@@ -278,6 +285,7 @@ class _Policy:
         balances: dict[tuple[BackendRow, ...], Any],
     ) -> None:
         self.generation = generation
+        self.timers = tables.timers
         self.pools = pools
         self.stamps = stamps
         self.of_group = of_group
@@ -299,6 +307,7 @@ class _Policy:
                 n.domain,
                 n.gateway4,
                 n.gateway6,
+                n.max_flows,
             )
             for i, n in enumerate(tables.networks)
         ]
@@ -332,6 +341,7 @@ class _Policy:
             bytes(ACTIONS[action] for action in row.fallback),
             0,
             self.stamps[row.port],
+            row.max_flows,
         )
 
     def _adjacencies(self, tables: tuple[Adjacencies, ...]) -> "NDArray[np.void]":
@@ -352,6 +362,7 @@ class _Policy:
     def snapshot(self) -> Any:
         """A `struct dp_snapshot *` that releases itself. C copies all it is given."""
         policy = ffi.new("struct dp_policy *", {"generation": self.generation})
+        policy.timers = ffi.new("struct dp_timers *", idle_seconds(self.timers))[0]
         arrays: dict[str, tuple[str, list[tuple[Any, ...]]]] = {
             "ports": ("dp_port", self.ports),
             "networks": ("dp_network", self.networks),

@@ -99,6 +99,7 @@ class OutboundNat(Model, frozen=True, kw_only=True):
     translated; if `destinations` is given, only those are. `vip`: default the host port's address.
     `mapping`: one outside port for all remotes (RFC 4787 REQ-1), or one for each. `filtering`: who
     may send to it from outside: those it is connected to, or anyone (REQ-8).
+    `max_ports`: bindings one endpoint may hold at a time (HNS MaxPortPoolUsage), 0 for no quota.
     """
 
     vip: IP | None = None
@@ -107,6 +108,7 @@ class OutboundNat(Model, frozen=True, kw_only=True):
     ports: PortRange = msgspec.field(default_factory=lambda: PortRange(1024, 65535))
     mapping: Literal["endpoint-independent", "symmetric"] = "endpoint-independent"
     filtering: Literal["connection", "endpoint-independent"] = "connection"
+    max_ports: int = 0
 
 
 class PortMapping(Model, frozen=True, kw_only=True):
@@ -175,6 +177,7 @@ class Endpoint(Model, frozen=True, kw_only=True):
     default_out: Fallback | None = None
     outbound_nat: OutboundNat | None = None  # default: the network's
     port_mappings: tuple[PortMapping, ...] = ()
+    max_flows: int = 0  # pairs it may have begun at a time, 0 for no quota
 
 
 class RemoteSubnet(Model, frozen=True, kw_only=True):
@@ -202,6 +205,7 @@ class Network(Model, frozen=True, kw_only=True):
     load_balancers: tuple[LoadBalancer, ...] = ()
     host_route: bool = False  # the host reaches the network through its host port, and is reached
     routing_domain: str | None = None  # networks of one domain route into each other
+    max_flows: int = 0  # pairs it may hold at a time, 0 for no quota
 
 
 class Underlay(Model, frozen=True, kw_only=True):
@@ -221,6 +225,20 @@ class HostPort(Model, frozen=True, kw_only=True):
     tap: Tap
 
 
+class Timers(Model, frozen=True, kw_only=True):
+    """Seconds until an idle flow is forgotten, 1 to 2^31; default: as the RFCs ask.
+
+    TCP is half-open until both sides were seen, and transitory once it closes.
+    """
+
+    tcp_established: int | None = None  # 7440: RFC 5382 REQ-5
+    tcp_transitory: int | None = None  # 240: RFC 5382 REQ-5
+    tcp_half_open: int | None = None  # 30
+    udp: int | None = None  # 300: RFC 4787 REQ-5
+    icmp: int | None = None  # 60: RFC 5508 REQ-2
+    other: int | None = None  # 300
+
+
 class Node(Model, frozen=True, kw_only=True):
     """One host: its underlay, its way out, and its networks."""
 
@@ -228,6 +246,7 @@ class Node(Model, frozen=True, kw_only=True):
     underlay: Underlay
     host_port: HostPort | None = None
     networks: tuple[Network, ...] = ()
+    timers: Timers = Timers()
 
 
 def outbound_nats(node: Node) -> Iterator[OutboundNat]:

@@ -5,10 +5,10 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
 
-from msgspec.structs import replace
+from msgspec.structs import asdict, replace
 
 from dataplane.address import IP
-from dataplane.model import Acl, Endpoint, HostPort, Network, Node, RemoteSubnet, Underlay
+from dataplane.model import Acl, Endpoint, HostPort, Network, Node, RemoteSubnet
 from dataplane.rows import Tables
 
 SHOWN_PREFIXES = 3
@@ -116,7 +116,7 @@ def compare(old: Node | None, new: Node) -> Iterator[Change]:
 
 
 def _objects(node: Node) -> Iterator[tuple[ObjectName, Object]]:
-    yield ("node", node.name), Object(node.underlay, _underlay_line(node.underlay))
+    yield ("node", node.name), Object((node.underlay, node.timers), _node_line(node))
     if node.host_port is not None:
         yield ("host", node.name), Object(node.host_port, _host_line(node.host_port))
     for network in node.networks:
@@ -142,9 +142,11 @@ def _network_objects(network: Network) -> Iterator[tuple[ObjectName, Object]]:
         yield ("peer", f"{network.name}/{provider}"), Object(subnets, _peer_line(subnets))
 
 
-def _underlay_line(underlay: Underlay) -> str:
+def _node_line(node: Node) -> str:
+    underlay, timers = node.underlay, asdict(node.timers)
     second = f" {underlay.address6}" if underlay.address6 else ""
-    return f"{underlay.address}{second}  port {underlay.port}  mtu {underlay.mtu}"
+    told = "".join(f"  {name} {n} s" for name, n in timers.items() if n is not None)
+    return f"{underlay.address}{second}  port {underlay.port}  mtu {underlay.mtu}{told}"
 
 
 def _host_line(host: HostPort) -> str:
@@ -153,13 +155,19 @@ def _host_line(host: HostPort) -> str:
 
 def _network_line(network: Network) -> str:
     prefixes = " ".join(map(str, network.prefixes))
-    return f"vni {network.vni}  {prefixes}  mtu {network.mtu}  dr {network.dr_mac}"
+    quota = _quota_text(network.max_flows)
+    return f"vni {network.vni}  {prefixes}  mtu {network.mtu}  dr {network.dr_mac}{quota}"
+
+
+def _quota_text(max_flows: int) -> str:
+    return f"  at most {max_flows} flows" if max_flows else ""
 
 
 def _endpoint_line(endpoint: Endpoint) -> str:
     addresses = " ".join(map(str, endpoint.addresses))
-    nat = "  nat" if endpoint.outbound_nat else ""
-    return f"{addresses}  {endpoint.mac}  in {endpoint.default_in}  out {endpoint.default_out}{nat}"
+    told = ("  nat" if endpoint.outbound_nat else "") + _quota_text(endpoint.max_flows)
+    default = f"in {endpoint.default_in}  out {endpoint.default_out}"
+    return f"{addresses}  {endpoint.mac}  {default}{told}"
 
 
 def _peer_line(subnets: list[RemoteSubnet]) -> str:

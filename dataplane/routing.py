@@ -179,6 +179,7 @@ def network_row(network: Network, node: Node, ids: Ids, memo: Memo) -> NetworkRo
         vteps=tuple(dict.fromkeys(a for n in domain for a in ways_of(n, memo).vteps)),
         routes=_routes(network, node, ids, memo),
         domain=_domain_number(network, node),
+        max_flows=network.max_flows,
     )
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from dataplane.ids import Ids
-from dataplane.model import Fallback
+from dataplane.model import Fallback, Timers
 
 if TYPE_CHECKING:
     import numpy as np
@@ -31,6 +31,7 @@ class Pool(NamedTuple):
     first: int
     last: int
     flags: int = 0  # enum dp_pool_flag
+    max_bindings: int = 0  # of one endpoint, 0 for no quota
 
 
 class Rule(NamedTuple):
@@ -103,6 +104,7 @@ class NetworkRow(NamedTuple):
     vteps: tuple[bytes, ...]
     routes: RouteTable
     domain: int  # 0: alone
+    max_flows: int  # 0 for no quota
 
 
 class BackendRow(NamedTuple):
@@ -133,6 +135,7 @@ class EndpointRow(NamedTuple):
     addresses: tuple[bytes, ...]
     groups: tuple[tuple[Group, ...], ...]  # by direction
     fallback: tuple[Fallback, ...]  # by direction
+    max_flows: int  # 0 for no quota
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +148,7 @@ class Tables:
     endpoints: tuple[EndpointRow, ...]
     adjacencies: tuple[Adjacencies, ...]  # by network
     services: tuple[ServiceRow, ...]
+    timers: Timers
     memo: "Memo" = field(compare=False, repr=False)
 
 

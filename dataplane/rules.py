@@ -46,6 +46,7 @@ def compile_node(node: Node, old: Tables | None = None) -> Tables:
         endpoints=tuple(sorted(endpoints, key=lambda row: row.port)),
         adjacencies=tuple(adjacencies_of(n, ids, memo) for n in node.networks),
         services=service_rows(node, ids, memo),
+        timers=node.timers,
         memo=memo,
     )
 

@@ -3,6 +3,8 @@
 import re
 from collections.abc import Collection, Hashable, Iterator
 
+from msgspec.structs import asdict
+
 from dataplane import defaults
 from dataplane.address import IP, Mac
 from dataplane.model import (
@@ -28,6 +30,8 @@ from dataplane.validate_values import inside, named, station, taken, unicast, wi
 _TAP_NAME = re.compile(r"(?!\.\.?$)[^\s/:%\x00-\x1f]{1,15}")
 _MIN_MTU = {4: 68, 6: 1280}  # RFC 791, RFC 8200 §5
 _MAX_MTU = 65535
+_MAX_IDLE = 1 << 31  # seconds
+_MAX_QUOTA = (1 << 32) - 1
 
 
 def check(
@@ -63,6 +67,9 @@ def _node(node: Node, path: Path) -> Iterator[Complaint]:
     yield from _underlay(node.underlay, (*path, "underlay"))
     if node.host_port is not None:
         yield from _host_port(node.host_port, node.underlay, (*path, "host_port"))
+    for key, seconds in asdict(node.timers).items():
+        if seconds is not None:
+            yield from within("idle time", seconds, 1, _MAX_IDLE, (*path, "timers", key))
     places = [((*path, "networks", i), n) for i, n in enumerate(node.networks)]
     yield from taken("network", ((n.name, p) for p, n in places))
     yield from taken("VNI", ((int(n.vni), (*p, "vni")) for p, n in places))
@@ -137,6 +144,7 @@ def _network(network: Network, node: Node, path: Path) -> Iterator[Complaint]:
     yield from taken("address", _addresses(network, path))
     yield from _acls(network.acls, path)
     yield from _nat(network.outbound_nat, node, (*path, "outbound_nat"))
+    yield from within("quota", network.max_flows, 0, _MAX_QUOTA, (*path, "max_flows"))
     for place, endpoint in places:
         yield from _endpoint(endpoint, network, node, place)
     yield from network_services(network, node, path)
@@ -251,6 +259,7 @@ def _endpoint(endpoint: Endpoint, network: Network, node: Node, path: Path) -> I
         yield Complaint((*path, "name"), message, "shorten it, or give tap: {name: …}")
     yield from _acls(endpoint.acls, path)
     yield from _nat(endpoint.outbound_nat, node, (*path, "outbound_nat"))
+    yield from within("quota", endpoint.max_flows, 0, _MAX_QUOTA, (*path, "max_flows"))
 
 
 def _acls(acls: tuple[Acl, ...], path: Path) -> Iterator[Complaint]:
@@ -316,6 +325,7 @@ def _nat(nat: OutboundNat | None, node: Node, path: Path) -> Iterator[Complaint]
         )
     if nat.vip is not None:
         yield from unicast(nat.vip, (*path, "vip"))
+    yield from within("quota", nat.max_ports, 0, _MAX_QUOTA, (*path, "max_ports"))
     if nat.ports.first == 0:
         yield Complaint((*path, "ports"), "0 is no port to translate to", _no_zero(nat.ports))
 

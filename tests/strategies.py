@@ -25,6 +25,7 @@ from dataplane.model import (
     PortRange,
     RemoteSubnet,
     Tap,
+    Timers,
     Underlay,
 )
 from tests.reference import Outcome, build, nd
@@ -125,6 +126,7 @@ nats = st.builds(
     exceptions=st.sampled_from([(), (ip_network("203.0.113.0/24"),)]),
     destinations=st.sampled_from([(), (), (ip_network("198.51.100.0/24"),)]),
     ports=st.sampled_from([PortRange(first=1024, last=65535), PortRange(first=5000, last=5002)]),
+    max_ports=st.sampled_from([0, 0, 1, 2]),
 )
 
 
@@ -141,6 +143,7 @@ def endpoints(draw: st.DrawFn, name: str, vni: int, translated: bool) -> Endpoin
         default_in=draw(fallbacks),
         default_out=draw(fallbacks),
         outbound_nat=draw(st.none() | nats) if translated else None,
+        max_flows=draw(st.sampled_from([0, 0, 0, 1, 2])),
     )
 
 
@@ -171,7 +174,17 @@ def networks(draw: st.DrawFn, vni: int, family6: bool, translated: bool) -> Netw
         endpoints=tuple(draw(endpoints(n, vni, translated)) for n in names),
         acls=draw(acls("n")),
         outbound_nat=draw(st.none() | nats) if translated else None,
+        max_flows=draw(st.sampled_from([0, 0, 0, 1, 3])),
     )
+
+
+timers = st.builds(
+    Timers,
+    tcp_established=st.sampled_from([None, None, 40]),
+    tcp_transitory=st.sampled_from([None, None, 10]),
+    tcp_half_open=st.sampled_from([None, None, 5]),
+    udp=st.sampled_from([None, None, 2]),
+)
 
 
 @st.composite
@@ -191,17 +204,23 @@ def nodes(draw: st.DrawFn) -> Node:
         ),
         host_port=way_out,
         networks=tuple(draw(networks(v, family6, way_out is not None)) for v in vnis),
+        timers=draw(timers),
     )
+
+
+FIELDS = ["acls", "endpoints", "remote_subnets", "outbound_nat", "mtu", "max_flows"]
 
 
 @st.composite
 def edits(draw: st.DrawFn, node: Node) -> Node:
-    """The node after one change of one network."""
+    """The node after one change of one network, or with other timers."""
+    if draw(seldom):
+        return replace(node, timers=draw(timers))
     place = draw(st.integers(0, len(node.networks) - 1))
     old = node.networks[place]
     family6 = node.underlay.address6 is not None
     new = draw(networks(int(old.vni), family6, node.host_port is not None))
-    field = draw(st.sampled_from(["acls", "endpoints", "remote_subnets", "outbound_nat", "mtu"]))
+    field = draw(st.sampled_from(FIELDS))
     changed = replace(old, **{field: getattr(new, field)})
     return replace(node, networks=(*node.networks[:place], changed, *node.networks[place + 1 :]))
 
@@ -397,9 +416,10 @@ def _segments(draw: st.DrawFn, version: int) -> tuple[int, bytes]:
     data = draw(st.sampled_from([b"", b"x", b"data", bytes(540), bytes(1271), bytes(1373)]))
     kind = draw(st.sampled_from(["tcp", "tcp", "udp", "udp", "echo", "echo", "icmp", "other"]))
     if kind == "tcp":
-        flags = draw(st.sampled_from([0x02, 0x12, 0x10, 0x11, 0x04]))
+        flags = draw(tcp_flags)
         options = draw(st.sampled_from(MSS_OPTIONS))
-        return TCP, build.tcp(draw(ports), draw(ports), flags, options, data)
+        numbers = draw(st.sampled_from(SEQUENCES)), draw(st.sampled_from(SEQUENCES))
+        return TCP, build.tcp(draw(ports), draw(ports), flags, options, data, *numbers)
     if kind == "udp":
         return UDP, build.udp(draw(ports), draw(ports), data)
     proto, types = (ICMP, [8, 0]) if version == 4 else (ICMP6, [128, 129])
@@ -421,6 +441,10 @@ MSS_OPTIONS = [
     b"\x03\x03\x07\x02\x04\xff\xff\x00",
     b"\x01\x01\x01\x02",
 ]
+
+
+SEQUENCES = [0, 0, 1, 2**32 - 1, 2**31]
+tcp_flags = st.sampled_from([0x02, 0x12, 0x10, 0x10, 0x11, 0x04, 0x14, 0x00, 0x03])
 
 
 def _mostly(usual: list[Any], rare: list[Any]) -> st.SearchStrategy[Any]:
@@ -486,6 +510,17 @@ class Reply:
 
     back: int
     tcp_flags: int = 0x10
+    skew: int = 0  # of its sequence number from the one that is waited for
+    ack_skew: int = 0
+
+
+@dataclass(frozen=True)
+class Proceed:
+    """The sender of the frame sent `back` sends ago goes on where that one ended."""
+
+    back: int
+    tcp_flags: int = 0x10
+    skew: int = 0
 
 
 @dataclass(frozen=True)
@@ -510,23 +545,31 @@ class Commit:
     node: Node
 
 
-Step = Send | Repeat | Reply | Complain | Wait | Expire | Commit
+Step = Send | Repeat | Reply | Proceed | Complain | Wait | Expire | Commit
 
 waits = st.sampled_from([0, 1, SECOND, 9 * SECOND, 10 * SECOND + 1, 26 * SECOND, 101 * SECOND])
 repeats = st.builds(Repeat, st.integers(0, 3))
 complaints = st.builds(Complain, st.integers(0, 3))
-replies = st.builds(Reply, st.integers(0, 3), st.sampled_from([0x10, 0x12, 0x11, 0x04]))
+skews = st.sampled_from([0] * 8 + [1, -1, 5000, (1 << 22) - 1, 1 << 22, -(1 << 22), 1 << 31])
+replies = st.builds(Reply, st.integers(0, 3), tcp_flags, skews, skews)
+progress = st.builds(Proceed, st.integers(0, 3), tcp_flags, skews)
 
 
 SIMPLE: dict[str, st.SearchStrategy[Step]] = {
     "reply": replies,
+    "proceed": progress,
     "repeat": repeats,
     "complain": complaints,
     "wait": waits.map(Wait),
 }
 
 
-KINDS = ["send"] * 4 + ["reply"] * 4 + ["repeat", "complain", "wait", "commit", "expire"]
+KINDS = (
+    ["send"] * 4
+    + ["reply"] * 4
+    + ["proceed"] * 2
+    + ["repeat", "complain", "wait", "commit", "expire"]
+)
 
 
 @st.composite
@@ -583,19 +626,28 @@ class Player:
         self.sent.append(frame)
         return Event(self.now, frame)
 
-    def _frame(self, step: Send | Repeat | Reply | Complain) -> Frame | None:
+    def _frame(self, step: Send | Repeat | Reply | Proceed | Complain) -> Frame | None:
         if isinstance(step, Send):
             return step.frame
-        past = self.sent if isinstance(step, Repeat) else self.forwarded
+        past = self.sent if isinstance(step, Repeat | Proceed) else self.forwarded
         if step.back >= len(past):
             return None
         if isinstance(step, Repeat):
             return self.sent[-1 - step.back]
+        if isinstance(step, Proceed):
+            last = self.sent[-1 - step.back]
+            if last.port == UNDERLAY:
+                return None
+            data = build.next_after(last.data, step.tcp_flags, step.skew)
+            return None if data is None else Frame(last.port, data, last.flags)
         egress, data = self.forwarded[-1 - step.back]
         if isinstance(step, Complain):
             return answer_from(Site(self.node), egress, data, build.error_about)
         return answer_from(
-            Site(self.node), egress, data, lambda inner: build.reply_to(inner, step.tcp_flags)
+            Site(self.node),
+            egress,
+            data,
+            lambda inner: build.reply_to(inner, step.tcp_flags, step.skew, step.ack_skew),
         )
 
     def saw(self, outcome: Outcome) -> None:

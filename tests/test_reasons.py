@@ -54,9 +54,14 @@ WEB_ACLS = (
 ONE_PORT = OutboundNat(ports=PortRange(5000, 5000))
 
 
-def node(nat: OutboundNat | None = ONE_PORT, host: bool = True) -> Node:
+def node(nat: OutboundNat | None = ONE_PORT, host: bool = True, max_flows: int = 0) -> Node:
     web = Endpoint(
-        name="web", addresses=(ip_address("10.0.1.2"),), mac=WEB, acls=WEB_ACLS, default_out="allow"
+        name="web",
+        addresses=(ip_address("10.0.1.2"),),
+        mac=WEB,
+        acls=WEB_ACLS,
+        default_out="allow",
+        max_flows=max_flows,
     )
     db = Endpoint(name="db", addresses=(ip_address("10.0.1.3"),), mac=DB)
     remotes = tuple(
@@ -85,11 +90,13 @@ def node(nat: OutboundNat | None = ONE_PORT, host: bool = True) -> Node:
 
 @dataclass
 class Case:
-    """One frame that must be dropped; `before` are let through first."""
+    """One frame that must be dropped; `before` are let through first, then `answers`, from the
+    underlay."""
 
     frame: bytes
     port: str | int = "blue/web"
     before: tuple[bytes, ...] = ()
+    answers: tuple[bytes, ...] = ()
     node: Node | None = None
     limits: dict[str, int] | None = None
 
@@ -206,6 +213,11 @@ CASES: dict[str, Case] = {
         node=node(OutboundNat()),
         limits={"max_bindings": 1},
     ),
+    "nat_quota": Case(
+        web("udp 10.0.1.2:1001 > 203.0.113.9:2000 len 20"),
+        before=(OUT,),
+        node=node(OutboundNat(max_ports=1)),
+    ),
     "nat_untranslatable": Case(web("icmp 10.0.1.2 > 203.0.113.9 type 13")),
     "lb_no_service": Case(web("tcp 10.0.1.2:1 > 10.96.0.1:81")),
     "lb_no_backend": Case(web("tcp 10.0.1.2:1 > 10.96.0.1:80")),
@@ -218,7 +230,8 @@ CASES: dict[str, Case] = {
     "ttl_expired": Case(web("udp 10.0.1.2:1000 > 10.2.0.9:2000 len 20 ttl 1")),
     "too_big": Case(edited(web(BIG), ETH + 6, b"\x40\0")),
     "needs_fragmentation": Case(edited(web(BIG), ETH + 6, b"\0\0")),
-    "flow_table_full": Case(TCP, before=(UDP,), limits={"max_flows": 1}),
+    "flow_table_full": Case(TCP, before=(UDP,), answers=(vxlan(INNER),), limits={"max_flows": 1}),
+    "flow_quota": Case(TCP, before=(UDP,), answers=(vxlan(INNER),), node=node(max_flows=1)),
 }
 
 
@@ -251,6 +264,8 @@ def provoke(engine: Engine, reason: str) -> Reason:
     case = CASES[reason]
     for frame in case.before:
         assert engine.process_one(frame, case.port).verdict is Verdict.FORWARD
+    for frame in case.answers:
+        assert engine.process_one(frame, "underlay").verdict is Verdict.FORWARD
     got = engine.process_one(case.frame, case.port)
     assert got.verdict is Verdict.DROP
     return got.reason

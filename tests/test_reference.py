@@ -460,7 +460,9 @@ def test_stateless_rules_judge_answers_by_the_other_direction() -> None:
 def test_full_flow_table_harms_no_old_flow() -> None:
     twin = Twin(node(), Timers(udp=10), max_flows=1)
     frames = [from_a(IP(src=A, dst=REMOTE) / UDP(sport=n, dport=9)) for n in (1, 2)]
+    answer = from_remote(IP(src=REMOTE, dst=A) / UDP(sport=9, dport=1))
     assert twin.process(frames[0], "blue/a", 0).verdict == "forward"
+    assert twin.process(answer, "underlay", 0).verdict == "forward"
     assert reason(twin.process(frames[1], "blue/a", 0)) == "flow_table_full"
     assert twin.process(frames[0], "blue/a", 0).verdict == "forward"
     assert twin.expire(11 * SECOND) == 1

@@ -1,6 +1,8 @@
 """Well-formed frames from fields, and the frame that answers one. Addresses are 4 or 16 bytes."""
 
 from tests.reference.checksum import checksum, pseudo_header
+from tests.reference.tcp import segment_of
+from tests.reference.verdict import Drop
 from tests.reference.wire import (
     ARP,
     ETHERNET,
@@ -67,10 +69,19 @@ def summed(src: bytes, dst: bytes, proto: int, segment: bytes) -> bytes:
     return zeroed[:offset] + check.to_bytes(2) + zeroed[offset + 2 :]
 
 
-def tcp(sport: int, dport: int, flags: int, options: bytes = b"", data: bytes = b"") -> bytes:
-    """Without checksum; `options` a multiple of 4 bytes."""
+def tcp(
+    sport: int,
+    dport: int,
+    flags: int,
+    options: bytes = b"",
+    data: bytes = b"",
+    seq: int = 0,
+    ack: int = 0,
+) -> bytes:
+    """Without checksum; `options` a multiple of 4 bytes. Numbers wrap."""
     ports = sport.to_bytes(2) + dport.to_bytes(2)
-    return ports + bytes(8) + bytes([(20 + len(options)) << 2, flags]) + bytes(6) + options + data
+    numbers = (seq % 2**32).to_bytes(4) + (ack % 2**32).to_bytes(4)
+    return ports + numbers + bytes([(20 + len(options)) << 2, flags]) + bytes(6) + options + data
 
 
 def udp(sport: int, dport: int, data: bytes = b"") -> bytes:
@@ -96,8 +107,12 @@ def vxlan(src: bytes, dst: bytes, port: int, vni: int, inner: bytes, tos: int = 
     return ethernet(bytes(6), bytes(6), ip_type(packet), packet)
 
 
-def reply_to(frame: bytes, tcp_flags: int = ACK) -> bytes | None:
-    """The receiver's answer: everything mirrored, checksums made anew. None: there is none."""
+def reply_to(frame: bytes, tcp_flags: int = ACK, skew: int = 0, ack_skew: int = 0) -> bytes | None:
+    """The receiver's answer: everything mirrored, checksums made anew. None: there is none.
+
+    TCP goes on with the number that was acknowledged to it, and acknowledges what it got; each is
+    off by its skew.
+    """
     packet = parse(frame)
     if not isinstance(packet, Packet) or packet.fragment:
         return None
@@ -106,12 +121,30 @@ def reply_to(frame: bytes, tcp_flags: int = ACK) -> bytes | None:
     if flow.proto in (TCP, UDP):
         segment[0:4] = segment[2:4] + segment[0:2]
         if flow.proto == TCP:
+            came = segment_of(packet)
+            segment[4:8] = (((came.ack or 0) + skew) % 2**32).to_bytes(4)
+            segment[8:12] = ((came.end + ack_skew) % 2**32).to_bytes(4)
             segment[13] = tcp_flags
     elif packet.check_at is not None:
         segment[0:2] = mirrored(flow.proto, packet.flow.dport).to_bytes(2)
     src, dst = unmapped(flow.src), unmapped(flow.dst)
     answer = ip(src, dst, flow.proto, summed(src, dst, flow.proto, bytes(segment)))
     return frame[6:12] + frame[0:6] + frame[12:ETHERNET] + answer
+
+
+def next_after(frame: bytes, tcp_flags: int = ACK, skew: int = 0) -> bytes | None:
+    """The segment that the sender sends after this one, `skew` bytes off. None: it is no TCP."""
+    try:
+        packet = parse(frame)
+    except Drop:
+        return None
+    if not isinstance(packet, Packet) or packet.fragment or packet.flow.proto != TCP:
+        return None
+    segment = bytearray(packet.data[packet.l4 :])
+    segment[4:8] = ((segment_of(packet).end + skew) % 2**32).to_bytes(4)
+    segment[13] = tcp_flags
+    src, dst = unmapped(packet.flow.src), unmapped(packet.flow.dst)
+    return frame[:ETHERNET] + ip(src, dst, TCP, summed(src, dst, TCP, bytes(segment)))
 
 
 def error_about(frame: bytes) -> bytes | None:

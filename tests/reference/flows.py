@@ -1,14 +1,16 @@
 """The flow table: a dict from key to pair and half (semantics 4)."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from tests.reference.nat import SECOND, Binding
 from tests.reference.site import Adjacency, Endpoint
+from tests.reference.tcp import BOTH, Side
 from tests.reference.verdict import Drop
 from tests.reference.wire import ICMP, ICMP6, TCP, UDP, FlowId
 
-INITIATOR, RESPONDER, CLOSING = 1, 2, 4
+Chooser = Callable[[list["Pair"]], "Pair"]  # which of several it was
 
 
 @dataclass(frozen=True)
@@ -17,14 +19,16 @@ class Timers:
 
     tcp_established: int = 7440
     tcp_transitory: int = 240
+    tcp_half_open: int = 30
     udp: int = 300
     icmp: int = 60
     other: int = 300
 
     def of(self, proto: int, state: int) -> int:
         if proto == TCP:
-            established = state == INITIATOR | RESPONDER
-            return self.tcp_established if established else self.tcp_transitory
+            if state == BOTH:
+                return self.tcp_established
+            return self.tcp_transitory if state & BOTH == BOTH else self.tcp_half_open
         return {UDP: self.udp, ICMP: self.icmp, ICMP6: self.icmp}.get(proto, self.other)
 
 
@@ -47,7 +51,7 @@ class Way:
     adjacency: Adjacency | None = None
 
 
-@dataclass
+@dataclass(eq=False)
 class Pair:
     """A flow: the initiator's direction, and the responder's where it may answer."""
 
@@ -63,6 +67,11 @@ class Pair:
     last: int = 0
     packets: list[int] = field(default_factory=lambda: [0, 0])
     entropy: list[int | None] = field(default_factory=lambda: [None, None])
+    tcp: list[Side] = field(default_factory=lambda: [Side(), Side()])
+
+    @property
+    def half_open(self) -> bool:
+        return self.state & BOTH != BOTH
 
     @property
     def leaves_as(self) -> FlowId:
@@ -106,9 +115,25 @@ class FlowTable:
             return None
         return found
 
+    def make_room(self, new: Pair, quotas: tuple[int, int], choose: Chooser) -> None:
+        """`quotas` of the new pair's port and network, 0 for none. A half-open pair of the same
+        owner gives way, or else the new one is refused."""
+        of_network = [p for p in self.pairs if p.key.vni == new.key.vni]
+        of_port = [p for p in self.pairs if p.key.port == new.key.port]
+        if quotas[0] and len(of_port) >= quotas[0]:
+            held, reason = [p for p in of_port if p in of_network], "flow_quota"
+        elif quotas[1] and len(of_network) >= quotas[1]:
+            held, reason = of_network, "flow_quota"
+        elif len(self.pairs) >= self.limit:
+            held, reason = self.pairs, "flow_table_full"
+        else:
+            return
+        weak = [p for p in held if p.half_open]
+        if not weak:
+            raise Drop(reason)
+        self.remove(choose(weak))
+
     def add(self, pair: Pair, now: int) -> None:
-        if len(self.pairs) >= self.limit:
-            raise Drop("flow_table_full")
         self.pairs.append(pair)
         self.enter(pair, now)
 

@@ -82,6 +82,11 @@ class Bindings:
             first, last = (first, HIGH - 1) if inside.sport < HIGH else (HIGH, last)
         return set(range(first, last + 1)) - taken
 
+    def check_quota(self, inside: Inside, quota: int, rule: str) -> None:
+        """`quota`: most bindings of one endpoint, 0 for any number."""
+        if quota and sum(b.inside.port == inside.port for b in self.all) >= quota:
+            raise Drop("nat_quota", rule)
+
     def check_free(self, pool: Pool, inside: Inside, rule: str) -> None:
         """A binding whose port is still unseen takes a port of its pool all the same."""
         free = self.free_ports(pool, inside)

@@ -5,6 +5,8 @@ Addresses are 16 bytes, prefixes (16 bytes, length over 128 bits), MACs 6 bytes.
 
 from dataclasses import dataclass, field, replace
 
+from msgspec.structs import asdict
+
 from dataplane import model
 from dataplane.address import IP, Prefix, ip16, prefix16
 from dataplane.defaults import resolve
@@ -69,6 +71,7 @@ class Nat:
     exceptions: tuple[Span, ...]
     destinations: tuple[Span, ...]  # empty: any
     pool: Pool
+    quota: int  # bindings of one endpoint, 0: any number
 
 
 @dataclass(frozen=True)
@@ -81,6 +84,7 @@ class Endpoint:
     groups: dict[str, tuple[tuple[str, tuple[model.Acl, ...]], ...]]  # by direction
     fallback: dict[str, str]
     nat: Nat | None
+    max_flows: int  # 0: any number
 
 
 @dataclass(frozen=True)
@@ -98,6 +102,7 @@ class Network:
     dr_mac: bytes
     gateways: dict[int, bytes | None]  # by IP version
     vteps: frozenset[bytes]
+    max_flows: int
     routes: list[Route] = field(default_factory=list)
 
     def route(self, address: bytes) -> Route | None:
@@ -117,6 +122,7 @@ class Site:
         self.networks = {int(n.vni): _network(n, node) for n in node.networks}
         endpoints = [r.endpoint for n in self.networks.values() for r in n.routes if r.endpoint]
         self.endpoints = {e.port: e for e in endpoints}
+        self.idle = {k: v for k, v in asdict(node.timers).items() if v is not None}
 
     def concerns(self, port: str) -> object:
         """All that decides what the endpoint may do, and how; None: there is no such endpoint."""
@@ -128,6 +134,11 @@ class Site:
             (r.prefix, r.kind, r.endpoint and r.endpoint.port, r.adjacency) for r in network.routes
         }
         return endpoint, replace(network, routes=[]), routes, self.underlay, self.host
+
+    def quotas(self, port: str, vni: int) -> tuple[int, int]:
+        """Most flows of the port and of the network, 0 for any number."""
+        endpoint, network = self.endpoints.get(port), self.networks.get(vni)
+        return endpoint.max_flows if endpoint else 0, network.max_flows if network else 0
 
     @property
     def pool_addresses(self) -> set[bytes]:
@@ -162,6 +173,7 @@ def _network(source: model.Network, node: model.Node) -> Network:
         dr_mac=source.dr_mac.packed,
         gateways={v: of_version(source.gateways, v) for v in (4, 6)},
         vteps=frozenset(ip16(r.provider_address) for r in source.remote_subnets),
+        max_flows=source.max_flows,
     )
     host_address = None if node.host_port is None else node.host_port.address
     for endpoint in source.endpoints:
@@ -204,6 +216,7 @@ def _endpoint(source: model.Endpoint, network: model.Network, host: IP | None) -
         groups=groups,
         fallback=fallback,
         nat=_nat(source, network, host),
+        max_flows=source.max_flows,
     )
 
 
@@ -220,4 +233,5 @@ def _nat(endpoint: model.Endpoint, network: model.Network, host: IP | None) -> N
         exceptions=tuple(span(p) for p in network.prefixes + remotes + source.exceptions),
         destinations=tuple(span(p) for p in source.destinations),
         pool=Pool(ip16(address), source.ports.first, source.ports.last),
+        quota=source.max_ports,
     )

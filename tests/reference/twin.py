@@ -1,32 +1,24 @@
 """The slow, obviously right dataplane: one frame in, one outcome out.
 
 Judges straight from the policy model: no compiled tables, no cache but the flows the semantics
-demand. Two things the engine may choose are taken from what it did (`observed`), once they are
-checked to be allowed: the outside port of a NAT binding, and the outer UDP source port of a flow.
+demand. Three things the engine may choose are taken from what it did (`observed`, `evicted`), once
+they are checked to be allowed: the outside port of a NAT binding, the outer UDP source port of a
+flow, and which half-open flow gives way to a new one.
 """
 
 import zlib
+from dataclasses import replace
 
 from dataplane.model import Node
 from tests.reference import answer, guard, rewrite, walk
-from tests.reference.flows import (
-    CLOSING,
-    INITIATOR,
-    RESPONDER,
-    FlowTable,
-    Key,
-    Pair,
-    Timers,
-    Way,
-)
+from tests.reference.flows import Chooser, FlowTable, Key, Pair, Timers, Way
 from tests.reference.guard import Arrival
-from tests.reference.nat import Bindings
+from tests.reference.nat import SECOND, Bindings
 from tests.reference.related import Quote, is_redirect, quoted, translate
 from tests.reference.site import HOST, UNDERLAY, Site
+from tests.reference.tcp import BOTH, CLOSING, SIDES, judge, segment_of
 from tests.reference.verdict import Drop, Outcome
 from tests.reference.wire import ETHERNET, IP4, TCP, Packet, is_mapped, parse
-
-FIN, SYN, RST, ACK = 0x01, 0x02, 0x04, 0x10
 
 
 class Twin:
@@ -38,7 +30,9 @@ class Twin:
         max_bindings: int = 1 << 16,
     ) -> None:
         self.site = Site(node)
-        self.flows = FlowTable(max_flows, timers or Timers())
+        self.timers = timers or Timers()
+        self.flows = FlowTable(max_flows, self._idle_times())
+        self.evicted: Chooser = _first
         self.bindings = Bindings(max_bindings)
         self.generation = 1
         self.stamps = dict.fromkeys(self.site.endpoints, 1)
@@ -48,9 +42,13 @@ class Twin:
         """A new policy. Flows of the endpoints it concerns are reconciled on their next packet."""
         old, self.site = self.site, Site(node)
         self.generation += 1
+        self.flows.timers = self._idle_times()
         for port in self.site.endpoints:
             if self.site.concerns(port) != old.concerns(port):
                 self.stamps[port] = self.generation
+
+    def _idle_times(self) -> Timers:
+        return replace(self.timers, **self.site.idle)
 
     def _is_fresh(self, pair: Pair) -> bool:
         """Nothing that concerns its endpoints has changed since it was walked."""
@@ -71,8 +69,11 @@ class Twin:
         *,
         gso_size: int = 0,
         observed: bytes | None = None,
+        evicted: Chooser | None = None,
     ) -> Outcome:
-        """`flags`: enum dp_frame_flag. `observed`: the frame as the engine let it out, if so."""
+        """`flags`: enum dp_frame_flag. `observed`: the frame as the engine let it out, if so.
+        `evicted`: finds among half-open flows the one that the engine no longer has."""
+        self.evicted = evicted or _first
         self.now = max(self.now, now_ns)
         arrival: Arrival | None = None
         try:
@@ -218,10 +219,11 @@ class Twin:
         pair = self._pair(key, self._walk(key, outer_src))
         pair.last = self.now
         try:
-            self.flows.add(pair, self.now)
+            self.flows.make_room(pair, self.site.quotas(key.port, key.vni), self.evicted)
         except Drop:
             self.bindings.undo(pair.binding)
             raise
+        self.flows.add(pair, self.now)
         self._claim_answers(pair)
         return pair
 
@@ -240,7 +242,7 @@ class Twin:
         nat = draft.translated
         binding = nat and nat.binding
         if nat and binding is None:
-            idle = self.flows.timers.of(nat.inside.proto, INITIATOR)
+            idle = self.flows.timers.of(nat.inside.proto, BOTH | CLOSING)
             binding = self.bindings.add(nat.inside, nat.pool, self.now, idle, nat.rule)
         return Pair(
             key,
@@ -266,16 +268,16 @@ class Twin:
         self.flows.enter(pair, self.now)
 
     def _note(self, pair: Pair, half: int, packet: Packet) -> None:
-        pair.last = self.now
         pair.packets[half] += 1
-        side = RESPONDER if half else INITIATOR
-        pair.state |= side
         if packet.flow.proto == TCP and not packet.flow.later:
-            flags = packet.data[packet.l4 + 13]
-            if flags & (FIN | RST):
-                pair.state |= CLOSING
-            elif flags & (SYN | ACK) == SYN:
-                pair.state = side  # a connection begins anew
+            rested = self.now - pair.last > self.flows.timers.tcp_transitory * SECOND
+            state = judge(pair.state, half, pair.tcp, segment_of(packet), rested)
+            if state is None:
+                return
+            pair.state = state
+        else:
+            pair.state |= SIDES[half]
+        pair.last = self.now
 
     def _held(self) -> set[int]:
         return {id(p.binding) for p in self.flows.pairs if p.binding}
@@ -295,6 +297,10 @@ class Twin:
             for other in self.flows.pairs:
                 if other.binding is pair.binding:
                     self.flows.enter(other, self.now)
+
+
+def _first(pairs: list[Pair]) -> Pair:
+    return pairs[0]
 
 
 def _outer_sport(frame: bytes) -> int:

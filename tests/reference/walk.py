@@ -68,6 +68,7 @@ def _to_host(
     inside = Inside(sender.vni, sender.port, flow.proto, flow.src, sport, not has_port(flow))
     binding = bindings.find(inside, pool)
     if binding is None:
+        bindings.check_quota(inside, sender.nat.quota, rule)
         bindings.check_free(pool, inside, rule)
     if flow.dst in site.pool_addresses:
         raise Drop("nat_no_binding", decision.rule)
