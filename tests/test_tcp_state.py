@@ -314,7 +314,10 @@ def test_a_syn_does_not_reset_what_stands(talk: Talk) -> None:
 def test_a_syn_begins_anew_what_was_over(talk: Talk, end: str) -> None:
     talk.open()
     if end == "silence":
-        talk.now += 241 * SECOND
+        talk.now += 240 * SECOND
+        talk.forge(0, SYN, 77)
+        assert talk.state == "established"
+        talk.now += 1
     else:
         talk.say(1, RST if end == "reset" else FIN | ACK)
     talk.next = [77, 99]

@@ -58,7 +58,7 @@ static const struct dp_adjacency fuzz_adjacencies[] = {
      .dr_mac = {2, 0, 0, 0, 0, 2},
      .outer_mac = {2, 0, 0, 0, 0, 0x11}},
 };
-static const struct dp_pool fuzz_pools[] = {{V4(198, 51, 100, 1), 20000, 20007}};
+static const struct dp_pool fuzz_pools[] = {{V4(198, 51, 100, 1), 20000, 20007, 4}};
 static const struct dp_route fuzz_routes[] = {
     {V4(10, 1, 1, 2), 128, DP_TO_ENDPOINT, 0, 0}, {FD00(1, 2), 128, DP_TO_ENDPOINT, 0, 0},
     {V4(10, 1, 1, 3), 128, DP_TO_ENDPOINT, 0, 1}, {FD00(1, 3), 128, DP_TO_ENDPOINT, 0, 1},
