@@ -545,19 +545,17 @@ static dp_cold void reconcile(const struct pass *x, struct dp_packet *p, struct 
         refuse(x, p, &w, r);
         return;
     }
-    if (x->trace) {
-        apply(x, p, &w.pair.half[side], &w.pair.half[!side]);
-        return;
-    }
-    if (is_indexed(&w.pair.half[1]) && !is_indexed(&pair->half[1])) {
+    if (!x->trace && is_indexed(&w.pair.half[1]) && !is_indexed(&pair->half[1])) {
         claim_answers(x, pair);
     }
-    const struct dp_half *half = &pair->half[side];
+    const struct dp_half *half = x->trace ? &w.pair.half[side] : &pair->half[side];
     if (!dp_key_equal(&half->key, &p->key) || !is_indexed(half)) {
         miss(x, p); /* the answer's flow id is another one now, or must be allowed by itself */
-        return;
+    } else if (x->trace) {
+        apply(x, p, half, &w.pair.half[!side]);
+    } else {
+        apply_hit(x, p, pair, side);
     }
-    apply_hit(x, p, pair, side);
 }
 
 /* ---- ICMP errors -------------------------------------------------------------------------- */

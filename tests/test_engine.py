@@ -35,6 +35,7 @@ from dataplane.model import (
     Underlay,
 )
 from dataplane.packet import build, describe, parse, vxlan
+from tests.reference.build import reply_to
 from tests.reference.checksum import checksum, fold, pseudo_header, words
 
 REMOTE_MAC = Mac("02:00:00:00:0b:00")
@@ -462,6 +463,21 @@ def test_a_walk_changes_nothing(engine):
     assert walk.after == engine.process_one(sent(OUT), "web").frame
     assert engine.trace(sent(OUT), "web").hit
     assert walk.to_dict()["verdict"] == "forward" and walk.mermaid().startswith("flowchart LR")
+
+
+def test_a_walk_foretells_the_end_of_an_answers_way(engine):
+    """A flow to the outside goes to a VTEP now: answers by the old way are strangers."""
+    engine.commit(node(outbound_nat=OutboundNat(), remote_subnets=()))
+    request = sent("udp 10.1.1.2:7 > 203.0.113.1:53")
+    left = engine.process_one(request, "web")
+    assert left.port == "host"
+    answer = reply_to(left.frame)
+    inside = (remote("203.0.113.0/24", "192.0.2.2"),)
+    engine.commit(node(outbound_nat=OutboundNat(), remote_subnets=inside))
+    walk = engine.trace(answer, "host")
+    outcome = engine.process_one(answer, "host")
+    assert outcome.reason is Reason["NAT_NO_BINDING"]
+    assert (walk.verdict, walk.reason, walk.rule) == (outcome.verdict, outcome.reason, outcome.rule)
 
 
 def test_a_walk_tells_every_rule_and_why(engine):
