@@ -392,7 +392,9 @@ def test_filtering_and_hairpin() -> None:
 def test_a_flow_that_comes_to_nothing_keeps_no_binding() -> None:
     world = World(network(outbound_nat=OutboundNat()), max_flows=4)
     for port in range(50):
-        world.at(WEB, f"tcp 10.1.1.2:{port + 1} > {OUTSIDE}:80 syn")
+        outcome = world.at(WEB, f"udp 10.1.1.2:{port + 1} > {OUTSIDE}:80")
+        if outcome.verdict is Verdict.FORWARD:  # answered, so that it gives way to nobody
+            world.host(f"udp {OUTSIDE}:80 > {seen(outcome)[1]}")
     totals = world.engine.stats().totals
     assert (totals["flows"], totals["bindings"]) == (4, 4)
 

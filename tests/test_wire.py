@@ -149,7 +149,7 @@ def test_a_flow_keeps_its_source_port_for_its_life(engine) -> None:
     same = [f"{words} ack len 300", f"{words} psh ack ttl 9", f"{words} fin ack tos 2"]
     assert sports(engine, [web(each) for each in same]) == [port] * 3
     engine.commit(blue.node(acls=(blue.rule("rest", "out", "allow"),)))
-    engine.clock.advance(seconds=200)
+    engine.clock.advance(seconds=20)
     assert sports(engine, [web(f"{words} ack")]) == [port]
     assert engine.stats().totals["reconciled"] == 1
     back = "tcp 10.2.0.9:80 > 10.1.0.2:7 syn ack"

@@ -15,7 +15,7 @@ static struct dp_bindings table(uint64_t seed) {
         key[i] = (uint8_t)(check_random(&seed) >> 32);
     }
     struct dp_bindings b;
-    CHECK(dp_bindings_init(&b, BINDINGS, key));
+    CHECK(dp_bindings_init(&b, BINDINGS, 16, key));
     return b;
 }
 

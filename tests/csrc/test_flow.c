@@ -2,11 +2,10 @@
  * their two buckets are full, and harm no other.
  * conformance: T6 */
 #include "../../csrc/flow.c"
+#include "../../csrc/share.c"
 #include "check.h"
 
 enum { FLOWS = 65536, COLLIDING = 100000, SLOTS = 2 * DP_BUCKET_SLOTS };
-
-static const struct dp_flow_timers timers = {1, 1, 1, 1, 1};
 
 static struct dp_flows table(uint64_t seed) {
     uint8_t key[32];
@@ -14,7 +13,7 @@ static struct dp_flows table(uint64_t seed) {
         key[i] = (uint8_t)(check_random(&seed) >> 32);
     }
     struct dp_flows t;
-    CHECK(dp_flows_init(&t, FLOWS, &timers, key));
+    CHECK(dp_flows_init(&t, FLOWS, 16, key));
     return t;
 }
 
