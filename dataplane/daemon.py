@@ -17,8 +17,8 @@ from dataplane.document import load
 from dataplane.engine import Engine, Limits, choose
 from dataplane.errors import DataplaneError, DocumentError, Fault, PortError
 from dataplane.forwarder import Forwarder
-from dataplane.masquerade import Masquerade, forward, is_wanted
-from dataplane.model import Document, Node, outbound_nats
+from dataplane.host_nat import HostTable, forward, needs_host
+from dataplane.model import Document, Node
 from dataplane.node_ports import NodePorts
 from dataplane.reasons import Reason
 
@@ -51,14 +51,14 @@ class Daemon:
         Raises DataplaneError.
         """
         self._file, self._node, self._stats_file = file, node, stats_file
-        self._masquerade: Masquerade | None = None
+        self._table: HostTable | None = None
         self._gone: set[str] = set()  # ports whose device was missed, and said so
         with contextlib.ExitStack() as made:
             self.engine = made.enter_context(Engine(clock=MonotonicClock(), **(limits or {})))
             self.engine.commit(self._node)
             self._ports = made.enter_context(contextlib.closing(NodePorts()))
             self._ports.open(self._policy)
-            made.callback(self._unmasquerade)
+            made.callback(self._release_host)
             self._prepare_host(self._node)
             self._forwarding = contextlib.ExitStack()
             made.callback(self._stop_forwarding)
@@ -127,30 +127,28 @@ class Daemon:
             log.error("nothing applied, generation still %d", self.engine.generation)
             return
         self._node = target
-        if not is_wanted(target):
-            self._unmasquerade()
         elapsed = (time.monotonic() - begin) * 1e3
         log.info("%s, applied in %.1f ms", text, elapsed)
 
     def _prepare_host(self, node: Node) -> None:
-        """What outbound NAT asks of the host."""
+        """What NAT asks of the host."""
         host = node.host_port
-        if host is None or not any(outbound_nats(node)):
+        if self._table is not None and not (self._table.fits(host) and needs_host(node)):
+            self._release_host()
+        if host is None or not needs_host(node):
             return
         note = forward(host)
         if note:
-            log.info("outbound NAT: %s", note)
-        if not is_wanted(node) or (self._masquerade and self._masquerade.host == host):
-            return
-        self._unmasquerade()
-        self._masquerade = Masquerade(node.name, host)
-        log.info("outbound NAT: %s", self._masquerade)
+            log.info("NAT: %s", note)
+        self._table = self._table or HostTable(host)
+        if self._table.apply(node):
+            log.info("NAT: %s", self._table)
 
-    def _unmasquerade(self) -> None:
-        masquerade, self._masquerade = self._masquerade, None
-        if masquerade is not None:
+    def _release_host(self) -> None:
+        table, self._table = self._table, None
+        if table is not None:
             try:
-                masquerade.close()
+                table.close()
             except PortError as error:
                 log.warning("%s", error)
 

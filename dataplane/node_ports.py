@@ -5,28 +5,31 @@ Opened as its policy asks, and changed as the policy changes.
 
 import contextlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from ipaddress import ip_network
 
-from dataplane.address import IP, Mac
+from dataplane.address import IP, Mac, Prefix
 from dataplane.errors import PortError
 from dataplane.ids import HOST, UNDERLAY
 from dataplane.model import Endpoint, HostPort, Network, Node, Tap, Underlay, outbound_nats
 from dataplane.ports import Port, VxlanSocket
 from dataplane.ports import Tap as TapPort
+from dataplane.routing import vips_of
 from dataplane.rules import host_mac
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Device:
-    """A TAP and what is set on it: addresses with prefix length and peer, default gateways, and
-    the VIPs that the host finds behind it.
+    """A TAP and what is set on it: addresses with prefix length and peer, and default gateways.
+
+    `routes`: what the host finds behind it, and by which address; they may change while it is open.
     """
 
     tap: Tap
     mac: Mac
     addresses: tuple[tuple[IP, int, IP | None], ...]
     gateways: tuple[IP, ...] = ()
-    vips: tuple[tuple[IP, IP], ...] = ()  # and by which address
+    routes: frozenset[tuple[Prefix, IP]] = field(default=frozenset(), compare=False)
 
     @property
     def place(self) -> tuple[str | None, str]:
@@ -50,8 +53,8 @@ class Device:
                     port.address(address, length, peer=peer)
                 for gateway in self.gateways if tap.netns is not None else ():
                     port.default_route(gateway)  # never in our own namespace: the underlay is there
-                for vip, link in self.vips:
-                    port.route(vip, link)
+                for route in self.routes:
+                    port.route(*route)
         except BaseException:
             port.close()
             raise
@@ -88,13 +91,30 @@ def _length(address: IP, network: Network) -> int:
 def _of_host(host: HostPort, node: Node) -> Device:
     own = (host.peer, host.peer.max_prefixlen, host.address)
     vips = {nat.vip for nat in outbound_nats(node) if nat.vip and nat.vip != host.address}
-    reached = sorted((v for v in vips if v.version == host.address.version), key=int)
-    return Device(
-        tap=host.tap,
-        mac=host_mac(host.peer),
-        addresses=(own,),
-        vips=tuple((vip, host.address) for vip in reached),
+    vips |= {vip for network in node.networks for vip in vips_of(network)}
+    found = {ip_network(vip) for vip in vips}
+    found |= {prefix for n in node.networks if n.host_route for prefix in n.prefixes}
+    routes = frozenset((p, host.address) for p in found if p.version == host.address.version)
+    return Device(tap=host.tap, mac=host_mac(host.peer), addresses=(own,), routes=routes)
+
+
+Route = tuple[Prefix, IP]
+
+
+def _routes_to_change(
+    old: Mapping[str, Device], new: Mapping[str, Device]
+) -> tuple[list[tuple[str, Route]], list[tuple[str, Route]]]:
+    """Of devices that stay open: routes to set, and routes to take back."""
+    both = [n for n in old if n in new and old[n].place == new[n].place and new[n].tap.configure]
+    return (
+        [(n, route) for n in both for route in new[n].routes - old[n].routes],
+        [(n, route) for n in both for route in old[n].routes - new[n].routes],
     )
+
+
+def _tap(port: Port) -> TapPort:
+    assert isinstance(port, TapPort)
+    return port
 
 
 def _sockets(underlay: Underlay) -> tuple[object, ...]:
@@ -146,18 +166,27 @@ class NodePorts:
         before = self._ports, self._devices
         after: dict[str, VxlanSocket | TapPort] = {UNDERLAY: self._ports[UNDERLAY]}
         fresh: list[TapPort] = []
+        undo: list[tuple[Port, Route]] = []
         try:
             for name, device in wanted.items():
                 if device.place not in held:
                     fresh.append(device.open())
                 after[name] = held.get(device.place) or fresh[-1]
+            more, less = _routes_to_change(before[1], wanted)
+            undo.extend((after[name], route) for name, route in more)
+            for name, route in more:
+                _tap(after[name]).route(*route)
             self._ports, self._devices = after, wanted
             yield after != before[0]
         except BaseException:
             self._ports, self._devices = before
+            for port, route in undo:
+                _tap(port).unroute(*route)
             for opened in fresh:
                 opened.close()
             raise
+        for name, route in less:
+            _tap(before[0][name]).unroute(*route)
         for port in before[0].values():
             if port not in after.values():
                 port.close()

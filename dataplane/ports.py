@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from types import TracebackType
 from typing import Any, Protocol, Self
 
-from dataplane.address import IP, Mac, ip16
+from dataplane.address import IP, Mac, Prefix, ip16
 from dataplane.errors import PortError
 from dataplane.netns import inside
 
@@ -189,17 +189,20 @@ class Tap(AdoptedTap):
         """Sends what the device's namespace has no better way for to the gateway."""
         self._route("default", gateway)
 
-    def route(self, address: IP, gateway: IP) -> None:
-        """Sends one address to the gateway."""
-        self._route(f"{address}/{address.max_prefixlen}", gateway)
+    def route(self, prefix: Prefix, gateway: IP) -> None:
+        """Sends a prefix to the gateway."""
+        self._route(str(prefix), gateway)
 
-    def _route(self, destination: str, gateway: IP) -> None:
+    def unroute(self, prefix: Prefix, gateway: IP) -> None:
+        """Takes such a route back, if it is still there."""
+        with contextlib.suppress(PortError):
+            self._route(str(prefix), gateway, "del")
+
+    def _route(self, destination: str, gateway: IP, verb: str = "replace") -> None:
         def work() -> None:
             with _netlink(self.name) as (ipr, index):
                 family = socket.AF_INET if gateway.version == 4 else socket.AF_INET6
-                ipr.route(
-                    "replace", dst=destination, gateway=str(gateway), oif=index, family=family
-                )
+                ipr.route(verb, dst=destination, gateway=str(gateway), oif=index, family=family)
 
         inside(self.netns, work)
 

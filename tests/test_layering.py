@@ -43,7 +43,7 @@ PYTHON_TIERS = (
     ("batch", "flows", "stats", "trace"),
     ("engine",),
     ("lab", "ports"),
-    ("expect", "forwarder", "masquerade", "node_ports", "report"),
+    ("expect", "forwarder", "host_nat", "node_ports", "report"),
     ("adapters.scapy", "adapters.pytap2", "adapters"),
     ("daemon", "commands", "bench_traffic", "demo_base", "demo_net"),
     ("bench", "demo_lab", "demo_node", "demo_traffic"),

@@ -28,7 +28,7 @@ from dataplane.demo_base import DB, OUTSIDE, WEB, C
 from dataplane.demo_net import Site
 from dataplane.demo_node import NodeProcess
 from dataplane.document import dump, load
-from dataplane.model import Document, Endpoint, Node, OutboundNat
+from dataplane.model import Backend, Document, Endpoint, LoadBalancer, Node, OutboundNat
 
 WHY_NOT = demo_net.why_not()
 pytestmark = pytest.mark.skipif(bool(WHY_NOT), reason=f"no network namespaces: {WHY_NOT}")
@@ -362,6 +362,45 @@ def test_a_vip_is_found_behind_the_host_port(host: tuple[Site, Document, Path]) 
     with NodeProcess(site, "o", "alone", policy):
         assert answers(site, "o1", OUTSIDE)
         assert tables(site, "o") == ""
+
+
+def test_node_port_host_route_and_vip(host: tuple[Site, Document, Path]) -> None:
+    """The host reaches a pod by its own address and port, by a VIP, and by the pod's address."""
+    site, document, policy = host
+    site.add("o2")
+    assert document.node is not None
+    blue = document.node.networks[0]
+    web = blue.endpoints[0]
+    assert web.tap is not None
+    web = replace(web, tap=replace(web.tap, netns=site.full("o2")))
+    shop = LoadBalancer(
+        name="shop",
+        protocol="tcp",
+        port=80,
+        target_port=8080,
+        vips=(parse_ip("198.51.100.80"),),
+        backends=(Backend(address=web.addresses[0]),),
+        node_port=30080,
+    )
+    plain = replace(blue, endpoints=(web,))
+    served = replace(plain, load_balancers=(shop,), host_route=True)
+    policy.write_text(dump(Document(node=replace(document.node, networks=(served,)))))
+    pod = str(web.addresses[0])
+    listener = site.inside("o2", lambda: socket.create_server(("0.0.0.0", 8080)))
+    with closing(listener), NodeProcess(site, "o", "alone", policy) as node:
+        for address in ((OUTSIDE, 30080), ("198.51.100.80", 80), (pod, 8080)):
+            with closing(traffic.connect(site, "o", address, 5)) as client:
+                server, _ = listener.accept()
+                with closing(server):
+                    client.sendall(b"hello")
+                    assert server.recv(16) == b"hello"
+        assert "tcp dport 30080 dnat to 169.254.77.2" in demo_net.run(
+            *site.command("o", "nft", "list", "ruleset")
+        )
+        policy.write_text(dump(Document(node=replace(document.node, networks=(plain,)))))
+        node.reload()
+        assert "198.51.100.80" not in demo_net.run(*site.command("o", "ip", "route"))
+        assert "dnat" not in demo_net.run(*site.command("o", "nft", "list", "ruleset"))
 
 
 def test_persistent_tap_survives_and_is_attached_again(host: tuple[Site, Document, Path]) -> None:
