@@ -468,9 +468,10 @@ static enum dp_reason crowded(const struct pass *x, const struct dp_key *key,
     return flows->free || x->leaving ? DP_R_none : DP_R_flow_table_full;
 }
 
-/* Where room is short, a half-open pair of the same share gives way. Work is bounded: a flood of
+/* Where room is short, a half-open pair of the same share gives way, and its binding with it unless
+ * others stand on it; binding: of the new flow. Work is bounded: a flood of
  * new flows costs established ones nothing but that. */
-static enum dp_reason make_room(const struct pass *x, const struct dp_key *key) {
+static enum dp_reason make_room(const struct pass *x, const struct dp_key *key, uint32_t binding) {
     struct dp_flows *flows = &x->e->flows;
     enum dp_scope scope;
     const enum dp_reason r = crowded(x, key, &scope);
@@ -486,7 +487,11 @@ static enum dp_reason make_room(const struct pass *x, const struct dp_key *key) 
     if (!victim) {
         return r;
     }
+    const uint32_t left = victim->half[0].binding;
     dp_engine_forget(x->e, victim);
+    if (left != DP_NONE && left != binding) {
+        dp_bindings_undo(&x->e->bindings, left);
+    }
     dp_count(&x->count->totals.evicted, 1);
     return DP_R_none;
 }
@@ -501,7 +506,7 @@ static void miss(const struct pass *x, struct dp_packet *p) {
         refuse(x, p, &w, r);
         return;
     }
-    r = make_room(x, &p->key);
+    r = make_room(x, &p->key, w.binding);
     if (dp_unlikely(r)) {
         unbind(x->e, &w);
         drop(x, p, r);

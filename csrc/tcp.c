@@ -69,7 +69,9 @@ static uint8_t judge(uint8_t state, uint8_t bit, struct dp_act *own, const struc
     bool last = true; /* of what its side has sent: so that a FIN may be believed */
     if (seen) {
         last = s->seq == own->next || s->end == own->next;
-        follow(own, peer, s);
+        if (last || !(s->flags & DP_TCP_FIN)) {
+            follow(own, peer, s);
+        }
     } else if ((state & bit) || acknowledges(s, peer)) {
         begin(own, s); /* and again with each one, until it is answered */
         state |= bit;

@@ -403,3 +403,16 @@ def test_an_idle_binding_makes_room_before_it_is_swept() -> None:
 def test_impossible_quotas_are_refused(wrong: Network) -> None:
     with Engine() as engine, pytest.raises(DocumentError, match=r"not a possible quota"):
         engine.commit(node(wrong))
+
+
+@pytest.mark.conformance("T7", "T8")
+def test_an_evicted_flow_takes_its_binding_with_it_unless_another_stands_on_it() -> None:
+    site = Site(node(network("red", outbound_nat=OutboundNat())), max_flows=4)
+    for n in range(50):
+        assert site.ask(n, dst=OUTSIDE) == "ok"
+    totals = site.engine.stats().totals
+    assert (totals["flows"], totals["bindings"], totals["evicted"]) == (4, 4, 46)
+    site.engine.flush()
+    for last in range(10, 20):  # flows of one binding: it stays while the last of them gives way
+        assert site.ask(0, dst=ip_address(f"203.0.113.{last}")) == "ok"
+        assert site.engine.stats().totals["bindings"] == 1

@@ -115,9 +115,9 @@ class FlowTable:
             return None
         return found
 
-    def make_room(self, new: Pair, quotas: tuple[int, int], choose: Chooser) -> None:
+    def make_room(self, new: Pair, quotas: tuple[int, int], choose: Chooser) -> Pair | None:
         """`quotas` of the new pair's port and network, 0 for none. A half-open pair of the same
-        owner gives way, or else the new one is refused."""
+        owner gives way and is returned, or else the new one is refused."""
         of_network = [p for p in self.pairs if p.key.vni == new.key.vni]
         of_port = [p for p in self.pairs if p.key.port == new.key.port]
         if quotas[0] and len(of_port) >= quotas[0]:
@@ -127,11 +127,13 @@ class FlowTable:
         elif len(self.pairs) >= self.limit:
             held, reason = self.pairs, "flow_table_full"
         else:
-            return
+            return None
         weak = [p for p in held if p.half_open]
         if not weak:
             raise Drop(reason)
-        self.remove(choose(weak))
+        victim = choose(weak)
+        self.remove(victim)
+        return victim
 
     def add(self, pair: Pair, now: int) -> None:
         self.pairs.append(pair)

@@ -106,6 +106,9 @@ class Bindings:
         self.all.append(binding)
         return binding
 
+    def drop(self, binding: Binding | None) -> None:
+        self.all = [b for b in self.all if b is not binding]
+
     def undo(self, binding: Binding | None) -> None:
         """Takes back one that was made for a flow that came to nothing."""
         self.all = [b for b in self.all if b is not binding or b.port is not None]

@@ -71,6 +71,8 @@ def judge(state: int, half: int, sides: list[Side], s: Segment, rested: bool) ->
     if both:
         if s.opening:
             return None
+        if s.fin and not last:
+            return None
         _follow(own, peer, s)
     elif state & me:
         own.begin(s)

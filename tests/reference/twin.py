@@ -219,11 +219,13 @@ class Twin:
         pair = self._pair(key, self._walk(key, outer_src))
         pair.last = self.now
         try:
-            self.flows.make_room(pair, self.site.quotas(key.port, key.vni), self.evicted)
+            victim = self.flows.make_room(pair, self.site.quotas(key.port, key.vni), self.evicted)
         except Drop:
             self.bindings.undo(pair.binding)
             raise
         self.flows.add(pair, self.now)
+        if victim and not any(p.binding is victim.binding for p in self.flows.pairs):
+            self.bindings.drop(victim.binding)
         self._claim_answers(pair)
         return pair
 
