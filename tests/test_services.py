@@ -81,7 +81,9 @@ class World:
     """An engine and frames of its ports."""
 
     def __init__(self, *networks: Network, **limits: int) -> None:
-        self.engine = Engine(**{"max_flows": 4096, "max_bindings": 4096} | limits)
+        self.engine = Engine(
+            key=bytes(range(32)), **{"max_flows": 4096, "max_bindings": 4096} | limits
+        )
         self.commit(*networks)
 
     def commit(self, *networks: Network) -> None:
