@@ -139,6 +139,18 @@ struct dp_port {
     uint8_t ip6[16];
     uint32_t stamp; /* host: generation that last changed what may pass it */
 };
+/* How a network stands on the wire; none of them: as RFC 7348 has it. */
+enum dp_wire_flag {
+    DP_WIRE_DF_CLEAR = 1,      /* outer DF clear; no packet is fragmented here in any case */
+    DP_WIRE_DF_INHERIT = 2,    /* outer DF as the inner IPv4 packet's; IPv6: set */
+    DP_WIRE_UDP_CHECKSUM = 4,  /* outer UDP checksum over IPv4 too */
+    DP_WIRE_STRICT = 8,        /* a VXLAN header with a reserved bit is dropped */
+    DP_WIRE_UDP6_ZERO_RX = 16, /* a zero UDP checksum over IPv6 is accepted (RFC 6936) */
+    DP_WIRE_VLAN_STRIP = 32,   /* frames of endpoints lose a single 802.1Q tag */
+    DP_WIRE_DSCP_BACK = 64     /* uniform: the outer DSCP becomes the inner one on receipt */
+};
+enum { DP_DSCP_COPY = 64 };
+
 struct dp_network {
     uint32_t vni;
     uint16_t mtu;         /* largest inner IP packet */
@@ -146,6 +158,9 @@ struct dp_network {
     struct dp_span vteps; /* of addresses: the allow-list of provider addresses; count 0 = nobody */
     uint32_t routes;      /* index into dp_policy.routes */
     uint32_t domain;      /* networks of one routing domain may route into each other; 0 = alone */
+    uint8_t ttl;          /* outer TTL or hop limit; 0 = 64 */
+    uint8_t dscp;         /* outer DSCP: 0-63, or DP_DSCP_COPY of the inner packet's */
+    uint16_t wire;        /* enum dp_wire_flag */
     uint8_t gateway4[16]; /* source of ICMP errors; zero = none */
     uint8_t gateway6[16];
     uint32_t max_flows; /* pairs; at most so many, 0 = no quota */

@@ -1,7 +1,7 @@
 #include "encap.h"
 #include "checksum.h"
 
-enum { OUTER_TTL = 64 };
+enum { OUTER_TTL = 64, ECN_BITS = 3, DSCP_SHIFT = 2 };
 
 static void fill_vxlan(struct dp_vxlan *v, uint32_t vni) {
     *v = (struct dp_vxlan){.flags = DP_VXLAN_I,
@@ -15,12 +15,18 @@ static void fill_eth(struct dp_eth *eth, const struct dp_adjacency *a, const str
     eth->type = be16_put(type);
 }
 
+static uint8_t outer_ttl(const struct dp_network *n) {
+    return n->ttl ? n->ttl : OUTER_TTL;
+}
+
 static void init4(struct dp_tunnel *t, const struct dp_adjacency *a, const struct dp_network *n,
                   const struct dp_port *port) {
     struct dp_outer4 *o = &t->head.v4;
+    const uint16_t usual = n->wire & (DP_WIRE_DF_CLEAR | DP_WIRE_DF_INHERIT) ? 0 : DP_IP4_DF;
     fill_eth(&o->eth, a, port, DP_ETH_IP4);
     o->ip = (struct dp_ip4){
-        .version_ihl = 0x45, .frag = be16_put(DP_IP4_DF), .ttl = OUTER_TTL, .proto = DP_IP_UDP};
+        .version_ihl = 0x45, .frag = be16_put(usual), .ttl = outer_ttl(n), .proto = DP_IP_UDP};
+    t->odd = n->wire & (DP_WIRE_DF_CLEAR | DP_WIRE_DF_INHERIT | DP_WIRE_UDP_CHECKSUM);
     memcpy(o->ip.src, port->ip4 + 12, 4);
     memcpy(o->ip.dst, a->remote + 12, 4);
     o->udp = (struct dp_udp){.dport = be16_put(port->udp_port)};
@@ -34,7 +40,7 @@ static void init6(struct dp_tunnel *t, const struct dp_adjacency *a, const struc
     struct dp_outer6 *o = &t->head.v6;
     fill_eth(&o->eth, a, port, DP_ETH_IP6);
     o->ip = (struct dp_ip6){
-        .version_class_flow = be32_put(6u << 28), .next = DP_IP_UDP, .hops = OUTER_TTL};
+        .version_class_flow = be32_put(6u << 28), .next = DP_IP_UDP, .hops = outer_ttl(n)};
     memcpy(o->ip.src, port->ip6, 16);
     memcpy(o->ip.dst, a->remote, 16);
     o->udp = (struct dp_udp){.dport = be16_put(port->udp_port)};
@@ -46,6 +52,8 @@ void dp_tunnel_init(struct dp_tunnel *t, const struct dp_adjacency *a, const str
                     const struct dp_port *port) {
     memset(t, 0, sizeof *t);
     t->remote = dp_addr_load(a->remote);
+    t->tos_copy = n->dscp == DP_DSCP_COPY ? 0xff : ECN_BITS;
+    t->tos_fixed = n->dscp == DP_DSCP_COPY ? 0 : (uint8_t)(n->dscp << DSCP_SHIFT);
     if (dp_addr_is_v4(&t->remote)) {
         init4(t, a, n, port);
     } else {
@@ -54,13 +62,13 @@ void dp_tunnel_init(struct dp_tunnel *t, const struct dp_adjacency *a, const str
 }
 
 static void push4(uint8_t *at, const struct dp_tunnel *t, uint32_t inner, uint16_t sport,
-                  uint8_t ecn) {
+                  uint8_t tos) {
     struct dp_outer4 *o = (struct dp_outer4 *)at;
     *o = t->head.v4;
     const uint32_t udp = inner + (uint32_t)(sizeof o->udp + sizeof o->vxlan);
-    o->ip.tos = ecn;
+    o->ip.tos = tos;
     o->ip.total = be16_put(udp + (uint32_t)sizeof o->ip);
-    o->ip.csum = (uint16_t)~dp_csum_fold((uint64_t)t->ip_sum + be16_put(ecn).net + o->ip.total.net);
+    o->ip.csum = (uint16_t)~dp_csum_fold((uint64_t)t->ip_sum + be16_put(tos).net + o->ip.total.net);
     o->udp.sport = be16_put(sport);
     o->udp.len = be16_put(udp);
 }
@@ -77,32 +85,68 @@ static uint64_t inner_sum(const struct dp_packet *p) {
     return dp_csum_add(0, p->data, p->l4) + (uint16_t)~field;
 }
 
+static uint16_t udp_checksum(const struct dp_udp *udp, const struct dp_addr *src,
+                             const struct dp_addr *dst, uint64_t inner_sum) {
+    const uint64_t pseudo = dp_csum_pseudo(src, dst, DP_IP_UDP, be16_get(udp->len));
+    const uint16_t csum = (uint16_t)~dp_csum_fold(
+        dp_csum_add(pseudo + inner_sum, udp, sizeof *udp + sizeof(struct dp_vxlan)));
+    return csum ? csum : 0xffff;
+}
+
 /* Over IPv6 the UDP checksum is mandatory (RFC 8200 section 8.1). */
 static void push6(uint8_t *at, const struct dp_tunnel *t, uint32_t inner, uint64_t inner_sum,
-                  uint16_t sport, uint8_t ecn) {
+                  uint16_t sport, uint8_t tos) {
     struct dp_outer6 *o = (struct dp_outer6 *)at;
     *o = t->head.v6;
     const uint32_t udp = inner + (uint32_t)(sizeof o->udp + sizeof o->vxlan);
-    o->ip.version_class_flow = be32_put(6u << 28 | (uint32_t)ecn << 20);
+    o->ip.version_class_flow = be32_put(6u << 28 | (uint32_t)tos << 20);
     o->ip.payload = be16_put(udp);
     o->udp.sport = be16_put(sport);
     o->udp.len = be16_put(udp);
     const struct dp_addr src = dp_addr_load(o->ip.src);
-    const uint64_t sum = dp_csum_add(dp_csum_pseudo(&src, &t->remote, DP_IP_UDP, udp) + inner_sum,
-                                     &o->udp, sizeof o->udp + sizeof o->vxlan);
-    const uint16_t csum = (uint16_t)~dp_csum_fold(sum);
-    o->udp.csum = csum ? csum : 0xffff;
+    o->udp.csum = udp_checksum(&o->udp, &src, &t->remote, inner_sum);
 }
 
-void dp_encap(struct dp_packet *p, const struct dp_tunnel *t, uint16_t sport, uint8_t ecn) {
-    const uint32_t inner = p->len;
-    const bool v4 = t->head_len == sizeof(struct dp_outer4);
-    const uint64_t sum = dp_likely(v4) ? 0 : inner_sum(p);
-    p->data -= t->head_len;
-    p->len += t->head_len;
-    if (dp_likely(v4)) {
-        push4(p->data, t, inner, sport, ecn);
-    } else {
-        push6(p->data, t, inner, sum, sport, ecn);
+static void change_frag(struct dp_ip4 *ip, be16 frag, be16 id) {
+    const uint32_t delta = dp_csum_term(ip->frag.net, frag.net) + dp_csum_term(ip->id.net, id.net);
+    ip->csum = dp_csum_fix(ip->csum, delta);
+    ip->frag = frag;
+    ip->id = id;
+}
+
+void dp_outer_number(struct dp_packet *p, uint16_t id) {
+    struct dp_ip4 *ip = &((struct dp_outer4 *)p->data)->ip;
+    change_frag(ip, ip->frag, be16_put(id));
+}
+
+/* Outer IPv4 headers of a network that wants more of them than usual. */
+static dp_cold int push_odd4(struct dp_packet *p, const struct dp_tunnel *t, uint16_t sport,
+                             uint8_t tos) {
+    struct dp_outer4 *o = (struct dp_outer4 *)(p->data - sizeof *o);
+    push4((uint8_t *)o, t, p->len, sport, tos);
+    if ((t->odd & DP_WIRE_DF_INHERIT) &&
+        (p->family == 6 || (p->family == 4 && be16_get(dp_packet_ip4(p)->frag) & DP_IP4_DF))) {
+        change_frag(&o->ip, be16_put(DP_IP4_DF), o->ip.id);
     }
+    if (t->odd & DP_WIRE_UDP_CHECKSUM) {
+        const struct dp_addr src = dp_addr_from4(o->ip.src);
+        o->udp.csum = udp_checksum(&o->udp, &src, &t->remote, inner_sum(p));
+    }
+    return be16_get(o->ip.frag) & DP_IP4_DF ? DP_R_none : DP_UNNUMBERED;
+}
+
+int dp_encap(struct dp_packet *p, const struct dp_tunnel *t, uint16_t sport, uint8_t tos) {
+    const uint8_t outer_tos = (tos & t->tos_copy) | t->tos_fixed;
+    uint8_t *at = p->data - t->head_len;
+    int said = DP_R_none;
+    if (dp_unlikely(t->head_len != sizeof(struct dp_outer4))) {
+        push6(at, t, p->len, inner_sum(p), sport, outer_tos);
+    } else if (dp_unlikely(t->odd)) {
+        said = push_odd4(p, t, sport, outer_tos);
+    } else {
+        push4(at, t, p->len, sport, outer_tos);
+    }
+    p->data = at;
+    p->len += t->head_len;
+    return said;
 }

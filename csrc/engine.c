@@ -42,7 +42,7 @@ static void start(struct dp_packet *p, struct dp_frame *f) {
     p->frame = f;
     p->l3 = p->l4 = 0;
     p->family = p->l2 = p->kind = p->discovery = 0;
-    p->outer_tos = p->more_fragments = 0;
+    p->outer_tos = p->outer_odd = p->more_fragments = 0;
     p->place = 0;
     p->network = DP_NONE;
     p->candidate = 0;
@@ -68,16 +68,29 @@ static enum dp_reason receive(const struct pass *x, struct dp_packet *p, struct 
 
 /* ---- parse, admit ------------------------------------------------------------------------- */
 
+/* What RFC 7348 or RFC 6936 leaves to the network. */
+static dp_cold enum dp_reason judge_odd(const struct dp_network *n, uint8_t odd) {
+    if ((odd & DP_OUTER_ZERO6) && !(n->wire & DP_WIRE_UDP6_ZERO_RX)) {
+        return DP_R_udp6_zero_checksum;
+    }
+    return (odd & DP_OUTER_RESERVED) && (n->wire & DP_WIRE_STRICT) ? DP_R_vxlan_reserved_bits
+                                                                   : DP_R_none;
+}
+
 /* Outer headers off, and whether this VTEP may speak on this network. */
 static enum dp_reason from_underlay(const struct pass *x, struct dp_packet *p,
                                     const struct dp_port *port) {
-    const enum dp_reason r = dp_parse_outer(p, port);
+    enum dp_reason r = dp_parse_outer(p, port);
     if (r) {
         return r;
     }
     p->network = dp_snapshot_network(x->policy, p->key.vni);
     if (p->network == DP_NONE) {
         return DP_R_unknown_vni;
+    }
+    if (dp_unlikely(p->outer_odd) &&
+        (r = judge_odd(&x->policy->networks[p->network], p->outer_odd))) {
+        return r;
     }
     return dp_snapshot_has_vtep(x->policy, p->network, &p->outer_src) ? DP_R_none
                                                                       : DP_R_unknown_vtep;
@@ -103,6 +116,21 @@ static enum dp_reason admit(const struct pass *x, struct dp_packet *p,
     return p->kind == DP_PORT_HOST && p->l2 == DP_L2_SWITCHED ? DP_R_not_our_mac : DP_R_none;
 }
 
+/* An endpoint's access or priority tag, where its network has it stripped (RFC 7348 section 6.1). A
+ * second tag is then found where the first one was. */
+static dp_cold enum dp_reason parse_untagged(const struct pass *x, struct dp_packet *p) {
+    const struct dp_eth *eth = dp_packet_eth(p);
+    if (!x->policy->slots[p->key.port].endpoint ||
+        !(x->policy->networks[p->network].wire & DP_WIRE_VLAN_STRIP) ||
+        be16_get(eth->type) != DP_ETH_VLAN || p->len < sizeof *eth + DP_VLAN_TAG) {
+        return DP_R_vlan_tagged;
+    }
+    memmove(p->data + DP_VLAN_TAG, p->data, sizeof eth->dst + sizeof eth->src);
+    p->data += DP_VLAN_TAG;
+    p->len -= DP_VLAN_TAG;
+    return dp_parse(p);
+}
+
 static enum dp_reason parse(const struct pass *x, struct dp_packet *p) {
     const struct dp_port_slot *slot = &x->policy->slots[p->key.port];
     p->kind = slot->port->kind;
@@ -113,7 +141,7 @@ static enum dp_reason parse(const struct pass *x, struct dp_packet *p) {
     } else if (p->kind == DP_PORT_UNDERLAY) {
         r = from_underlay(x, p, slot->port);
     }
-    if (r || (r = dp_parse(p))) {
+    if ((r || (r = dp_parse(p))) && (r != DP_R_vlan_tagged || (r = parse_untagged(x, p)))) {
         return r;
     }
     if (p->frame->flags & (DP_CSUM_PARTIAL | DP_CSUM_UNKNOWN)) {
@@ -307,14 +335,23 @@ static void note_use(const struct pass *x, const struct dp_packet *p, struct dp_
     act->last_ns = x->w->now_ns;
 }
 
+/* The next outer id; a trace foretells it. */
+static dp_cold void number(const struct pass *x, struct dp_packet *p) {
+    const uint16_t id = (uint16_t)(x->w->outer_id + 1);
+    x->w->outer_id = x->trace ? x->w->outer_id : id;
+    dp_outer_number(p, id);
+}
+
 /* What is left of a packet's way once its transposition said r. */
-static void conclude(const struct pass *x, struct dp_packet *p, const struct dp_act *act,
-                     enum dp_reason r) {
+static void conclude(const struct pass *x, struct dp_packet *p, const struct dp_act *act, int r) {
     if (dp_likely(r == DP_R_none)) {
         dp_count(&x->count->totals.local, !(act->flags & (DP_ACT_ENCAP | DP_ACT_DECAP)));
         forward(x, p, act->egress);
+    } else if (r == DP_UNNUMBERED) {
+        number(x, p);
+        forward(x, p, act->egress);
     } else {
-        drop_loudly(x, p, r, act->mtu);
+        drop_loudly(x, p, (enum dp_reason)r, act->mtu);
     }
 }
 

@@ -10,6 +10,7 @@ struct dp_worker {
     atomic_flag busy;
     _Atomic(struct dp_snapshot *) reading; /* a snapshot named here is not released */
     uint64_t now_ns;
+    uint16_t outer_id; /* of the last outer packet that others may fragment */
     struct dp_counters count;
     struct dp_packet packets[DP_BURST];
 };

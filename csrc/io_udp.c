@@ -8,7 +8,7 @@
 #include <netinet/in.h>
 #include <sys/socket.h>
 
-enum { CONTROL = 128, FRONT4 = 42, FRONT6 = 62 };
+enum { CONTROL = 128, FRONT4 = 42, FRONT6 = 62, SOCKET_TTL = 64 };
 
 union io_address {
     struct sockaddr any;
@@ -128,18 +128,24 @@ void io_underlay_receive(struct io_port *p, int fd, struct io_burst *b) {
 
 /* ---- send --------------------------------------------------------------------------------- */
 
-static void set_tos(struct msghdr *h, uint8_t *control, bool v4, uint8_t tos) {
-    if (tos == 0) {
-        return;
-    }
-    const int value = tos;
+static void append_control(struct msghdr *h, uint8_t *control, int level, int type, int value) {
+    struct cmsghdr *c = (struct cmsghdr *)(control + h->msg_controllen);
     h->msg_control = control;
-    h->msg_controllen = CMSG_SPACE(sizeof value);
-    struct cmsghdr *c = CMSG_FIRSTHDR(h);
-    *c = (struct cmsghdr){.cmsg_len = CMSG_LEN(sizeof value),
-                          .cmsg_level = v4 ? IPPROTO_IP : IPPROTO_IPV6,
-                          .cmsg_type = v4 ? IP_TOS : IPV6_TCLASS};
+    h->msg_controllen += CMSG_SPACE(sizeof value);
+    *c = (struct cmsghdr){
+        .cmsg_len = CMSG_LEN(sizeof value), .cmsg_level = level, .cmsg_type = type};
     memcpy(CMSG_DATA(c), &value, sizeof value);
+}
+
+/* What the sockets are not set to already. */
+static void set_control(struct msghdr *h, uint8_t *control, bool v4, uint8_t tos, uint8_t ttl) {
+    const int level = v4 ? IPPROTO_IP : IPPROTO_IPV6;
+    if (tos != 0) {
+        append_control(h, control, level, v4 ? IP_TOS : IPV6_TCLASS, tos);
+    }
+    if (ttl != SOCKET_TTL) {
+        append_control(h, control, level, v4 ? IP_TTL : IPV6_HOPLIMIT, ttl);
+    }
 }
 
 /* Fills message i from the outer headers of a frame; returns the socket for its source port. */
@@ -152,6 +158,7 @@ static int address(const struct io_port *p, struct io_messages *m, uint32_t i,
     m->data[i] = (struct iovec){frame + front, f->len - front};
     *h = (struct msghdr){.msg_name = &m->address[i], .msg_iov = &m->data[i], .msg_iovlen = 1};
     uint8_t tos;
+    uint8_t ttl;
     uint16_t sport;
     if (v4) {
         const struct dp_outer4 *o = (const struct dp_outer4 *)frame;
@@ -160,6 +167,7 @@ static int address(const struct io_port *p, struct io_messages *m, uint32_t i,
         memcpy(&m->address[i].v4.sin_addr, o->ip.dst, 4);
         h->msg_namelen = sizeof m->address[i].v4;
         tos = o->ip.tos;
+        ttl = o->ip.ttl;
         sport = be16_get(o->udp.sport);
     } else {
         const struct dp_outer6 *o = (const struct dp_outer6 *)frame;
@@ -168,9 +176,10 @@ static int address(const struct io_port *p, struct io_messages *m, uint32_t i,
         memcpy(&m->address[i].v6.sin6_addr, o->ip.dst, 16);
         h->msg_namelen = sizeof m->address[i].v6;
         tos = (uint8_t)(be32_get(o->ip.version_class_flow) >> 20);
+        ttl = o->ip.hops;
         sport = be16_get(o->udp.sport);
     }
-    set_tos(h, m->control[i], v4, tos);
+    set_control(h, m->control[i], v4, tos, ttl);
     return p->sending[(v4 ? 0 : p->sockets.n_send) + sport % p->sockets.n_send];
 }
 

@@ -90,6 +90,9 @@ static inline bool dp_key_is_redirect(const struct dp_key *k) {
     return dp_key_is_icmp(k) && k->dport >> 8 == (k->proto == DP_IP_ICMP ? 5 : 137);
 }
 
+/* What an outer packet may be where its network accepts it. */
+enum dp_outer_odd { DP_OUTER_RESERVED = 1, DP_OUTER_ZERO6 = 2 };
+
 /* Which check of a destination MAC the packet passed. */
 enum dp_l2 { DP_L2_ROUTED = 0, DP_L2_SWITCHED = 1 };
 
@@ -105,6 +108,7 @@ struct dp_packet {
     uint8_t kind;      /* enum dp_port_kind of the ingress */
     uint8_t discovery; /* 1: ARP or neighbour discovery, which never goes further than here */
     uint8_t outer_tos;
+    uint8_t outer_odd;      /* enum dp_outer_odd: what only some networks accept */
     uint8_t more_fragments; /* 1: first fragment */
     uint16_t place;         /* endpoint ingress: endpoint index + 1 */
     uint32_t network;       /* index, or DP_NONE on the host port */

@@ -24,8 +24,8 @@ bool dp_parse_quote(const struct dp_packet *p, struct dp_quote *q);
 void dp_parse_checksum_state(struct dp_packet *p);
 
 /* The VXLAN packet at p->data, p->len, received on an underlay port: checks and steps over the
- * outer headers, leaving data and len at the inner frame; fills outer_src, outer_tos and key.vni.
- * Returns 0 or the reason. */
+ * outer headers, leaving data and len at the inner frame; fills outer_src, outer_tos, outer_odd and
+ * key.vni. Returns 0 or the reason. */
 enum dp_reason dp_parse_outer(struct dp_packet *p, const struct dp_port *port);
 
 #endif

@@ -71,7 +71,7 @@ static enum dp_reason outer_udp(struct dp_packet *p, struct dp_cursor *c,
     if (!(p->frame->flags & DP_OUTER_CHECKED)) {
         const struct dp_addr dst = v6 ? dp_addr_load(port->ip6) : dp_addr_load(port->ip4);
         if (v6 && udp->csum == 0) {
-            return DP_R_udp6_zero_checksum;
+            p->outer_odd |= DP_OUTER_ZERO6;
         }
         const uint64_t pseudo = dp_csum_pseudo(&p->outer_src, &dst, DP_IP_UDP, len);
         if (udp->csum != 0 && dp_csum_fold(dp_csum_add(pseudo, udp, len)) != 0xffff) {
@@ -98,8 +98,14 @@ enum dp_reason dp_parse_outer(struct dp_packet *p, const struct dp_port *port) {
         return r;
     }
     const struct dp_vxlan *vxlan = dp_pull(&c, sizeof *vxlan);
-    if (!vxlan || !(vxlan->flags & DP_VXLAN_I)) {
+    if (!vxlan) {
         return DP_R_no_vni_flag;
+    }
+    if (dp_unlikely(!dp_vxlan_is_plain(vxlan))) {
+        if (!(vxlan->flags & DP_VXLAN_I)) {
+            return DP_R_no_vni_flag;
+        }
+        p->outer_odd |= DP_OUTER_RESERVED;
     }
     p->key.vni = dp_vxlan_vni(vxlan);
     p->data = c.at;

@@ -4,6 +4,7 @@
 
 enum {
     PORT_ID_MAX = 65535,
+    WIRE_FLAGS = 127,
     ITEMS_MAX = 1 << 24,                                          /* of one kind */
     OVERLAY_MTU_MAX = 65535 - 14 - (int)sizeof(struct dp_outer6), /* the outer length has 16 bits */
 };
@@ -77,6 +78,10 @@ static bool check_networks(struct dp_snapshot *s, struct dp_error *err) {
         }
         if (n->mtu < 68 || n->mtu > OVERLAY_MTU_MAX) {
             return fault(err, DP_EINVAL, "network", i, "MTU is not in 68-65451");
+        }
+        if (n->dscp > DP_DSCP_COPY || n->wire > WIRE_FLAGS ||
+            (n->wire & DP_WIRE_DF_CLEAR && n->wire & DP_WIRE_DF_INHERIT)) {
+            return fault(err, DP_EINVAL, "network", i, "no such DSCP or wire option");
         }
         if (n->routes >= s->n_routes || !dp_span_fits(n->vteps, s->n_addrs)) {
             return fault(err, DP_EREF, "network", i, "routes or provider addresses out of range");

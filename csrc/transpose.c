@@ -141,18 +141,18 @@ static void hop(struct dp_packet *p) {
     dp_csum_fix_at((uint8_t *)ip + offsetof(struct dp_ip4, csum), dp_csum_term(old, new));
 }
 
-static void set_ecn(struct dp_packet *p, uint8_t ecn) {
+static void set_tos(struct dp_packet *p, uint8_t tos) {
     if (p->family == 6) {
         struct dp_ip6 *ip = dp_packet_ip6(p);
         const uint32_t word = be32_get(ip->version_class_flow);
-        ip->version_class_flow = be32_put((word & ~(3u << 20)) | (uint32_t)ecn << 20);
+        ip->version_class_flow = be32_put((word & ~(0xffu << 20)) | (uint32_t)tos << 20);
         return;
     }
     struct dp_ip4 *ip = dp_packet_ip4(p);
     uint16_t old;
     uint16_t new;
     memcpy(&old, ip, 2);
-    ip->tos = (uint8_t)((ip->tos & ~3) | ecn);
+    ip->tos = tos;
     memcpy(&new, ip, 2);
     dp_csum_fix_at((uint8_t *)ip + offsetof(struct dp_ip4, csum), dp_csum_term(old, new));
 }
@@ -228,9 +228,23 @@ static void translate_error(struct dp_packet *p, const struct dp_quote *q,
     dp_csum_fix_at(dp_packet_l4_checksum(p), delta);
 }
 
-/* All that can refuse the packet; *ecn is what its inner header will say. */
-static enum dp_reason check(const struct dp_packet *p, const struct dp_act *act, uint8_t *ecn) {
-    *ecn = tos_of(p) & 3;
+/* What the inner TOS becomes on decapsulation: ECN by RFC 6040; DSCP stays, or is the outer one's
+ * (RFC 2983: pipe, uniform). */
+static enum dp_reason take_outer_tos(const struct dp_packet *p, const struct dp_network *n,
+                                     uint8_t *tos) {
+    const bool uniform = n->wire & DP_WIRE_DSCP_BACK;
+    if (dp_likely(!(p->outer_tos & 3) && !uniform)) {
+        return DP_R_none; /* an outer Not-ECT changes nothing */
+    }
+    const uint8_t ecn = dp_ecn_decap(*tos, p->outer_tos);
+    *tos = (uint8_t)(((uniform ? p->outer_tos : *tos) & 0xfc) | (ecn & 3));
+    return ecn > 3 ? DP_R_ecn_ce_on_not_ect : DP_R_none;
+}
+
+/* All that can refuse the packet; *tos is what its inner header will say. */
+static enum dp_reason check(const struct dp_packet *p, const struct dp_act *act,
+                            const struct dp_snapshot *policy, uint8_t *tos) {
+    *tos = tos_of(p);
     if (!l2_allowed(p, act)) {
         return DP_R_not_our_mac;
     }
@@ -238,17 +252,16 @@ static enum dp_reason check(const struct dp_packet *p, const struct dp_act *act,
         return DP_R_ttl_expired;
     }
     if (act->flags & DP_ACT_DECAP) {
-        *ecn = dp_ecn_decap(*ecn, p->outer_tos);
-        return *ecn > 3 ? DP_R_ecn_ce_on_not_ect : DP_R_none;
+        return take_outer_tos(p, &policy->networks[p->network], tos);
     }
     return check_size(p, act->mtu);
 }
 
-/* The router's part: hop, MAC addresses, outer headers. */
-static void route(struct dp_packet *p, const struct dp_act *act, uint8_t ecn,
-                  const struct dp_snapshot *policy) {
-    if (dp_unlikely(ecn != (tos_of(p) & 3))) {
-        set_ecn(p, ecn);
+/* The router's part: hop, MAC addresses, outer headers. Returns what dp_encap says. */
+static int route(struct dp_packet *p, const struct dp_act *act, uint8_t tos,
+                 const struct dp_snapshot *policy) {
+    if (dp_unlikely(tos != tos_of(p))) {
+        set_tos(p, tos);
     }
     if (p->l2 == DP_L2_ROUTED) {
         if (act->flags & DP_ACT_TTL) {
@@ -258,15 +271,15 @@ static void route(struct dp_packet *p, const struct dp_act *act, uint8_t ecn,
         memcpy(eth->dst, act->dst_mac, 6);
         memcpy(eth->src, act->src_mac, 6);
     }
-    if (act->flags & DP_ACT_ENCAP) {
-        dp_encap(p, &policy->tunnels[act->adjacency], act->outer_sport, ecn);
-    }
+    return act->flags & DP_ACT_ENCAP
+               ? dp_encap(p, &policy->tunnels[act->adjacency], act->outer_sport, tos)
+               : DP_R_none;
 }
 
-enum dp_reason dp_transpose(struct dp_packet *p, const struct dp_half *half,
-                            const struct dp_half *other, const struct dp_snapshot *policy) {
-    uint8_t ecn;
-    const enum dp_reason r = check(p, &half->act, &ecn);
+int dp_transpose(struct dp_packet *p, const struct dp_half *half, const struct dp_half *other,
+                 const struct dp_snapshot *policy) {
+    uint8_t tos;
+    const enum dp_reason r = check(p, &half->act, policy, &tos);
     if (dp_unlikely(r)) {
         return r;
     }
@@ -276,23 +289,20 @@ enum dp_reason dp_transpose(struct dp_packet *p, const struct dp_half *half,
     if (half->act.flags & DP_ACT_NAT) {
         translate(p, half, &other->key);
     }
-    route(p, &half->act, ecn, policy);
-    return DP_R_none;
+    return route(p, &half->act, tos, policy);
 }
 
-enum dp_reason dp_transpose_error(struct dp_packet *p, const struct dp_quote *q,
-                                  const struct dp_half *half, const struct dp_half *other,
-                                  const struct dp_snapshot *policy) {
-    uint8_t ecn;
-    const enum dp_reason r = check(p, &half->act, &ecn);
+int dp_transpose_error(struct dp_packet *p, const struct dp_quote *q, const struct dp_half *half,
+                       const struct dp_half *other, const struct dp_snapshot *policy) {
+    uint8_t tos;
+    const enum dp_reason r = check(p, &half->act, policy, &tos);
     if (r) {
         return r;
     }
     if (half->act.flags & DP_ACT_NAT) {
         translate_error(p, q, half, &other->key);
     }
-    route(p, &half->act, ecn, policy);
-    return DP_R_none;
+    return route(p, &half->act, tos, policy);
 }
 
 void dp_transpose_deltas(struct dp_half *half, const struct dp_half *other) {

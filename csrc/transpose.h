@@ -6,15 +6,15 @@
 #include "snapshot.h"
 
 /* Checks TTL and size, then rewrites the packet by half (whose mirror is other), pushing the outer
- * headers where the way asks for them. Returns 0, or the reason with the packet untouched. */
-enum dp_reason dp_transpose(struct dp_packet *p, const struct dp_half *half,
-                            const struct dp_half *other, const struct dp_snapshot *policy);
+ * headers where the way asks for them. Returns 0, DP_UNNUMBERED of dp_encap,
+ * or the reason with the packet untouched. */
+int dp_transpose(struct dp_packet *p, const struct dp_half *half, const struct dp_half *other,
+                 const struct dp_snapshot *policy);
 
 /* Does to an ICMP error what its flow does to packets of its direction: the error goes where they
  * go, and what it quotes is turned back to what its addressee has sent (RFC 5508 REQ-4, REQ-5). */
-enum dp_reason dp_transpose_error(struct dp_packet *p, const struct dp_quote *q,
-                                  const struct dp_half *half, const struct dp_half *other,
-                                  const struct dp_snapshot *policy);
+int dp_transpose_error(struct dp_packet *p, const struct dp_quote *q, const struct dp_half *half,
+                       const struct dp_half *other, const struct dp_snapshot *policy);
 
 /* The checksum deltas of a half that turns its own key into the other's mirror. */
 void dp_transpose_deltas(struct dp_half *half, const struct dp_half *other);

@@ -52,6 +52,8 @@ struct dp_eth {
 } dp_packed;
 _Static_assert(sizeof(struct dp_eth) == 14, "IEEE 802.3");
 
+enum { DP_VLAN_TAG = 4 }; /* bytes of an 802.1Q tag */
+
 struct dp_arp { /* Ethernet over IPv4, RFC 826 */
     be16 htype;
     be16 ptype;
@@ -145,8 +147,8 @@ struct dp_nd_mac { /* source or target link-layer address option, RFC 4861 secti
 _Static_assert(sizeof(struct dp_nd_mac) == 8, "RFC 4861");
 
 /* VXLAN, RFC 7348 section 5: the I flag says that the VNI is valid; the rest is zero on send and
- * ignored on receipt. 0 1 2 3 4 5 6 7 |R|R|R|R|I|R|R|R|       Reserved (24)      | | VNI (24) |
- * Reserved (8) | */
+ * ignored on receipt, unless the network is strict. 0 1 2 3 4 5 6 7 |R|R|R|R|I|R|R|R| Reserved (24)
+ * | | VNI (24) | Reserved (8) | */
 struct dp_vxlan {
     uint8_t flags;
     uint8_t zero[3];
@@ -155,6 +157,16 @@ struct dp_vxlan {
 } dp_packed;
 _Static_assert(sizeof(struct dp_vxlan) == 8, "RFC 7348");
 enum { DP_VXLAN_I = 0x08 };
+
+/* Whether the I flag is set and nothing else beside the VNI. */
+static inline bool dp_vxlan_is_plain(const struct dp_vxlan *v) {
+    static const uint8_t vni[8] = {0, 0, 0, 0, 0xff, 0xff, 0xff, 0};
+    uint64_t word;
+    uint64_t mask;
+    memcpy(&word, v, 8);
+    memcpy(&mask, vni, 8);
+    return (word & ~mask) == DP_VXLAN_I; /* the first byte is the lowest */
+}
 
 static inline uint32_t dp_vxlan_vni(const struct dp_vxlan *v) {
     return (uint32_t)v->vni[0] << 16 | (uint32_t)v->vni[1] << 8 | v->vni[2];

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from dataplane._engine import ffi, lib
 from dataplane.errors import EngineError
 from dataplane.ids import UNDERLAY_PORT
-from dataplane.model import Timers
+from dataplane.model import Timers, Wire
 from dataplane.reasons import check
 from dataplane.records import dtype, raw, records
 from dataplane.rows import (
@@ -51,6 +51,8 @@ ACTIONS = {
     "reject": lib.DP_REJECT,
     "snat": lib.DP_SNAT,
 }
+DF = {"set": 0, "clear": lib.DP_WIRE_DF_CLEAR, "inherit": lib.DP_WIRE_DF_INHERIT}
+DSCP = {"zero": 0, "copy": lib.DP_DSCP_COPY}
 PORT_KINDS = {
     "endpoint": lib.DP_PORT_ENDPOINT,
     "underlay": lib.DP_PORT_UNDERLAY,
@@ -270,6 +272,19 @@ def idle_seconds(timers: Timers) -> tuple[int, ...]:
 # ---- snapshot ----------------------------------------------------------------------------------
 
 
+def _wire(wire: Wire) -> tuple[int, int, int]:
+    """Outer TTL, DSCP, and flags."""
+    chosen = {
+        lib.DP_WIRE_UDP_CHECKSUM: wire.udp_checksum == "full",
+        lib.DP_WIRE_STRICT: wire.strict,
+        lib.DP_WIRE_UDP6_ZERO_RX: wire.udp6_zero_rx,
+        lib.DP_WIRE_VLAN_STRIP: wire.inner_vlan == "strip",
+        lib.DP_WIRE_DSCP_BACK: wire.dscp_decap == "copy",
+    }
+    dscp = wire.dscp if isinstance(wire.dscp, int) else DSCP[wire.dscp]
+    return wire.ttl, dscp, DF[wire.df] | sum(flag for flag, on in chosen.items() if on)
+
+
 class _Policy:
     """Rows become `struct dp_policy`: numbers become places, slices go into shared arrays."""
 
@@ -305,6 +320,7 @@ class _Policy:
                 _append(self.addresses, n.vteps),
                 i,
                 n.domain,
+                *_wire(n.wire),
                 n.gateway4,
                 n.gateway6,
                 n.max_flows,

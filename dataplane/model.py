@@ -189,6 +189,24 @@ class RemoteSubnet(Model, frozen=True, kw_only=True):
     dsr: bool = False  # VIPs: any VTEP of the network may answer for them
 
 
+class Wire(Model, frozen=True, kw_only=True):
+    """How a network's packets stand on the underlay, where RFC 7348 leaves a choice.
+
+    The outer packet is never fragmented here, whatever `df` says. Through UDP sockets the kernel
+    writes the outer headers: DF is set, and what `udp_checksum` and `udp6_zero_rx` ask for in one
+    network holds for all packets of the node.
+    """
+
+    dscp: Literal["zero", "copy"] | int = "zero"  # outer DSCP: 0, the inner packet's, or 0-63
+    dscp_decap: Literal["keep", "copy"] = "keep"  # RFC 2983: pipe, or uniform (outer to inner)
+    ttl: int = 64  # outer TTL or hop limit
+    df: Literal["set", "clear", "inherit"] = "set"  # outer DF; inherit: of inner IPv4, IPv6 sets it
+    strict: bool = False  # drop a VXLAN header with any reserved bit set; else they are ignored
+    udp6_zero_rx: bool = False  # accept a zero UDP checksum over IPv6 (RFC 6936)
+    udp_checksum: Literal["zero", "full"] = "zero"  # over IPv4; over IPv6 it is always full
+    inner_vlan: Literal["discard", "strip"] = "discard"  # a single tag on frames of endpoints
+
+
 class Network(Model, frozen=True, kw_only=True):
     """An overlay network: one VNI, its prefixes, and who lives where."""
 
@@ -206,6 +224,7 @@ class Network(Model, frozen=True, kw_only=True):
     host_route: bool = False  # the host reaches the network through its host port, and is reached
     routing_domain: str | None = None  # networks of one domain route into each other
     max_flows: int = 0  # pairs it may hold at a time, 0 for no quota
+    wire: Wire = Wire()
 
 
 class Underlay(Model, frozen=True, kw_only=True):

@@ -7,11 +7,12 @@ import contextlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from ipaddress import ip_network
+from typing import Any
 
 from dataplane.address import IP, Mac, Prefix
 from dataplane.errors import PortError
 from dataplane.ids import HOST, UNDERLAY
-from dataplane.model import Endpoint, HostPort, Network, Node, Tap, Underlay, outbound_nats
+from dataplane.model import Endpoint, HostPort, Network, Node, Tap, outbound_nats
 from dataplane.ports import Port, VxlanSocket
 from dataplane.ports import Tap as TapPort
 from dataplane.routing import vips_of
@@ -117,15 +118,23 @@ def _tap(port: Port) -> TapPort:
     return port
 
 
-def _sockets(underlay: Underlay) -> tuple[object, ...]:
-    return underlay.address, underlay.address6, underlay.port
+def _sockets(node: Node) -> dict[str, Any]:
+    """Arguments of its VxlanSocket. What one network asks of UDP checksums holds for all."""
+    own, wires = node.underlay, [n.wire for n in node.networks]
+    return {
+        "address": own.address,
+        "address6": own.address6,
+        "port": own.port,
+        "checksum4": any(w.udp_checksum == "full" for w in wires),
+        "zero6": any(w.udp6_zero_rx for w in wires),
+    }
 
 
 class NodePorts:
     """Owns the open ports of a node. `open_ports` is what a forwarder takes."""
 
     def __init__(self) -> None:
-        self._sockets: tuple[object, ...] = ()
+        self._sockets: dict[str, Any] = {}
         self._devices: dict[str, Device] = {}
         self._ports: dict[str, VxlanSocket | TapPort] = {}
 
@@ -143,9 +152,8 @@ class NodePorts:
 
     def open(self, node: Node) -> None:
         """All ports of a resolved node. Raises PortError; `close` then closes what was opened."""
-        own = node.underlay
-        self._ports[UNDERLAY] = VxlanSocket(own.address, address6=own.address6, port=own.port)
-        self._sockets = _sockets(own)
+        self._sockets = _sockets(node)
+        self._ports[UNDERLAY] = VxlanSocket(**self._sockets)
         for name, device in devices(node).items():
             self._ports[name] = device.open()
             self._devices[name] = device
@@ -193,10 +201,10 @@ class NodePorts:
 
     def _refuse(self, node: Node) -> None:
         """What cannot change while the node runs."""
-        if _sockets(node.underlay) != self._sockets:
-            raise PortError(
-                f"node {node.name}: its underlay cannot change while it runs: restart it"
-            )
+        changed = [key for key, value in _sockets(node).items() if value != self._sockets[key]]
+        if changed:
+            what = "underlay" if {"address", "address6", "port"} & {*changed} else "UDP checksums"
+            raise PortError(f"node {node.name}: its {what} cannot change while it runs: restart it")
         held = {device.place: device for device in self._devices.values()}
         for name, device in devices(node).items():
             if held.get(device.place, device) != device:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from msgspec.structs import asdict, replace
 
 from dataplane.address import IP
-from dataplane.model import Acl, Endpoint, HostPort, Network, Node, RemoteSubnet
+from dataplane.model import Acl, Endpoint, HostPort, Network, Node, RemoteSubnet, Wire
 from dataplane.rows import Tables
 
 SHOWN_PREFIXES = 3
@@ -155,8 +155,11 @@ def _host_line(host: HostPort) -> str:
 
 def _network_line(network: Network) -> str:
     prefixes = " ".join(map(str, network.prefixes))
+    usual = asdict(Wire())
+    chosen = [f"{k} {v}" for k, v in asdict(network.wire).items() if v != usual[k]]
+    wire = "  ".join(["", *chosen])
     quota = _quota_text(network.max_flows)
-    return f"vni {network.vni}  {prefixes}  mtu {network.mtu}  dr {network.dr_mac}{quota}"
+    return f"vni {network.vni}  {prefixes}  mtu {network.mtu}  dr {network.dr_mac}{quota}{wire}"
 
 
 def _quota_text(max_flows: int) -> str:

@@ -23,6 +23,7 @@ _TUNSETIFF, _TUNSETPERSIST, _TUNSETOWNER, _TUNSETOFFLOAD = (
 )
 _IFF_TAP, _IFF_NO_PI, _IFF_VNET_HDR = 0x0002, 0x1000, 0x4000
 _IP_MTU_DISCOVER, _IPV6_MTU_DISCOVER, _PMTUDISC_PROBE = 10, 23, 3
+_UDP_NO_CHECK6_RX = 102
 _IP_RECVTTL, _SO_NO_CHECK, _SO_RCVBUFFORCE, _SO_SNDBUFFORCE = 12, 11, 33, 32
 _BUFFER = 8 << 20
 _TTL = 64  # as the engine writes it
@@ -228,7 +229,8 @@ class VxlanSocket(_Owner):
     the one its hash names. The kernel never fragments what it sends (DF set, RFC 7348 §4.3) and
     refuses what is above the device's MTU. PMTUDISC_PROBE and not DO: the path's MTU is the
     engine's business, and a forged ICMP error must not shrink it for everyone behind the socket.
-    `interface`: the only device to use. Raises PortError with the fix.
+    `interface`: the only device to use. `checksum4`: UDP checksums over IPv4 too. `zero6`: over
+    IPv6 a zero one is accepted (RFC 6936). Raises PortError with the fix.
     """
 
     def __init__(
@@ -237,6 +239,8 @@ class VxlanSocket(_Owner):
         *,
         address6: IP | None = None,
         port: int = 4789,
+        checksum4: bool = False,
+        zero6: bool = False,
         sources: int = 64,
         netns: str | None = None,
         interface: str | None = None,
@@ -252,17 +256,21 @@ class VxlanSocket(_Owner):
         self._receive: dict[int, socket.socket] = {}
         self._send: dict[int, list[socket.socket]] = {}
         try:
-            inside(netns, lambda: self._open(sources))
+            inside(netns, lambda: self._open(sources, checksum4, zero6))
         except BaseException:
             self.close()
             raise
 
-    def _open(self, sources: int) -> None:
+    def _open(self, sources: int, checksum4: bool, zero6: bool) -> None:
         for version, address in self._own.items():
-            self._receive[version] = _receiver(address, self.port, self._interface)
+            receive = self._receive[version] = _receiver(address, self.port, self._interface)
+            if version == 6 and zero6:
+                receive.setsockopt(socket.IPPROTO_UDP, _UDP_NO_CHECK6_RX, 1)
             self._send[version] = []
             for sock in _senders(address, sources, self._interface):
                 self._send[version].append(sock)
+                if version == 4 and checksum4:
+                    sock.setsockopt(socket.SOL_SOCKET, _SO_NO_CHECK, 0)
 
     def join(self, loop: Any, port_id: int) -> None:
         from dataplane._engine import ffi, lib

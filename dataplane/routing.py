@@ -180,6 +180,7 @@ def network_row(network: Network, node: Node, ids: Ids, memo: Memo) -> NetworkRo
         routes=_routes(network, node, ids, memo),
         domain=_domain_number(network, node),
         max_flows=network.max_flows,
+        wire=network.wire,
     )
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from dataplane.ids import Ids
-from dataplane.model import Fallback, Timers
+from dataplane.model import Fallback, Timers, Wire
 
 if TYPE_CHECKING:
     import numpy as np
@@ -105,6 +105,7 @@ class NetworkRow(NamedTuple):
     routes: RouteTable
     domain: int  # 0: alone
     max_flows: int  # 0 for no quota
+    wire: Wire
 
 
 class BackendRow(NamedTuple):

@@ -20,6 +20,7 @@ from dataplane.model import (
     RemoteSubnet,
     Tap,
     Underlay,
+    Wire,
 )
 from dataplane.names import nodes_of
 from dataplane.tree import Complaint, Path, path_text
@@ -145,6 +146,7 @@ def _network(network: Network, node: Node, path: Path) -> Iterator[Complaint]:
     yield from _acls(network.acls, path)
     yield from _nat(network.outbound_nat, node, (*path, "outbound_nat"))
     yield from within("quota", network.max_flows, 0, _MAX_QUOTA, (*path, "max_flows"))
+    yield from _wire(network.wire, (*path, "wire"))
     for place, endpoint in places:
         yield from _endpoint(endpoint, network, node, place)
     yield from network_services(network, node, path)
@@ -233,6 +235,12 @@ def _addresses(network: Network, path: Path) -> Iterator[tuple[Hashable, Path]]:
     for i, endpoint in enumerate(network.endpoints):
         for j, address in enumerate(endpoint.addresses):
             yield address, (*path, "endpoints", i, "addresses", j)
+
+
+def _wire(wire: Wire, path: Path) -> Iterator[Complaint]:
+    if isinstance(wire.dscp, int):
+        yield from within("DSCP", wire.dscp, 0, 63, (*path, "dscp"))
+    yield from within("TTL", wire.ttl, 1, 255, (*path, "ttl"))
 
 
 # ---- endpoint -------------------------------------------------------------------------------

@@ -27,6 +27,7 @@ from dataplane.model import (
     Tap,
     Timers,
     Underlay,
+    Wire,
 )
 from tests.reference import Outcome, build, nd
 from tests.reference.site import HOST, UNDERLAY, Adjacency, Site
@@ -130,6 +131,19 @@ nats = st.builds(
 )
 
 
+wires = st.builds(
+    Wire,
+    dscp=st.sampled_from(["zero", "copy", 46]),
+    dscp_decap=st.sampled_from(["keep", "copy"]),
+    ttl=st.sampled_from([64, 1, 255]),
+    df=st.sampled_from(["set", "clear", "inherit"]),
+    strict=st.booleans(),
+    udp6_zero_rx=st.booleans(),
+    udp_checksum=st.sampled_from(["zero", "full"]),
+    inner_vlan=st.sampled_from(["discard", "strip"]),
+)
+
+
 @st.composite
 def endpoints(draw: st.DrawFn, name: str, vni: int, translated: bool) -> Endpoint:
     ip4, ip6 = LOCAL[NAMES.index(name)]
@@ -175,6 +189,7 @@ def networks(draw: st.DrawFn, vni: int, family6: bool, translated: bool) -> Netw
         acls=draw(acls("n")),
         outbound_nat=draw(st.none() | nats) if translated else None,
         max_flows=draw(st.sampled_from([0, 0, 0, 1, 3])),
+        wire=draw(st.just(Wire()) | wires),
     )
 
 
@@ -208,7 +223,7 @@ def nodes(draw: st.DrawFn) -> Node:
     )
 
 
-FIELDS = ["acls", "endpoints", "remote_subnets", "outbound_nat", "mtu", "max_flows"]
+FIELDS = ["acls", "endpoints", "remote_subnets", "outbound_nat", "mtu", "max_flows", "wire"]
 
 
 @st.composite
@@ -274,6 +289,7 @@ def _from_endpoint(draw: st.DrawFn, site: Site, sender: Place) -> Frame:
     dmac = draw(_mostly([network.dr_mac], [*neighbours, b"\xff" * 6, b"\x02\0\0\0\0\x66"]))
     smac = draw(_mostly([sender.mac], neighbours))
     data = build.ethernet(dmac, smac, build.ip_type(packet), packet)
+    data = data[:12] + draw(_mostly([b""], TAGS)) + data[12:]
     flags = draw(_mostly([0], [1]))
     return Frame(sender.port, data + draw(_trailers), flags)
 
@@ -297,9 +313,25 @@ def _from_underlay(draw: st.DrawFn, site: Site) -> Frame:
     own = site.underlay.ip4 if vtep.version == 4 else site.underlay.ip6
     vni = draw(_mostly([network.vni], [100, 0xABCDEF, 7]))
     dst = unmapped(own) if own else vtep.packed
-    tos = draw(st.sampled_from([0, 0, 1, 2, 3]))
+    tos = draw(st.sampled_from([0, 0, 1, 2, 3, 0xB9]))
     data = build.vxlan(vtep.packed, dst, site.underlay.udp_port, vni, inner, tos)
+    data = draw(_mostly([data], [_unsummed(data), _reserved(data)]))
     return Frame(UNDERLAY, data + draw(_trailers), draw(st.sampled_from([0, 0, 2, 4, 6])))
+
+
+TAGS = [b"\x81\0\0\0", b"\x81\0\x20\5", b"\x81\0\0\1\x81\0\0\2", b"\x88\xa8\0\5", b"\x81"]
+
+
+def _unsummed(data: bytes) -> bytes:
+    """Without outer UDP checksum."""
+    at = 40 if data[12:14] == b"\x08\0" else 60
+    return data[:at] + b"\0\0" + data[at + 2 :]
+
+
+def _reserved(data: bytes) -> bytes:
+    """With a reserved bit of the VXLAN header set, and no checksum that minds."""
+    at = 45 if data[12:14] == b"\x08\0" else 65
+    return _unsummed(data[:at] + b"\1" + data[at + 1 :])
 
 
 @st.composite

@@ -25,7 +25,7 @@ from dataplane.address import Mac, Vni
 from dataplane.engine import Engine
 from dataplane.errors import BusyError, DataplaneError, PortError
 from dataplane.forwarder import Forwarder
-from dataplane.model import Endpoint, Network, Node, RemoteSubnet, Underlay
+from dataplane.model import Endpoint, Network, Node, RemoteSubnet, Underlay, Wire
 from dataplane.netns import inside, path_of
 from dataplane.ports import AdoptedTap, Tap, VxlanSocket
 
@@ -842,3 +842,43 @@ def test_inside_leaves_this_thread_where_it_is() -> None:
         assert os.stat("/proc/thread-self/ns/net").st_ino == here
         with pytest.raises(ZeroDivisionError):
             inside(pod, lambda: 1 // 0)
+
+
+@pytest.mark.conformance("E4", "E8")
+def test_the_socket_sends_with_the_networks_ttl_and_dscp() -> None:
+    with bench() as b:
+        b.peer.setsockopt(socket.IPPROTO_IP, socket.IP_RECVTOS, 1)
+        b.peer.setsockopt(socket.IPPROTO_IP, 12, 1)  # IP_RECVTTL
+        for wire, wanted in (
+            (Wire(), (0, 64)),
+            (Wire(ttl=9), (0, 9)),
+            (Wire(ttl=200, dscp=46), (46 << 2, 200)),
+        ):
+            with b.engine.edit() as draft:
+                draft.network("blue", wire=wire)
+            b.pod.send(bytes(10) + echo_frame())
+            assert b.forwarder.step(1_000_000_000)
+            _, control, _, _ = b.peer.recvmsg(2000, 256)
+            found = {kind: int.from_bytes(data, "little") for _, kind, data in control}
+            assert (found[socket.IP_TOS], found[socket.IP_TTL]) == wanted
+
+
+def echo_frame() -> bytes:
+    """From the pod to the peer."""
+    inner = b"\x08\0\xf7\xfe\0\1\0\0"
+    ends = ip_address(POD).packed + ip_address(REMOTE).packed
+    head = b"\x45\0" + (20 + len(inner)).to_bytes(2) + b"\0\0\x40\0\x40\1\0\0" + ends
+    total = sum(struct.unpack("!10H", head))
+    check = 0xFFFF - ((total & 0xFFFF) + (total >> 16))
+    head = head[:10] + check.to_bytes(2) + head[12:]
+    return DR_MAC.packed + POD_MAC.packed + b"\x08\0" + head + inner
+
+
+def test_zero_checksums_over_ipv6_are_asked_of_the_socket() -> None:
+    for zero6 in (False, True):
+        with VxlanSocket(ip_address("::1"), port=0, zero6=zero6, sources=1) as own:
+            receiver = own._receive[6]
+            with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as peer:
+                peer.setsockopt(socket.IPPROTO_UDP, 101, 1)  # UDP_NO_CHECK6_TX
+                peer.sendto(b"unsummed", receiver.getsockname())
+            assert bool(select.select([receiver], [], [], 0.1)[0]) is zero6

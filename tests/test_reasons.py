@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from ipaddress import ip_address, ip_network
 
 import pytest
+from msgspec.structs import replace
 
 from dataplane import engine as engine_module
 from dataplane._engine import lib
@@ -23,6 +24,7 @@ from dataplane.model import (
     RemoteSubnet,
     Tap,
     Underlay,
+    Wire,
 )
 from dataplane.packet import build, parse
 from dataplane.reasons import Reason, Verdict
@@ -86,6 +88,11 @@ def node(nat: OutboundNat | None = ONE_PORT, host: bool = True, max_flows: int =
     )
     under = Underlay(address=ip_address("192.0.2.1"), address6=ip_address("2001:db8::1"))
     return Node(name="a", underlay=under, host_port=port if host else None, networks=(blue,))
+
+
+def replace_wire(wire: Wire) -> Node:
+    plain = node()
+    return replace(plain, networks=(replace(plain.networks[0], wire=wire),))
 
 
 @dataclass
@@ -185,6 +192,9 @@ CASES: dict[str, Case] = {
     "outer_checksum": Case(edited(vxlan(INNER), 40, b"\x12\x34"), "underlay"),
     "udp6_zero_checksum": Case(vxlan6(), "underlay"),
     "no_vni_flag": Case(vxlan(INNER, flags=0xF7), "underlay"),
+    "vxlan_reserved_bits": Case(
+        vxlan(INNER, flags=9), "underlay", node=replace_wire(Wire(strict=True))
+    ),
     "unknown_vni": Case(vxlan(INNER, vni=101), "underlay"),
     "unknown_vtep": Case(vxlan(INNER, "192.0.2.9"), "underlay"),
     "source_not_behind_vtep": Case(vxlan(INNER, "192.0.2.3"), "underlay"),

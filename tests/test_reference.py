@@ -515,7 +515,10 @@ BAD_PACKETS = [
     (bytes(Ether() / IP(dst="192.0.2.1", flags="MF") / UDP(dport=4789)), "outer_fragment"),
     (bytes(Ether() / IP(dst="192.0.2.1", chksum=1) / UDP(dport=4789)), "outer_checksum"),
     (bytes(OUTER / UDP(dport=4789, chksum=1) / VXLAN(flags=8)), "outer_checksum"),
-    (bytes(OUTER6 / UDP(dport=4789, chksum=0) / VXLAN(flags=8)), "udp6_zero_checksum"),
+    (
+        bytes(OUTER6 / UDP(dport=4789, chksum=0) / VXLAN(flags=8, vni=0x123456)),
+        "udp6_zero_checksum",
+    ),
     (bytes(OUTER / UDP(dport=4789) / VXLAN(flags=0)), "no_vni_flag"),
     (vxlan(GOOD, vni=5), "unknown_vni"),
     (vxlan(GOOD, src="192.0.2.66"), "unknown_vtep"),

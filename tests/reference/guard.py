@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from tests.reference import answer, nd
-from tests.reference.outer import Outer, decapsulate
+from tests.reference.outer import Outer, check_wire, decapsulate
 from tests.reference.site import HOST, UNDERLAY, Endpoint, Network, Site
 from tests.reference.verdict import Drop
 from tests.reference.wire import UDP, Arp, FlowId, Packet, is_mapped, parse
@@ -50,6 +50,7 @@ def receive(site: Site, frame: bytes, port: str, flags: int) -> Arrival:
         network = site.networks.get(outer.vni)
         if network is None:
             raise Drop("unknown_vni")
+        check_wire(outer, network.wire)
         if outer.src not in network.vteps:
             raise Drop("unknown_vtep")
         return Arrival(port, _parse(outer.inner, flags), network, outer=outer)
@@ -58,7 +59,16 @@ def receive(site: Site, frame: bytes, port: str, flags: int) -> Arrival:
     endpoint = site.endpoints.get(port)
     if endpoint is None:
         raise Drop("port_not_configured")
-    return Arrival(port, _parse(frame, flags), site.networks[endpoint.vni], endpoint=endpoint)
+    network = site.networks[endpoint.vni]
+    if network.wire.inner_vlan == "strip":
+        frame = _untagged(frame)
+    return Arrival(port, _parse(frame, flags), network, endpoint=endpoint)
+
+
+def _untagged(frame: bytes) -> bytes:
+    """Without its outermost tag, if that is of 802.1Q."""
+    tagged = frame[12:14] == b"\x81\x00" and len(frame) >= 18
+    return frame[:12] + frame[16:] if tagged else frame
 
 
 def _parse(frame: bytes, flags: int) -> Packet | Arp:

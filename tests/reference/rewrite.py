@@ -1,11 +1,13 @@
 """What is done to each packet of a flow, in order (semantics 6)."""
 
+from collections.abc import Iterator
+
 from tests.reference.checksum import checksum
 from tests.reference.edit import edit
 from tests.reference.flows import Pair, Way
 from tests.reference.guard import Arrival
 from tests.reference.nat import has_port
-from tests.reference.outer import encapsulate
+from tests.reference.outer import Inside, encapsulate, sets_df
 from tests.reference.site import HOST, Site
 from tests.reference.verdict import Drop
 from tests.reference.wire import ETHERNET, ICMP, TCP, UDP, FlowId, Packet, unmapped
@@ -55,7 +57,10 @@ def hop(site: Site, arrival: Arrival, way: Way) -> None:
     packet = arrival.packet
     assert isinstance(packet, Packet)
     if arrival.outer is not None:
-        _set_ecn(packet, ECN_TABLE[packet.ecn][arrival.outer.ecn] or 0)
+        assert arrival.network is not None
+        uniform = arrival.network.wire.dscp_decap == "copy"
+        dscp = (arrival.outer.tos if uniform else packet.tos) & 0xFC
+        _set_tos(packet, dscp | (ECN_TABLE[packet.ecn][arrival.outer.ecn] or 0))
     if hops(arrival):
         ttl = packet.data[packet.ttl_at] - 1
         edit(packet.data, packet.ttl_at, bytes([ttl]), packet.ip_check_at)
@@ -74,12 +79,14 @@ def _macs(site: Site, arrival: Arrival, way: Way) -> bytes:
     return way.adjacency.dr_mac + arrival.network.dr_mac
 
 
-def _set_ecn(packet: Packet, ecn: int) -> None:
+def _set_tos(packet: Packet, tos: int) -> None:
     at = ETHERNET + 1
     if packet.version == 4:
-        edit(packet.data, at, bytes([packet.data[at] & 0xFC | ecn]), packet.ip_check_at)
+        edit(packet.data, at, bytes([tos]), packet.ip_check_at)
     else:
-        packet.data[at] = packet.data[at] & 0xCF | ecn << 4
+        packet.data[at - 1 : at + 1] = bytes(
+            [0x60 | tos >> 4, (tos & 15) << 4 | packet.data[at] & 15]
+        )
 
 
 def _clamp_mss(packet: Packet, limit: int) -> None:
@@ -143,15 +150,19 @@ def _is_zero(packet: Packet) -> bool:
     return packet.data[packet.check_at : packet.check_at + 2] == b"\0\0"
 
 
-def outgoing(site: Site, packet: Packet, pair: Pair, half: int, way: Way) -> bytes:
-    """The frame as it leaves: encapsulated towards a remote subnet."""
+def outgoing(
+    site: Site, packet: Packet, pair: Pair, half: int, way: Way, ids: Iterator[int]
+) -> bytes:
+    """The frame as it leaves: encapsulated towards a remote subnet. `ids`: of outer packets."""
     frame = bytes(packet.data)
     if way.receiver or way.adjacency is None:
         return frame
     sport = pair.entropy[half]
     assert sport is not None
     on_wire = _completed(packet) if packet.partial else frame
-    return encapsulate(frame, on_wire, packet.ecn, sport, way.adjacency, site.underlay)
+    inside = Inside(frame, on_wire, packet.tos, packet.dont_fragment)
+    ident = 0 if sets_df(inside, way.adjacency) else next(ids)
+    return encapsulate(inside, sport, way.adjacency, site.underlay, ident)
 
 
 def _completed(packet: Packet) -> bytes:

@@ -57,6 +57,7 @@ class Adjacency:
     dr_mac: bytes
     outer_mac: bytes
     mtu: int
+    wire: model.Wire
 
 
 @dataclass(frozen=True)
@@ -103,6 +104,7 @@ class Network:
     gateways: dict[int, bytes | None]  # by IP version
     vteps: frozenset[bytes]
     max_flows: int
+    wire: model.Wire
     routes: list[Route] = field(default_factory=list)
 
     def route(self, address: bytes) -> Route | None:
@@ -174,6 +176,7 @@ def _network(source: model.Network, node: model.Node) -> Network:
         gateways={v: of_version(source.gateways, v) for v in (4, 6)},
         vteps=frozenset(ip16(r.provider_address) for r in source.remote_subnets),
         max_flows=source.max_flows,
+        wire=source.wire,
     )
     host_address = None if node.host_port is None else node.host_port.address
     for endpoint in source.endpoints:
@@ -195,6 +198,7 @@ def _adjacency(remote: model.RemoteSubnet, network: model.Network) -> Adjacency:
         dr_mac=remote.dr_mac.packed,
         outer_mac=b"\x02\x00" + tail(remote.provider_address),
         mtu=network.mtu,
+        wire=network.wire,
     )
 
 

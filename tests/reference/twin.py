@@ -8,6 +8,7 @@ flow, and which half-open flow gives way to a new one.
 
 import zlib
 from dataclasses import replace
+from itertools import count
 
 from dataplane.model import Node
 from tests.reference import answer, guard, rewrite, walk
@@ -37,6 +38,7 @@ class Twin:
         self.generation = 1
         self.stamps = dict.fromkeys(self.site.endpoints, 1)
         self.now = 0
+        self.outer_ids = (n & 0xFFFF for n in count(1))
 
     def commit(self, node: Node) -> None:
         """A new policy. Flows of the endpoints it concerns are reconciled on their next packet."""
@@ -126,7 +128,7 @@ class Twin:
         self._settle(pair, half, way, observed)
         leaves_as = pair.leaves_as if half == 0 else pair.key.flow.reply()
         rewrite.rewrite(self.site, arrival, way, leaves_as)
-        frame = rewrite.outgoing(self.site, packet, pair, half, way)
+        frame = rewrite.outgoing(self.site, packet, pair, half, way, self.outer_ids)
         return Outcome("forward", None, way.egress, frame, pair.rule, packet.partial)
 
     def _related(self, arrival: Arrival) -> tuple[Quote, Pair, int] | None:
@@ -169,7 +171,7 @@ class Twin:
             translated = pair.keys()[half].flow.src != sent.dst
             translate(packet, quote, sent, sent.dst if translated else packet.flow.src)
         rewrite.hop(self.site, arrival, way)
-        frame = rewrite.outgoing(self.site, packet, pair, half, way)
+        frame = rewrite.outgoing(self.site, packet, pair, half, way, self.outer_ids)
         return Outcome("forward", None, way.egress, frame, pair.rule, packet.partial)
 
     def _find(self, key: Key) -> tuple[Pair, int] | None:

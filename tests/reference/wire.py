@@ -99,9 +99,17 @@ class Packet:
         return ETHERNET + 10 if self.version == 4 else None
 
     @property
-    def ecn(self) -> int:
+    def tos(self) -> int:
         at = ETHERNET + 1
-        return self.data[at] & 3 if self.version == 4 else self.data[at] >> 4 & 3
+        return (
+            self.data[at]
+            if self.version == 4
+            else int.from_bytes(self.data[at - 1 : at + 1]) >> 4 & 0xFF
+        )
+
+    @property
+    def ecn(self) -> int:
+        return self.tos & 3
 
     @property
     def dont_fragment(self) -> bool:
