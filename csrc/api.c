@@ -19,6 +19,13 @@ static void counters_fini(struct dp_counters *c) {
     free(c->rules);
 }
 
+static struct dp_icmp_rate icmp_rate_of(const struct dp_icmp_rate *given) {
+    return (struct dp_icmp_rate){.port = given->port ? given->port : 100,
+                                 .port_burst = given->port_burst ? given->port_burst : 50,
+                                 .all = given->all ? given->all : 1000,
+                                 .all_burst = given->all_burst ? given->all_burst : 200};
+}
+
 static const char *limit_fault(const struct dp_limits *l) {
     if (l->max_flows == 0 || l->max_flows > 1u << 28) {
         return "max_flows is not in 1-268435456";
@@ -28,6 +35,9 @@ static const char *limit_fault(const struct dp_limits *l) {
     }
     if (l->max_ports == 0 || l->max_ports > DP_PORT_NONE) {
         return "max_ports is not in 1-65535";
+    }
+    if (!dp_limit_allows(&l->icmp)) {
+        return "icmp: a rate or burst is above 1000000";
     }
     return l->max_rules > 1u << 28 ? "max_rules is above 268435456" : NULL;
 }
@@ -46,7 +56,8 @@ static bool init(struct dp_engine *e, const struct dp_timers *timers, const uint
     return none && counters_init(&e->worker.count, &e->limits) &&
            counters_init(&e->scratch, &e->limits) &&
            dp_flows_init(&e->flows, e->limits.max_flows, e->limits.max_ports, key) &&
-           dp_bindings_init(&e->bindings, e->limits.max_bindings, e->limits.max_ports, key);
+           dp_bindings_init(&e->bindings, e->limits.max_bindings, e->limits.max_ports, key) &&
+           dp_limit_init(&e->limit, e->limits.max_ports, key);
 }
 
 struct dp_engine *dp_engine_create(const struct dp_limits *limits, const struct dp_timers *timers,
@@ -62,6 +73,7 @@ struct dp_engine *dp_engine_create(const struct dp_limits *limits, const struct 
         return NULL;
     }
     e->limits = *limits;
+    e->limits.icmp = icmp_rate_of(&limits->icmp);
     if (!init(e, timers, key, err)) {
         *err = (struct dp_error){DP_ENOMEM, "engine", 0, "no memory"};
         dp_engine_destroy(e);
@@ -80,6 +92,7 @@ void dp_engine_destroy(struct dp_engine *e) {
     counters_fini(&e->scratch);
     dp_flows_fini(&e->flows);
     dp_bindings_fini(&e->bindings);
+    dp_limit_fini(&e->limit);
     free(e);
 }
 

@@ -228,7 +228,17 @@ struct dp_service {
     uint32_t balance; /* index into dp_policy.balances */
 };
 
-struct dp_balance;  /* immutable: backends, and the table that spreads flows over them */
+struct dp_balance; /* immutable: backends, and the table that spreads flows over them */
+
+/* ICMP errors a second, and at once where there were none for a while: to one ingress port, and to
+ * all of them together. At most a million each. How it is counted: limit.h. */
+struct dp_icmp_rate {
+    uint32_t port;
+    uint32_t port_burst;
+    uint32_t all;
+    uint32_t all_burst;
+};
+
 struct dp_group;    /* immutable classifier over rules of one layer and direction */
 struct dp_routes;   /* immutable longest-prefix table */
 struct dp_snapshot; /* immutable policy of one generation */
@@ -269,7 +279,8 @@ struct dp_policy {
     uint32_t n_services;
     struct dp_balance *const *balances;
     uint32_t n_balances;
-    struct dp_timers timers; /* 0: as the engine was created with */
+    struct dp_timers timers;  /* 0: as the engine was created with */
+    struct dp_icmp_rate icmp; /* all 0: as the engine was created */
 };
 
 /* Where a rejected object stands: .what is "rule", "route", "port", …; .index its place. */
@@ -301,6 +312,7 @@ struct dp_limits {
     uint32_t max_bindings; /* NAT bindings */
     uint32_t max_ports;
     uint32_t max_rules;
+    struct dp_icmp_rate icmp; /* 0 keeps the default: 100, 50, 1000, 200 */
 };
 /* key: 32 random bytes of the caller; all tables are hashed under it. */
 struct dp_engine *dp_engine_create(const struct dp_limits *limits, const struct dp_timers *timers,
@@ -338,6 +350,7 @@ struct dp_totals {
     uint64_t dropped;
     uint64_t consumed;
     uint64_t originated;
+    uint64_t icmp_limited; /* ICMP errors due, but not sent: too many */
     uint64_t hits;
     uint64_t misses;
     uint64_t reconciled;

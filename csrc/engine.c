@@ -198,7 +198,7 @@ static void drop(const struct pass *x, struct dp_packet *p, enum dp_reason reaso
     }
 }
 
-/* A drop that its sender is told of, where an ICMP error is due. */
+/* A drop that its sender is told of, where an ICMP error is due and not one too many. */
 static void drop_loudly(const struct pass *x, struct dp_packet *p, enum dp_reason reason,
                         uint16_t mtu) {
     const struct dp_port_slot *slot = &x->policy->slots[p->key.port];
@@ -211,9 +211,16 @@ static void drop_loudly(const struct pass *x, struct dp_packet *p, enum dp_reaso
             (struct dp_speaker){n->dr_mac, dp_addr_load(n->gateway4), dp_addr_load(n->gateway6)};
     }
     drop(x, p, reason);
-    if (dp_respond_error(p, reason, mtu, &speaker)) {
-        originate(x, p);
+    if (!dp_error_is_due(p, reason, &speaker)) {
+        return;
     }
+    const struct dp_icmp_rate *rate = x->policy->icmp.all ? &x->policy->icmp : &x->e->limits.icmp;
+    if (!dp_limit_take(&x->e->limit, rate, p->key.port, x->w->now_ns, x->trace)) {
+        dp_count(&x->count->totals.icmp_limited, 1);
+        return;
+    }
+    dp_respond_error(p, reason, mtu, &speaker);
+    originate(x, p);
 }
 
 static void trace_parse(struct dp_trace *t, const struct dp_packet *p) {

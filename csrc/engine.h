@@ -2,6 +2,7 @@
  */
 #ifndef DP_ENGINE_H
 #define DP_ENGINE_H
+#include "limit.h"
 #include "walk.h"
 
 /* What belongs to one thread at a time: scratch, counters, and the policy it is reading just now.
@@ -22,6 +23,7 @@ struct dp_engine {
     _Atomic(struct dp_snapshot *) policy;
     struct dp_flows flows;
     struct dp_bindings bindings;
+    struct dp_limit limit; /* of ICMP errors */
     struct dp_hash_key
         entropy;               /* of outer source ports; not the tables' key, which must not leak */
     struct dp_hash_key spread; /* of flows over backends */

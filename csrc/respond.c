@@ -127,14 +127,22 @@ static void error6(struct dp_packet *p, struct error_kind kind, uint16_t mtu,
     icmp->csum = (uint16_t)~dp_csum_fold(dp_csum_add(pseudo, icmp, len));
 }
 
-bool dp_respond_error(struct dp_packet *p, enum dp_reason reason, uint16_t mtu,
+bool dp_error_is_due(const struct dp_packet *p, enum dp_reason reason,
+                     const struct dp_speaker *speaker) {
+    const bool v4 = p->family == 4;
+    const struct dp_addr *src = v4 ? &speaker->ip4 : &speaker->ip6;
+    struct error_kind kind;
+    return kind_of(reason, v4, &kind) && p->kind != DP_PORT_UNDERLAY && !dp_addr_is_zero(src) &&
+           !p->key.fragment && !dp_key_is_icmp_error(&p->key);
+}
+
+void dp_respond_error(struct dp_packet *p, enum dp_reason reason, uint16_t mtu,
                       const struct dp_speaker *speaker) {
     const bool v4 = p->family == 4;
     const struct dp_addr *src = v4 ? &speaker->ip4 : &speaker->ip6;
     struct error_kind kind;
-    if (!kind_of(reason, v4, &kind) || p->kind == DP_PORT_UNDERLAY || dp_addr_is_zero(src) ||
-        p->key.fragment || dp_key_is_icmp_error(&p->key)) {
-        return false;
+    if (!kind_of(reason, v4, &kind)) {
+        return;
     }
     if (v4) {
         error4(p, kind, reason == DP_R_too_big ? mtu : 0, src);
@@ -145,5 +153,4 @@ bool dp_respond_error(struct dp_packet *p, enum dp_reason reason, uint16_t mtu,
     p->frame->flags &= (uint8_t)~DP_CSUM_PARTIAL;
     p->frame->gso_size = 0;
     p->frame->gso_type = 0;
-    return true;
 }

@@ -16,9 +16,12 @@ void dp_respond_arp(struct dp_packet *p, const uint8_t mac[6]);
 /* Whether the packet is a whole ICMP echo request, which dp_respond_echo turns into its reply. */
 bool dp_is_echo_request(const struct dp_packet *p);
 void dp_respond_echo(struct dp_packet *p);
-/* Turns a dropped packet into the ICMP error that tells its sender, quoting it as it came (RFC 1812
- * section 4.3.2, RFC 4443 section 2.4). False, with the packet untouched, where no error is due. */
-bool dp_respond_error(struct dp_packet *p, enum dp_reason reason, uint16_t mtu,
+/* Whether the sender of a packet dropped for the reason is told with an ICMP error (RFC 1812
+ * section 4.3.2.7, RFC 4443 section 2.4 e). */
+bool dp_error_is_due(const struct dp_packet *p, enum dp_reason reason,
+                     const struct dp_speaker *speaker);
+/* Turns the dropped packet into that error, quoting it as it came. */
+void dp_respond_error(struct dp_packet *p, enum dp_reason reason, uint16_t mtu,
                       const struct dp_speaker *speaker);
 
 #endif

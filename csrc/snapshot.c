@@ -1,6 +1,7 @@
 /* snapshot.c: copy, check every reference, index. */
 #include "snapshot.h"
 #include "array.h"
+#include "limit.h"
 
 enum {
     PORT_ID_MAX = 65535,
@@ -38,6 +39,14 @@ static bool fault(struct dp_error *err, int status, const char *what, uint32_t i
 
 static bool is_underlay(const struct dp_snapshot *s, uint16_t id) {
     return id < s->n_slots && s->slots[id].port && s->slots[id].port->kind == DP_PORT_UNDERLAY;
+}
+
+static bool check_icmp_rate(const struct dp_icmp_rate *r, struct dp_error *err) {
+    const bool given = r->port && r->port_burst && r->all && r->all_burst;
+    const bool none = !(r->port | r->port_burst | r->all | r->all_burst);
+    return none || (given && dp_limit_allows(r))
+               ? true
+               : fault(err, DP_EINVAL, "icmp", 0, "a rate or burst is not in 1-1000000");
 }
 
 static bool check_ports(struct dp_snapshot *s, struct dp_error *err) {
@@ -386,9 +395,10 @@ struct dp_snapshot *dp_snapshot_create(const struct dp_policy *policy, struct dp
     s->generation = policy->generation;
     s->timers = policy->timers;
     s->host = DP_PORT_NONE;
-    if (!check_ports(s, err) || !check_networks(s, err) || !check_endpoints(s, err) ||
-        !check_adjacencies(s, err) || !check_routes(s, err) || !check_rules(s, err) ||
-        !check_services(s, err)) {
+    s->icmp = policy->icmp;
+    if (!check_icmp_rate(&s->icmp, err) || !check_ports(s, err) || !check_networks(s, err) ||
+        !check_endpoints(s, err) || !check_adjacencies(s, err) || !check_routes(s, err) ||
+        !check_rules(s, err) || !check_services(s, err)) {
         dp_snapshot_release(s);
         return NULL;
     }

@@ -52,6 +52,7 @@ struct dp_snapshot {
     uint16_t udp_port; /* VXLAN's, on the underlay */
     uint32_t max_rule; /* highest rule id */
     struct dp_timers timers;
+    struct dp_icmp_rate icmp; /* all 0: the engine's */
 };
 
 struct dp_snapshot *dp_snapshot_retain(struct dp_snapshot *s);

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, TypedDict
 
-from dataplane import flows, validate
+from dataplane import flows, layers, validate
 from dataplane._engine import ffi, lib
 from dataplane.batch import Batch, Frame, Result
 from dataplane.clock import SimClock
@@ -19,7 +19,7 @@ from dataplane.draft import Draft
 from dataplane.errors import BusyError, DataplaneError, DocumentError, EngineError, Fault, PortError
 from dataplane.ids import Ids
 from dataplane.layers import NOTHING, Built, build, idle_seconds
-from dataplane.model import Document, Node, Timers
+from dataplane.model import Document, IcmpRate, Node, Timers
 from dataplane.plan import Plan
 from dataplane.reasons import Reason, Verdict, check
 from dataplane.rows import Tables
@@ -91,6 +91,7 @@ class Engine:
         max_bindings: int = 65_536,
         max_ports: int = 65_535,
         max_rules: int = 65_536,
+        icmp_rate: IcmpRate | None = None,
         timers: Timers | None = None,
         clock: Clock | None = None,
         key: bytes | None = None,
@@ -98,6 +99,7 @@ class Engine:
         """`timers`: where the policy names none, each by itself.
 
         `key`: 32 secret bytes that all tables are hashed under; by default random.
+        `icmp_rate`: of ICMP errors, where the policy says nothing of it.
         """
         key = os.urandom(32) if key is None else key
         if len(key) != 32:
@@ -107,7 +109,8 @@ class Engine:
         self._control = threading.Lock()
         self._at = _Committed(0, None, None, None, {}, NOTHING)
         self._generations: dict[int, Ids] = {0: Ids()}
-        self._handle = _create((max_flows, max_bindings, max_ports, max_rules), timers, key)
+        limits = max_flows, max_bindings, max_ports, max_rules, layers.icmp_rate(icmp_rate)
+        self._handle = _create(limits, timers, key)
         self._counters = Counters(self._handle, max_ports, max_rules)
         self._single: Batch | None = None
 
@@ -337,7 +340,7 @@ def choose(document: Document, name: str | None = None) -> Node:
     return found[0]
 
 
-def _create(limits: tuple[int, ...], timers: Timers | None, key: bytes) -> Any:
+def _create(limits: tuple[Any, ...], timers: Timers | None, key: bytes) -> Any:
     error = ffi.new("struct dp_error *")
     try:
         c_limits = ffi.new("struct dp_limits *", limits)

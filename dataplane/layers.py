@@ -9,10 +9,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from msgspec.structs import asdict
+
 from dataplane._engine import ffi, lib
 from dataplane.errors import EngineError
 from dataplane.ids import UNDERLAY_PORT
-from dataplane.model import Timers, Wire
+from dataplane.model import IcmpRate, Timers, Wire
 from dataplane.reasons import check
 from dataplane.records import dtype, raw, records
 from dataplane.rows import (
@@ -272,6 +274,11 @@ def idle_seconds(timers: Timers) -> tuple[int, ...]:
 # ---- snapshot ----------------------------------------------------------------------------------
 
 
+def icmp_rate(rate: IcmpRate | None) -> dict[str, int]:
+    """As `struct dp_icmp_rate`."""
+    return {} if rate is None else asdict(rate)
+
+
 def _wire(wire: Wire) -> tuple[int, int, int]:
     """Outer TTL, DSCP, and flags."""
     chosen = {
@@ -308,6 +315,7 @@ class _Policy:
         self.balances = balances
         self.addresses: list[bytes] = []
         self.groups: list[Any] = []
+        self.icmp_rate = icmp_rate(tables.icmp_rate)
         self.place = {n.vni: i for i, n in enumerate(tables.networks)}
         self.ports = [
             (p.id, PORT_KINDS[p.kind], 0, *p[2:], stamps.get(p.id, 0)) for p in tables.ports
@@ -379,6 +387,7 @@ class _Policy:
         """A `struct dp_snapshot *` that releases itself. C copies all it is given."""
         policy = ffi.new("struct dp_policy *", {"generation": self.generation})
         policy.timers = ffi.new("struct dp_timers *", idle_seconds(self.timers))[0]
+        policy.icmp = self.icmp_rate
         arrays: dict[str, tuple[str, list[tuple[Any, ...]]]] = {
             "ports": ("dp_port", self.ports),
             "networks": ("dp_network", self.networks),

@@ -258,12 +258,24 @@ class Timers(Model, frozen=True, kw_only=True):
     other: int | None = None  # 300
 
 
+class IcmpRate(Model, frozen=True, kw_only=True):
+    """ICMP errors a second, and at once after a pause: to one ingress port, and in all."""
+
+    port: int = 100
+    port_burst: int = 50
+    all: int = 1000
+    all_burst: int = 200
+
+
 class Node(Model, frozen=True, kw_only=True):
     """One host: its underlay, its way out, and its networks."""
 
     name: str
     underlay: Underlay
     host_port: HostPort | None = None
+    icmp_rate: IcmpRate | None = (
+        None  # default: as the engine was made, 100/s a port, 1000/s in all
+    )
     networks: tuple[Network, ...] = ()
     timers: Timers = Timers()
 

@@ -116,7 +116,8 @@ def compare(old: Node | None, new: Node) -> Iterator[Change]:
 
 
 def _objects(node: Node) -> Iterator[tuple[ObjectName, Object]]:
-    yield ("node", node.name), Object((node.underlay, node.timers), _node_line(node))
+    own = node.underlay, node.timers, node.icmp_rate
+    yield ("node", node.name), Object(own, _node_line(node) + _icmp_line(node))
     if node.host_port is not None:
         yield ("host", node.name), Object(node.host_port, _host_line(node.host_port))
     for network in node.networks:
@@ -147,6 +148,11 @@ def _node_line(node: Node) -> str:
     second = f" {underlay.address6}" if underlay.address6 else ""
     told = "".join(f"  {name} {n} s" for name, n in timers.items() if n is not None)
     return f"{underlay.address}{second}  port {underlay.port}  mtu {underlay.mtu}{told}"
+
+
+def _icmp_line(node: Node) -> str:
+    rate = node.icmp_rate
+    return f"  icmp {rate.port}/s of {rate.all}/s" if rate else ""
 
 
 def _host_line(host: HostPort) -> str:

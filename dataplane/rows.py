@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from dataplane.ids import Ids
-from dataplane.model import Fallback, Timers, Wire
+from dataplane.model import Fallback, IcmpRate, Timers, Wire
 
 if TYPE_CHECKING:
     import numpy as np
@@ -150,6 +150,7 @@ class Tables:
     adjacencies: tuple[Adjacencies, ...]  # by network
     services: tuple[ServiceRow, ...]
     timers: Timers
+    icmp_rate: IcmpRate | None
     memo: "Memo" = field(compare=False, repr=False)
 
 

@@ -47,6 +47,7 @@ def compile_node(node: Node, old: Tables | None = None) -> Tables:
         adjacencies=tuple(adjacencies_of(n, ids, memo) for n in node.networks),
         services=service_rows(node, ids, memo),
         timers=node.timers,
+        icmp_rate=node.icmp_rate,
         memo=memo,
     )
 

@@ -13,6 +13,7 @@ from dataplane.model import (
     Document,
     Endpoint,
     HostPort,
+    IcmpRate,
     Network,
     Node,
     OutboundNat,
@@ -71,6 +72,8 @@ def _node(node: Node, path: Path) -> Iterator[Complaint]:
     for key, seconds in asdict(node.timers).items():
         if seconds is not None:
             yield from within("idle time", seconds, 1, _MAX_IDLE, (*path, "timers", key))
+    if node.icmp_rate is not None:
+        yield from _icmp_rate(node.icmp_rate, (*path, "icmp_rate"))
     places = [((*path, "networks", i), n) for i, n in enumerate(node.networks)]
     yield from taken("network", ((n.name, p) for p, n in places))
     yield from taken("VNI", ((int(n.vni), (*p, "vni")) for p, n in places))
@@ -78,6 +81,11 @@ def _node(node: Node, path: Path) -> Iterator[Complaint]:
     for place, network in places:
         yield from _network(network, node, place)
     yield from host_services(node, path)
+
+
+def _icmp_rate(rate: IcmpRate, path: Path) -> Iterator[Complaint]:
+    for key, value in asdict(rate).items():
+        yield from within("number of ICMP errors", value, 1, 1_000_000, (*path, key))
 
 
 def _underlay(underlay: Underlay, path: Path) -> Iterator[Complaint]:

@@ -19,6 +19,7 @@ from dataplane.model import (
     Endpoint,
     Fallback,
     HostPort,
+    IcmpRate,
     Network,
     Node,
     OutboundNat,
@@ -131,6 +132,11 @@ nats = st.builds(
 )
 
 
+RATES = [
+    None,
+    IcmpRate(port=1, port_burst=2, all=20, all_burst=20),
+    IcmpRate(port=20, port_burst=20, all=1, all_burst=1),
+]
 wires = st.builds(
     Wire,
     dscp=st.sampled_from(["zero", "copy", 46]),
@@ -218,6 +224,7 @@ def nodes(draw: st.DrawFn) -> Node:
             port=draw(st.sampled_from([4789, 8472])),
         ),
         host_port=way_out,
+        icmp_rate=draw(st.sampled_from(RATES)),
         networks=tuple(draw(networks(v, family6, way_out is not None)) for v in vnis),
         timers=draw(timers),
     )
@@ -579,7 +586,9 @@ class Commit:
 
 Step = Send | Repeat | Reply | Proceed | Complain | Wait | Expire | Commit
 
-waits = st.sampled_from([0, 1, SECOND, 9 * SECOND, 10 * SECOND + 1, 26 * SECOND, 101 * SECOND])
+waits = st.sampled_from(
+    [0, 1, SECOND // 25, SECOND, 9 * SECOND, 10 * SECOND + 1, 26 * SECOND, 101 * SECOND]
+)
 repeats = st.builds(Repeat, st.integers(0, 3))
 complaints = st.builds(Complain, st.integers(0, 3))
 skews = st.sampled_from([0] * 8 + [1, -1, 5000, (1 << 22) - 1, 1 << 22, -(1 << 22), 1 << 31])

@@ -41,7 +41,9 @@ class Pair:
         )
         self.engine.commit(node)
         self.ports = dict(self.engine.ids.ports)
-        self.twin = Twin(node, TwinTimers(**SECONDS), max_flows, SMALL)
+        self.twin = Twin(
+            node, TwinTimers(**SECONDS), max_flows, SMALL, key=KEY, number=self.ports.__getitem__
+        )
 
     def evicted(self, half_open: list[FlowPair]) -> FlowPair:
         """The one among them that the engine no longer has."""
@@ -94,6 +96,7 @@ class Pair:
         )
         assert seen == wanted._replace(partial=False)
         totals = self.engine.stats().totals
+        assert totals["icmp_limited"] == self.twin.icmp_limited
         assert totals["rx"] == totals["forwarded"] + totals["dropped"] + totals["consumed"]
         return seen
 

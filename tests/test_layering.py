@@ -15,7 +15,7 @@ C_TIERS = (
     ("wire", "cursor", "checksum", "hash", "array", "interval", "counters"),
     ("packet",),
     ("services", "balance", "share"),
-    ("parse", "encap", "routes", "group", "binding", "flow", "respond", "trace"),
+    ("parse", "encap", "routes", "group", "binding", "flow", "respond", "trace", "limit"),
     ("parse_outer", "parse_quote", "snapshot", "tcp"),
     ("transpose", "nd"),
     ("layer",),

@@ -61,11 +61,11 @@ def receive(site: Site, frame: bytes, port: str, flags: int) -> Arrival:
         raise Drop("port_not_configured")
     network = site.networks[endpoint.vni]
     if network.wire.inner_vlan == "strip":
-        frame = _untagged(frame)
+        frame = untagged(frame)
     return Arrival(port, _parse(frame, flags), network, endpoint=endpoint)
 
 
-def _untagged(frame: bytes) -> bytes:
+def untagged(frame: bytes) -> bytes:
     """Without its outermost tag, if that is of 802.1Q."""
     tagged = frame[12:14] == b"\x81\x00" and len(frame) >= 18
     return frame[:12] + frame[16:] if tagged else frame

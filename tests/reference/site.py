@@ -120,6 +120,7 @@ class Site:
     def __init__(self, node: model.Node) -> None:
         node = resolve(node)
         self.underlay = _underlay(node.underlay)
+        self.icmp_rate = node.icmp_rate or model.IcmpRate()
         self.host = None if node.host_port is None else _host(node.host_port)
         self.networks = {int(n.vni): _network(n, node) for n in node.networks}
         endpoints = [r.endpoint for n in self.networks.values() for r in n.routes if r.endpoint]

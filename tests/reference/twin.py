@@ -7,6 +7,8 @@ flow, and which half-open flow gives way to a new one.
 """
 
 import zlib
+from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import count
 
@@ -14,6 +16,7 @@ from dataplane.model import Node
 from tests.reference import answer, guard, rewrite, walk
 from tests.reference.flows import Chooser, FlowTable, Key, Pair, Timers, Way
 from tests.reference.guard import Arrival
+from tests.reference.limit import Limit
 from tests.reference.nat import SECOND, Bindings
 from tests.reference.related import Quote, is_redirect, quoted, translate
 from tests.reference.site import HOST, UNDERLAY, Site
@@ -29,7 +32,10 @@ class Twin:
         timers: Timers | None = None,
         max_flows: int = 1 << 16,
         max_bindings: int = 1 << 16,
+        key: bytes = bytes(32),
+        number: Callable[[str], int] | None = None,
     ) -> None:
+        """`key`: the engine's. `number`: its ports' numbers, which its limits go by."""
         self.site = Site(node)
         self.timers = timers or Timers()
         self.flows = FlowTable(max_flows, self._idle_times())
@@ -38,6 +44,9 @@ class Twin:
         self.generation = 1
         self.stamps = dict.fromkeys(self.site.endpoints, 1)
         self.now = 0
+        self.limit = Limit(key)
+        self.number = number or defaultdict(count(2).__next__).__getitem__
+        self.icmp_limited = 0
         self.outer_ids = (n & 0xFFFF for n in count(1))
 
     def commit(self, node: Node) -> None:
@@ -99,7 +108,12 @@ class Twin:
             assert self.site.host
             same = is_mapped(self.site.host.address) == (packet.version == 4)
             source, mac = self.site.host.address if same else None, self.site.host.mac
-        return source and answer.error(packet, drop.reason, drop.mtu, source, mac)
+        told = source and answer.error(packet, drop.reason, drop.mtu, source, mac)
+        number = self.number(arrival.port)
+        if not told or self.limit.take(self.site.icmp_rate, number, self.now):
+            return told or None
+        self.icmp_limited += 1
+        return None
 
     # ---- flows -----------------------------------------------------------------------------
 
