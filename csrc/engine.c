@@ -198,29 +198,39 @@ static void drop(const struct pass *x, struct dp_packet *p, enum dp_reason reaso
     }
 }
 
-/* A drop that its sender is told of, where an ICMP error is due and not one too many. */
-static void drop_loudly(const struct pass *x, struct dp_packet *p, enum dp_reason reason,
-                        uint16_t mtu) {
+static struct dp_speaker speaker_to(const struct pass *x, const struct dp_packet *p) {
     const struct dp_port_slot *slot = &x->policy->slots[p->key.port];
-    struct dp_speaker speaker = {.mac = slot->port->mac,
-                                 .ip4 = dp_addr_load(slot->port->ip4),
-                                 .ip6 = dp_addr_load(slot->port->ip6)};
     if (slot->endpoint) {
         const struct dp_network *n = &x->policy->networks[p->network];
-        speaker =
-            (struct dp_speaker){n->dr_mac, dp_addr_load(n->gateway4), dp_addr_load(n->gateway6)};
+        return (struct dp_speaker){n->dr_mac, dp_addr_load(n->gateway4), dp_addr_load(n->gateway6)};
     }
-    drop(x, p, reason);
-    if (!dp_error_is_due(p, reason, &speaker)) {
-        return;
-    }
+    return (struct dp_speaker){slot->port->mac, dp_addr_load(slot->port->ip4),
+                               dp_addr_load(slot->port->ip6)};
+}
+
+static bool may_send_error(const struct pass *x, const struct dp_packet *p) {
     const struct dp_icmp_rate *rate = x->policy->icmp.all ? &x->policy->icmp : &x->e->limits.icmp;
-    if (!dp_limit_take(&x->e->limit, rate, p->key.port, x->w->now_ns, x->trace)) {
-        dp_count(&x->count->totals.icmp_limited, 1);
+    const bool may = dp_limit_take(&x->e->limit, rate, p->key.port, x->w->now_ns, x->trace);
+    dp_count(&x->count->totals.icmp_limited, !may);
+    return may;
+}
+
+/* A drop that its sender is told of: a rejected TCP segment by a reset, else where an ICMP error is
+ * due and not one too many. */
+static void drop_loudly(const struct pass *x, struct dp_packet *p, enum dp_reason reason,
+                        uint16_t mtu) {
+    drop(x, p, reason);
+    if (reason == DP_R_acl_reject && dp_is_segment(p)) {
+        if (dp_respond_reset(p)) {
+            originate(x, p);
+        }
         return;
     }
-    dp_respond_error(p, reason, mtu, &speaker);
-    originate(x, p);
+    const struct dp_speaker speaker = speaker_to(x, p);
+    if (dp_error_is_due(p, reason, &speaker) && may_send_error(x, p)) {
+        dp_respond_error(p, reason, mtu, &speaker);
+        originate(x, p);
+    }
 }
 
 static void trace_parse(struct dp_trace *t, const struct dp_packet *p) {

@@ -3,6 +3,13 @@
 
 enum { ANSWER_TTL = 64, QUOTE4_MAX = 576 - 28, QUOTE6_MAX = 1280 - 48 };
 
+/* A packet of our own is one packet, its checksums complete. */
+static void made_here(struct dp_packet *p) {
+    p->frame->flags &= (uint8_t)~DP_CSUM_PARTIAL;
+    p->frame->gso_size = 0;
+    p->frame->gso_type = 0;
+}
+
 void dp_respond_arp(struct dp_packet *p, const uint8_t mac[6]) {
     struct dp_eth *eth = dp_packet_eth(p);
     struct dp_arp *arp = (struct dp_arp *)(eth + 1);
@@ -53,6 +60,76 @@ void dp_respond_echo(struct dp_packet *p) {
     dp_csum_fix_at((uint8_t *)ip + offsetof(struct dp_ip4, csum), dp_csum_term(ttl, ip->ttl));
 }
 
+/* An IP header of ours in front of a payload of n bytes; returns where that begins. */
+static uint8_t *put_ip(uint8_t *at, const struct dp_addr *src, const struct dp_addr *dst,
+                       uint8_t proto, uint32_t n, uint16_t df) {
+    if (!dp_addr_is_v4(src)) {
+        struct dp_ip6 *ip = (struct dp_ip6 *)at;
+        *ip = (struct dp_ip6){.version_class_flow = be32_put(6u << 28),
+                              .payload = be16_put(n),
+                              .next = proto,
+                              .hops = ANSWER_TTL};
+        memcpy(ip->src, src, 16);
+        memcpy(ip->dst, dst, 16);
+        return at + sizeof *ip;
+    }
+    struct dp_ip4 *ip = (struct dp_ip4 *)at;
+    *ip = (struct dp_ip4){.version_ihl = 0x45,
+                          .total = be16_put(n + (uint32_t)sizeof *ip),
+                          .frag = be16_put(df),
+                          .ttl = ANSWER_TTL,
+                          .proto = proto};
+    memcpy(ip->src, dp_addr_v4(src), 4);
+    memcpy(ip->dst, dp_addr_v4(dst), 4);
+    ip->csum = (uint16_t)~dp_csum_fold(dp_csum_add(0, ip, sizeof *ip));
+    return at + sizeof *ip;
+}
+
+/* ---- resets ------------------------------------------------------------------------------- */
+
+bool dp_is_segment(const struct dp_packet *p) {
+    return p->key.proto == DP_IP_TCP && !p->key.fragment && !p->more_fragments;
+}
+
+static bool sum_is_right(const struct dp_packet *p) {
+    const uint32_t len = p->len - p->l4;
+    const uint64_t pseudo = dp_csum_pseudo(&p->key.src, &p->key.dst, DP_IP_TCP, len);
+    return (p->frame->flags & DP_CSUM_PARTIAL) ||
+           dp_csum_fold(dp_csum_add(pseudo, dp_packet_l4(p), len)) == 0xffff;
+}
+
+static struct dp_tcp reset_of(const struct dp_packet *p, const struct dp_tcp *in) {
+    struct dp_tcp out = {
+        .sport = in->dport, .dport = in->sport, .offset = 5 << 4, .flags = DP_TCP_RST};
+    if (in->flags & DP_TCP_ACK) {
+        out.seq = in->ack;
+        return out;
+    }
+    const uint32_t data = p->len - p->l4 - (uint32_t)(in->offset >> 4) * 4;
+    const uint32_t len = data + !!(in->flags & DP_TCP_SYN) + !!(in->flags & DP_TCP_FIN);
+    out.ack = be32_put(be32_get(in->seq) + len);
+    out.flags |= DP_TCP_ACK;
+    return out;
+}
+
+bool dp_respond_reset(struct dp_packet *p) {
+    const struct dp_tcp *in = dp_packet_l4(p);
+    if (p->kind == DP_PORT_UNDERLAY || (in->flags & DP_TCP_RST) || !sum_is_right(p)) {
+        return false;
+    }
+    struct dp_tcp out = reset_of(p, in);
+    const uint64_t pseudo = dp_csum_pseudo(&p->key.dst, &p->key.src, DP_IP_TCP, sizeof out);
+    out.csum = (uint16_t)~dp_csum_fold(dp_csum_add(pseudo, &out, sizeof out));
+    struct dp_eth *eth = dp_packet_eth(p);
+    swap(eth->dst, eth->src, 6);
+    const struct dp_key *k = &p->key;
+    uint8_t *l4 = put_ip((uint8_t *)(eth + 1), &k->dst, &k->src, DP_IP_TCP, sizeof out, DP_IP4_DF);
+    memcpy(l4, &out, sizeof out);
+    p->len = (uint32_t)(l4 + sizeof out - p->data);
+    made_here(p);
+    return true;
+}
+
 /* ---- ICMP errors -------------------------------------------------------------------------- */
 
 struct error_kind {
@@ -96,34 +173,18 @@ static uint8_t *open_front(struct dp_packet *p, uint32_t headers, uint32_t quote
     return p->data + sizeof *eth;
 }
 
-static void error4(struct dp_packet *p, struct error_kind kind, uint16_t mtu,
-                   const struct dp_addr *src) {
-    struct dp_ip4 *ip = (struct dp_ip4 *)open_front(p, 14 + 20 + 8, QUOTE4_MAX);
-    struct dp_icmp *icmp = (struct dp_icmp *)(ip + 1);
-    *ip = (struct dp_ip4){.version_ihl = 0x45,
-                          .total = be16_put(p->len - 14),
-                          .ttl = ANSWER_TTL,
-                          .proto = DP_IP_ICMP};
-    memcpy(ip->src, dp_addr_v4(src), 4);
-    memcpy(ip->dst, dp_addr_v4(&p->key.src), 4);
-    ip->csum = (uint16_t)~dp_csum_fold(dp_csum_add(0, ip, sizeof *ip));
+static void put_error(struct dp_packet *p, struct error_kind kind, uint16_t mtu,
+                      const struct dp_addr *src) {
+    const bool v4 = p->family == 4;
+    const uint32_t head = v4 ? (uint32_t)sizeof(struct dp_ip4) : (uint32_t)sizeof(struct dp_ip6);
+    const uint8_t proto = v4 ? DP_IP_ICMP : DP_IP_ICMP6;
+    const uint32_t front = (uint32_t)(sizeof(struct dp_eth) + head);
+    uint8_t *ip =
+        open_front(p, front + (uint32_t)sizeof(struct dp_icmp), v4 ? QUOTE4_MAX : QUOTE6_MAX);
+    const uint32_t len = p->len - front;
+    struct dp_icmp *icmp = (struct dp_icmp *)put_ip(ip, src, &p->key.src, proto, len, 0);
     *icmp = (struct dp_icmp){.type = kind.type, .code = kind.code, .seq = be16_put(mtu)};
-    icmp->csum = (uint16_t)~dp_csum_fold(dp_csum_add(0, icmp, p->len - 34));
-}
-
-static void error6(struct dp_packet *p, struct error_kind kind, uint16_t mtu,
-                   const struct dp_addr *src) {
-    struct dp_ip6 *ip = (struct dp_ip6 *)open_front(p, 14 + 40 + 8, QUOTE6_MAX);
-    struct dp_icmp *icmp = (struct dp_icmp *)(ip + 1);
-    const uint32_t len = p->len - 54;
-    *ip = (struct dp_ip6){.version_class_flow = be32_put(6u << 28),
-                          .payload = be16_put(len),
-                          .next = DP_IP_ICMP6,
-                          .hops = ANSWER_TTL};
-    memcpy(ip->src, src, 16);
-    memcpy(ip->dst, &p->key.src, 16);
-    *icmp = (struct dp_icmp){.type = kind.type, .code = kind.code, .seq = be16_put(mtu)};
-    const uint64_t pseudo = dp_csum_pseudo(src, &p->key.src, DP_IP_ICMP6, len);
+    const uint64_t pseudo = v4 ? 0 : dp_csum_pseudo(src, &p->key.src, proto, len);
     icmp->csum = (uint16_t)~dp_csum_fold(dp_csum_add(pseudo, icmp, len));
 }
 
@@ -144,13 +205,7 @@ void dp_respond_error(struct dp_packet *p, enum dp_reason reason, uint16_t mtu,
     if (!kind_of(reason, v4, &kind)) {
         return;
     }
-    if (v4) {
-        error4(p, kind, reason == DP_R_too_big ? mtu : 0, src);
-    } else {
-        error6(p, kind, reason == DP_R_too_big ? mtu : 0, src);
-    }
+    put_error(p, kind, reason == DP_R_too_big ? mtu : 0, src);
     memcpy(dp_packet_eth(p)->src, speaker->mac, 6);
-    p->frame->flags &= (uint8_t)~DP_CSUM_PARTIAL;
-    p->frame->gso_size = 0;
-    p->frame->gso_type = 0;
+    made_here(p);
 }

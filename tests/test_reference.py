@@ -349,15 +349,15 @@ def test_gateway_answers_ping_of_both_families() -> None:
         (IP(src=A, dst=REMOTE, flags="DF") / UDP() / bytes(1423), "too_big", (3, 4, 1430)),
         (IP(src=A, dst=REMOTE, flags="DF") / ICMP(type=11) / bytes(1423), "too_big", None),
         (IP(src=A, dst=REMOTE) / UDP() / bytes(1423), "needs_fragmentation", None),
-        (IP(src=A, dst=REMOTE) / TCP(dport=25), "acl_reject", (3, 13, 0)),
-        (IPv6(src="fd00:1::2", dst="fd00:2::7") / TCP(dport=25), "acl_reject", (1, 1, 0)),
+        (IP(src=A, dst=REMOTE) / UDP(dport=25), "acl_reject", (3, 13, 0)),
+        (IPv6(src="fd00:1::2", dst="fd00:2::7") / UDP(dport=25), "acl_reject", (1, 1, 0)),
         (IPv6(src="fd00:1::2", dst="fd00:2::7", hlim=1) / UDP(), "ttl_expired", (3, 0, 0)),
         (IPv6(src="fd00:1::2", dst="fd00:2::7") / UDP() / bytes(1390), "too_big", (2, 0, 1430)),
     ],
 )
 def test_icmp_errors(sent: Any, why: str, kind: tuple[int, int, int] | None) -> None:
     ports = (PortRange(first=25, last=25),)
-    reject = rule("no-mail", "out", "reject", protocol="tcp", remote_ports=ports)
+    reject = rule("no-mail", "out", "reject", protocol="udp", remote_ports=ports)
     policy = node(acls=(reject, rule("rest", "out", "allow", priority=2000)))
     outcome = Twin(policy).process(from_a(sent), "blue/a", 0)
     assert reason(outcome) == why

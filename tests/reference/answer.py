@@ -10,12 +10,14 @@ from tests.reference.wire import (
     ICMP6,
     IP4,
     IP6,
+    TCP,
     Arp,
     Packet,
     unmapped,
 )
 
 TTL = 64
+FIN, SYN, RST, ACK = 0x01, 0x02, 0x04, 0x10
 LIMIT4, LIMIT6 = 576, 1280  # largest ICMP error (RFC 1812 section 4.3.2.3, RFC 4443 section 2.4)
 
 
@@ -42,6 +44,34 @@ def echo(packet: Packet, mac: bytes) -> bytes:
     if data[packet.l4 + 2 : packet.l4 + 4] == b"\0\0":
         data[packet.l4 + 2 : packet.l4 + 4] = b"\xff\xff"  # right for all zeros, as right else
     return bytes(data)
+
+
+def reset(packet: Packet) -> bytes | None:
+    """What the destination would send if nothing listened there (RFC 9293 section 3.10.7.1)."""
+    segment = packet.data[packet.l4 :]
+    flags = segment[13]
+    ends = unmapped(packet.flow.src), unmapped(packet.flow.dst)
+    whole = pseudo_header(*ends, TCP, len(segment)) + bytes(segment)
+    if flags & RST or not (packet.partial or checksum(whole) == 0):
+        return None
+    length = len(segment) - (segment[12] >> 4) * 4 + bool(flags & SYN) + bool(flags & FIN)
+    if flags & ACK:
+        seq, ack, control = bytes(segment[8:12]), bytes(4), RST
+    else:
+        ack = ((int.from_bytes(segment[4:8]) + length) % (1 << 32)).to_bytes(4)
+        seq, control = bytes(4), RST | ACK
+    ports = bytes(segment[2:4] + segment[0:2])
+    front, rest = ports + seq + ack + bytes([5 << 4, control, 0, 0]), b"\0\0"
+    ends = ends[1], ends[0]
+    check = checksum(pseudo_header(*ends, TCP, 20) + front + b"\0\0" + rest)
+    tcp = front + check.to_bytes(2) + rest
+    if packet.version == 4:
+        front = b"\x45\0\0\x28\0\0\x40\0" + bytes([TTL, TCP])
+        ip = front + checksum(front + ends[0] + ends[1]).to_bytes(2)
+    else:
+        ip = b"\x60\0\0\0\0\x14" + bytes([TCP, TTL])
+    frame = packet.data
+    return bytes(frame[6:12] + frame[0:6] + frame[12:14]) + ip + ends[0] + ends[1] + tcp
 
 
 KINDS = {  # IPv4 and IPv6: type and code

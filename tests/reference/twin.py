@@ -98,10 +98,12 @@ class Twin:
             return Outcome("drop", drop.reason, port if told else None, told or None, drop.rule)
 
     def _tell_sender(self, arrival: Arrival, drop: Drop) -> bytes | None:
-        """The ICMP error that goes with the drop, never into the underlay."""
+        """The ICMP error or the reset that goes with the drop, never into the underlay."""
         packet = arrival.packet
         if drop.reason not in answer.KINDS or not isinstance(packet, Packet) or arrival.outer:
             return None
+        if drop.reason == "acl_reject" and packet.flow.proto == TCP and not packet.fragment:
+            return answer.reset(packet)
         if arrival.network is not None:
             source, mac = arrival.network.gateways[packet.version], arrival.network.dr_mac
         else:
