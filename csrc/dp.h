@@ -228,8 +228,6 @@ struct dp_service {
     uint32_t balance; /* index into dp_policy.balances */
 };
 
-struct dp_balance; /* immutable: backends, and the table that spreads flows over them */
-
 /* ICMP errors a second, and at once where there were none for a while: to one ingress port, and to
  * all of them together. At most a million each. How it is counted: limit.h. */
 struct dp_icmp_rate {
@@ -239,6 +237,7 @@ struct dp_icmp_rate {
     uint32_t all_burst;
 };
 
+struct dp_balance;  /* immutable: backends, and the table that spreads flows over them */
 struct dp_group;    /* immutable classifier over rules of one layer and direction */
 struct dp_routes;   /* immutable longest-prefix table */
 struct dp_snapshot; /* immutable policy of one generation */

@@ -7,7 +7,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from dataplane import defaults
+from dataplane import defaults, lint
 from dataplane.document import load
 from dataplane.engine import Engine, choose
 from dataplane.errors import DataplaneError, PacketError
@@ -20,6 +20,7 @@ from dataplane.packet import PacketSpec, build, parse, vxlan
 from dataplane.plan import Plan
 from dataplane.reasons import Reason, Verdict
 from dataplane.rules import host_mac, underlay_mac
+from dataplane.tree import Complaint, Tree, path_text
 
 REASONS = frozenset(map(str, Reason))
 ETHERNET = 1  # of pcap link types
@@ -32,45 +33,57 @@ MAX_FRAME = 65_535 + 64  # bytes: the largest IP packet, and headers around it
 def check(files: tuple[str, ...], form: str) -> int:
     """0 if all that the files expect is so, 1 if not, 2 if a file cannot be used."""
     proved: dict[str, list[Finding]] = {}
+    warned: dict[str, list[Complaint]] = {}
     broken = False
     for file in files:
         try:
-            proved[file] = prove(load(file, REASONS))
+            document = load(file, REASONS)
+            proved[file], warned[file] = prove(document), list(lint.check(document))
         except DataplaneError as error:
             print(error, file=sys.stderr)
             broken = True
     failed = any(not finding.passed for findings in proved.values() for finding in findings)
     if form == "json":
-        print(
-            json.dumps({f: [x.to_dict() for x in found] for f, found in proved.items()}, indent=1)
-        )
+        told = {
+            file: {
+                "findings": [finding.to_dict() for finding in findings],
+                "warnings": [
+                    {"path": path_text(w.path), "message": w.message} for w in warned[file]
+                ],
+            }
+            for file, findings in proved.items()
+        }
+        print(json.dumps(told, indent=1))
     else:
         for file, findings in proved.items():
-            print("\n".join(_told(file, findings)))
+            print("\n".join(_told(file, findings, warned[file])))
     return 2 if broken else int(failed)
 
 
-def _told(file: str, findings: list[Finding]) -> Iterator[str]:
-    """One line for each fault, and one for the file."""
+def _told(file: str, findings: list[Finding], warnings: list[Complaint]) -> Iterator[str]:
+    """One line for each warning and fault, and one for the file."""
     bad = [finding for finding in findings if not finding.passed]
+    tree = _tree(file) if warnings or bad else Tree(None, 0)
+    for warning in warnings:
+        place = f"{file}:{tree.line_of(warning.path)} {path_text(warning.path)}"
+        yield f"{place}: warning: {warning.message}"
     for finding in bad:
         title = f"{finding.expect.name or finding.expect.packet}: "
         for fault in finding.faults:
-            yield f"{file}:{_line(file, finding.path)} {finding.path}: {title}{fault}"
+            line = tree.line_of(("expect", int(finding.path.rpartition("[")[2].rstrip("]"))))
+            yield f"{file}:{line} {finding.path}: {title}{fault}"
     met = len(findings) - len(bad)
     yield f"{'FAIL' if bad else 'ok':<5} {file}  {met} of {len(findings)} expectations met"
 
 
-def _line(file: str, path: str) -> int:
-    """Where `$.expect[i]` stands in the file; 0 if that cannot be told."""
+def _tree(file: str) -> Tree:
+    """What is written in the file, with its lines; of a file that cannot be read, nothing."""
     from dataplane import yamltree
-    from dataplane.tree import Complaint
 
-    index = int(path.rpartition("[")[2].rstrip("]"))
     try:
-        return yamltree.read(Path(file).read_text())[0].line_of(("expect", index))
+        return yamltree.read(Path(file).read_text())[0]
     except (OSError, UnicodeError, Complaint):
-        return 0
+        return Tree(None, 0)
 
 
 # ---- diff --------------------------------------------------------------------------------------
@@ -83,6 +96,8 @@ def diff(file_a: str, file_b: str | None, node: str | None, form: str) -> int:
     plans = {name: _plan(before.get(name), target) for name, target in after.items()}
     gone = [name for name in before if name not in after]
     changed = bool(gone) or any(not plan.is_empty for plan in plans.values())
+    for warning in (warning for plan in plans.values() for warning in plan.warnings):
+        print(f"warning: {warning}", file=sys.stderr)
     if form == "json":
         told = {name: plan.to_dict()["changes"] for name, plan in plans.items()}
         print(

@@ -48,14 +48,14 @@ def _acl_group(acls: tuple[Acl, ...], name: GroupName, ids: Ids, memo: Memo) -> 
 
 def _make_acl_group(acls: tuple[Acl, ...], name: GroupName, ids: Ids) -> tuple[Group, ...]:
     rules = tuple(
-        _acl_rule(acl, ids.rules[RuleName(name.network, name.endpoint, name.layer, acl.name)])
+        acl_rule(acl, ids.rules[RuleName(name.network, name.endpoint, name.layer, acl.name)])
         for acl in acls
         if acl.direction == name.direction
     )
     return (Group(ids.groups[name], name.layer, rules),) if rules else ()
 
 
-def _acl_rule(acl: Acl, number: int) -> Rule:
+def acl_rule(acl: Acl, number: int) -> Rule:
     """`local` and `remote` become source and destination by direction."""
     local, remote = _spans(acl.local), _spans(acl.remote)
     local_ports, remote_ports = _ranges(acl.local_ports), _ranges(acl.remote_ports)

@@ -74,6 +74,7 @@ class Acl(Model, frozen=True, kw_only=True):
 
     `local` is the endpoint's side in both directions. Lower priorities are evaluated first.
     A rule that is not terminating leaves the last word to a later group (VFP semantics).
+    `reject` blocks and tells the sender: TCP by a reset, all else by ICMP.
     """
 
     name: str

@@ -7,9 +7,20 @@ from typing import Any, NamedTuple
 
 from msgspec.structs import asdict, replace
 
+from dataplane import lint
 from dataplane.address import IP
-from dataplane.model import Acl, Endpoint, HostPort, Network, Node, RemoteSubnet, Wire
+from dataplane.model import (
+    Acl,
+    Document,
+    Endpoint,
+    HostPort,
+    Network,
+    Node,
+    RemoteSubnet,
+    Wire,
+)
 from dataplane.rows import Tables
+from dataplane.tree import path_text
 
 SHOWN_PREFIXES = 3
 
@@ -62,8 +73,14 @@ class Plan:
     def is_empty(self) -> bool:
         return self.source == self.resolved
 
+    @cached_property
+    def warnings(self) -> tuple[str, ...]:
+        """Rules of the new policy that can never match, each with its place."""
+        found = lint.check(Document(node=self.target))
+        return tuple(f"{path_text(w.path)}: {w.message}" for w in found)
+
     def text(self, unchanged: bool = False) -> str:
-        """One line for each object that changes, and a last one with their number."""
+        """One line for each object that changes, each warning, and a last one with their number."""
         shown = [c for c in self.changes if unchanged or c.verb != "unchanged"]
         n = sum(c.verb != "unchanged" for c in self.changes)
         objects = f"{n} object{'' if n == 1 else 's'} changed"
@@ -71,7 +88,8 @@ class Plan:
             last = f"generation {self.base} stays, nothing changed"
         else:
             last = f"generation {self.base} -> {self.base + 1}, {objects}"
-        return "\n".join([*map(str, shown), last])
+        warnings = [f"warning: {warning}" for warning in self.warnings]
+        return "\n".join([*map(str, shown), *warnings, last])
 
     def diff(self) -> str:
         """Lines that go (-) and come (+); empty when nothing changes."""
@@ -86,7 +104,7 @@ class Plan:
 
     def to_dict(self) -> dict[str, Any]:
         changes = [c._asdict() for c in self.changes if c.verb != "unchanged"]
-        return {"generation": self.base, "changes": changes}
+        return {"generation": self.base, "changes": changes, "warnings": list(self.warnings)}
 
     def commit(self) -> int:
         """Publishes the policy, all or nothing; returns its generation.

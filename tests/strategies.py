@@ -95,7 +95,13 @@ def _acl(draw: st.DrawFn, name: str) -> Acl:
     ported = protocol in ("tcp", "udp", 6, 17)
     versions = {"icmp": [4], "icmp6": [6]}.get(str(protocol), [4, 6])
     version = draw(st.sampled_from(versions))
-    known = [*(ip_network(a) for a in ALL), *PREFIXES, *BEHIND, ip_network("0.0.0.0/0")]
+    known = [
+        *(ip_network(a) for a in ALL),
+        *PREFIXES,
+        *BEHIND,
+        ip_network("0.0.0.0/0"),
+        ip_network("::/0"),
+    ]
     prefixes = _few([p for p in known if p.version == version])
     ranges = _few([PortRange(first=p, last=p) for p in PORTS] + [PortRange(first=0, last=1000)])
     icmp = protocol in ("icmp", "icmp6") and draw(st.booleans())

@@ -29,7 +29,7 @@ C_TIERS = (
 
 PYTHON_TIERS = (
     ("_engine", "clock", "errors"),
-    ("address", "tree"),
+    ("address", "regions", "tree"),
     ("model", "ids", "jsontree", "yamltree", "netns", "pcap", "packet_spec", "reasons", "records"),
     ("convert", "defaults", "draft", "names", "schema", "packet_build", "validate_values"),
     ("packet_describe",),
@@ -39,7 +39,8 @@ PYTHON_TIERS = (
     ("routing",),
     ("groups", "services"),
     ("rules",),
-    ("layers", "plan"),
+    ("layers", "lint"),
+    ("plan",),
     ("batch", "flows", "stats", "trace"),
     ("engine",),
     ("lab", "ports"),

@@ -12,10 +12,13 @@ from dataplane.address import IP, Prefix, ip16, prefix16
 from dataplane.defaults import resolve
 
 HOST, UNDERLAY = "host", "underlay"
+MAPPED = b"\0" * 10 + b"\xff\xff"
 Span = tuple[bytes, int]
 
 
 def within(address: bytes, prefix: Span) -> bool:
+    if prefix[1] < 96 and address.startswith(MAPPED):
+        return False  # of IPv6, however short
     shift = 128 - prefix[1]
     return int.from_bytes(address) >> shift == int.from_bytes(prefix[0]) >> shift
 
