@@ -10,13 +10,12 @@ import click
 
 from dataplane.errors import BusyError, DataplaneError, PortError
 
-OK, PROBLEM, BAD_INPUT, NO_DAEMON = 0, 1, 2, 3
+OK, PROBLEM, BAD_INPUT = 0, 1, 2
 EXIT_CODES = """\b
 Exit codes:
   0  ok
   1  found a problem: an expectation unmet, a difference, a port that cannot be opened
   2  bad input: a document, a packet or an option that cannot be used
-  3  no daemon answers
 """
 
 

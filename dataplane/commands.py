@@ -143,6 +143,8 @@ def trace(
 ) -> int:
     """0 if the packet is forwarded or answered, 1 if it is dropped."""
     document = load(file, REASONS)
+    if mermaid and form == "json":
+        raise PacketError("--mermaid and -o json exclude each other")
     if bool(packet) == bool(pcap):
         raise PacketError("give either a packet in words or --pcap FILE")
     octets = _captured(pcap, frame) if pcap else b""

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
 
+from msgspec import Struct, to_builtins
 from msgspec.structs import asdict, replace
 
 from dataplane import lint
@@ -122,12 +123,43 @@ def compare(old: Node | None, new: Node) -> Iterator[Change]:
         known = before.get((kind, name))
         if known is None:
             yield Change(kind, name, "created", "", found.line)
+        elif known.value == found.value:
+            yield Change(kind, name, "unchanged", known.line, found.line)
         else:
-            verb = "unchanged" if known.value == found.value else "changed"
-            yield Change(kind, name, verb, known.line, found.line)
+            lines = known.line, found.line
+            if known.line == found.line:  # what differs is not of what the line shows
+                lines = _with_particulars(known, found)
+            yield Change(kind, name, "changed", *lines)
     for (kind, name), gone in before.items():
         if (kind, name) not in after:
             yield Change(kind, name, "removed", gone.line, "")
+
+
+def _with_particulars(known: "Object", found: "Object") -> tuple[str, str]:
+    parts = list(_particulars(known.value, found.value, ""))
+    before = ", ".join(f"{path} {old}".strip() for path, old, _ in parts)
+    after = ", ".join(f"{path} {new}".strip() for path, _, new in parts)
+    return f"{known.line}  {before}", f"{found.line}  {after}"
+
+
+def _particulars(old: Any, new: Any, path: str) -> Iterator[tuple[str, str, str]]:
+    """Where two values differ, and both as text."""
+    if old == new:
+        return
+    if isinstance(old, Struct) and type(old) is type(new):
+        for name in old.__struct_fields__:
+            yield from _particulars(getattr(old, name), getattr(new, name), name)
+    elif isinstance(old, tuple | list) and isinstance(new, tuple | list) and len(old) == len(new):
+        for one, other in zip(old, new, strict=True):
+            yield from _particulars(one, other, path)
+    else:
+        yield path, _plain(old), _plain(new)
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, tuple | list):
+        return " ".join(map(_plain, value)) or "none"
+    return str(to_builtins(value, enc_hook=str))
 
 
 # ---- objects of a node -------------------------------------------------------------------------

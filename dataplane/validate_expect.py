@@ -12,7 +12,7 @@ from dataplane.packet_spec import parse
 from dataplane.tree import Complaint, Path
 
 WAYS_OUT = ("underlay", "host")  # what `to` may say besides an endpoint
-NAT_RULES = ("nat", "nat-exceptions")
+NAT_RULES = ("nat-exceptions", "nat")
 
 _REASON = re.compile(r"[a-z][a-z0-9_]*")
 
@@ -57,6 +57,7 @@ def _rule_names(document: Document) -> set[str]:
     endpoints = [endpoint for network in networks for endpoint in network.endpoints]
     rules = {f"{network.name}/{acl.name}" for network in networks for acl in network.acls}
     rules |= {f"{network.name}/{b.name}" for network in networks for b in network.load_balancers}
+    rules |= {f"{e.name}/{rule}" for e in endpoints for rule in NAT_RULES}
     rules |= {f"{e.name}/{mapping_name(m)}" for e in endpoints for m in e.port_mappings}
     return rules | {
         f"{endpoint.name}/{acl.name}" for endpoint in endpoints for acl in endpoint.acls
