@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -81,13 +82,12 @@ def _netns_run() -> Iterator[Iterator[int]]:
         demo_net.remove(path.name)
 
 
-@pytest.fixture
-def netns(_netns_run: Iterator[int]) -> Iterator[Callable[..., list[str]]]:
-    """Makes namespaces with `lo` up: `a, b = netns("a", "b")`. They go with the test."""
+@contextmanager
+def _made(run: Iterator[int]) -> Iterator[Callable[..., list[str]]]:
     made: list[str] = []
 
     def make(*names: str) -> list[str]:
-        full = [f"dpt{os.getpid()}-{next(_netns_run)}{name}" for name in names]
+        full = [f"dpt{os.getpid()}-{next(run)}{name}" for name in names]
         for name in full:
             made.append(name)  # first: an interrupt may come any time
             subprocess.run(["ip", "netns", "add", name], check=True)
@@ -99,6 +99,20 @@ def netns(_netns_run: Iterator[int]) -> Iterator[Callable[..., list[str]]]:
     finally:
         for name in reversed(made):
             demo_net.remove(name)
+
+
+@pytest.fixture
+def netns(_netns_run: Iterator[int]) -> Iterator[Callable[..., list[str]]]:
+    """Makes namespaces with `lo` up: `a, b = netns("a", "b")`. They go with the test."""
+    with _made(_netns_run) as make:
+        yield make
+
+
+@pytest.fixture(scope="module")
+def module_netns(_netns_run: Iterator[int]) -> Iterator[Callable[..., list[str]]]:
+    """As `netns`, for all tests of a module."""
+    with _made(_netns_run) as make:
+        yield make
 
 
 # ---- strictness --------------------------------------------------------------------------------
