@@ -248,4 +248,4 @@ def test_another_network_is_not_heard(world: World, pods: tuple[str, str]) -> No
     before = world.engine.stats()
     assert not ping(pods[0], B4, "-c", "2", "-i", "0.05", "-W", "0.3")
     assert not ping(pods[1], A4, "-c", "2", "-i", "0.05", "-W", "0.3")
-    assert (world.engine.stats() - before).to_dict()["reasons"]["unknown_vni"] == 2
+    assert (world.engine.stats() - before).to_dict()["reasons"]["unknown_vni"] >= 2
