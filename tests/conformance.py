@@ -74,7 +74,7 @@ def rows() -> dict[str, Row]:
 
 def proofs() -> Iterator[Proof]:
     """Of all tests, file by file."""
-    for path in sorted((ROOT / "tests").glob("test_*.py")):
+    for path in sorted((ROOT / "tests").rglob("test_*.py")):
         yield from _python_proofs(path)
     for path in sorted((ROOT / "tests/csrc").glob("test_*.c")):
         yield from (Proof(item, path, path.stem) for item in c_marks(path))
