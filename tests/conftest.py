@@ -10,6 +10,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from dataplane import demo_net
 
@@ -17,6 +18,10 @@ ROOT = Path(__file__).resolve().parent.parent
 CAPTURES = Path(os.environ.get("DATAPLANE_CAPTURES", ROOT / "../shared/captures"))
 NETNS = Path("/run/netns")
 OURS = re.compile(r"dpt(\d+)")  # the prefix of test namespaces: the process that made them
+
+# The same cases each time, in CI as here; DATAPLANE_EXAMPLES=N draws new ones where a test says so.
+settings.register_profile("repeatable", derandomize="DATAPLANE_EXAMPLES" not in os.environ)
+settings.load_profile("repeatable")
 
 
 # ---- captures ----------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from dataplane.model import (
     Acl,
     Endpoint,
     HostPort,
+    IcmpRate,
     Network,
     Node,
     OutboundNat,
@@ -235,7 +236,8 @@ def test_the_cache_decides_as_the_layers_do(captures: list[Path]) -> None:
     base = node()
     blue = replace(base.networks[0], remote_subnets=DEFAULT_ROUTES, outbound_nat=None)
     web = replace(blue.endpoints[0], acls=SOME_BLOCKED)
-    policy = replace(base, networks=(replace(blue, endpoints=(web,)),))
+    unlimited = IcmpRate(port=10**6, port_burst=10**6, all=10**6, all_burst=10**6)
+    policy = replace(base, networks=(replace(blue, endpoints=(web,)),), icmp_rate=unlimited)
     sent, key = everything(captures), bytes(32)
     with Engine(max_flows=1, key=key) as slow, Engine(max_flows=1 << 16, key=key) as fast:
         slow.commit(policy)

@@ -863,6 +863,12 @@ def test_the_socket_sends_with_the_networks_ttl_and_dscp() -> None:
             assert (found[socket.IP_TOS], found[socket.IP_TTL]) == wanted
 
 
+def free_port() -> int:
+    with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as probe:
+        probe.bind(("::1", 0))
+        return int(probe.getsockname()[1])
+
+
 def echo_frame() -> bytes:
     """From the pod to the peer."""
     inner = b"\x08\0\xf7\xfe\0\1\0\0"
@@ -876,7 +882,7 @@ def echo_frame() -> bytes:
 
 def test_zero_checksums_over_ipv6_are_asked_of_the_socket() -> None:
     for zero6 in (False, True):
-        with VxlanSocket(ip_address("::1"), port=0, zero6=zero6, sources=1) as own:
+        with VxlanSocket(ip_address("::1"), port=free_port(), zero6=zero6, sources=1) as own:
             receiver = own._receive[6]
             with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as peer:
                 peer.setsockopt(socket.IPPROTO_UDP, 101, 1)  # UDP_NO_CHECK6_TX
