@@ -58,13 +58,46 @@ static const struct dp_adjacency fuzz_adjacencies[] = {
      .dr_mac = {2, 0, 0, 0, 0, 2},
      .outer_mac = {2, 0, 0, 0, 0, 0x11}},
 };
-static const struct dp_pool fuzz_pools[] = {{V4(198, 51, 100, 1), 20000, 20007, 4}};
+enum { FUZZ_OUTSIDE, FUZZ_SOURCE_VIP };
+static const struct dp_pool fuzz_pools[] = {
+    [FUZZ_OUTSIDE] = {.addr = V4(198, 51, 100, 1), .lo = 20000, .hi = 20007, .max_bindings = 4},
+    [FUZZ_SOURCE_VIP] = {.addr = V4(10, 1, 0, 1), .lo = 61000, .hi = 61003, .flags = DP_POOL_OPEN},
+};
+static const struct dp_backend fuzz_backends[] = {
+    {V4(10, 1, 1, 2), 80, 0},
+    {V4(10, 1, 1, 3), 81, 0},
+    {V4(10, 1, 2, 2), 82, 0},
+};
+/* Of the VIP: with a source VIP, and with direct return; and a node port. */
+static const struct dp_service fuzz_services[] = {
+    {.addr = V4(10, 1, 9, 9),
+     .port = 80,
+     .proto = 6,
+     .met_at = DP_PORT_ENDPOINT,
+     .rule = 10,
+     .pool = FUZZ_SOURCE_VIP},
+    {.addr = V4(10, 1, 9, 9),
+     .port = 99,
+     .proto = 17,
+     .met_at = DP_PORT_ENDPOINT,
+     .affinity = DP_BY_SOURCE,
+     .flags = DP_SERVICE_DSR,
+     .rule = 11,
+     .pool = DP_NONE},
+    {.addr = V4(198, 51, 100, 1),
+     .port = 30080,
+     .proto = 6,
+     .met_at = DP_PORT_HOST,
+     .rule = 12,
+     .pool = FUZZ_SOURCE_VIP},
+};
 static const struct dp_route fuzz_routes[] = {
     {V4(10, 1, 1, 2), 128, DP_TO_ENDPOINT, 0, 0}, {FD00(1, 2), 128, DP_TO_ENDPOINT, 0, 0},
     {V4(10, 1, 1, 3), 128, DP_TO_ENDPOINT, 0, 1}, {FD00(1, 3), 128, DP_TO_ENDPOINT, 0, 1},
     {V4(10, 1, 0, 1), 128, DP_TO_GATEWAY, 0, 0},  {FD00(0, 1), 128, DP_TO_GATEWAY, 0, 0},
     {V4(10, 1, 2, 0), 120, DP_TO_REMOTE, 0, 0},   {FD00(2, 0), 64, DP_TO_REMOTE, 0, 0},
     {V4(10, 1, 3, 0), 120, DP_TO_REMOTE, 0, 1},   {V4(10, 1, 0, 0), 112, DP_TO_SUBNET, 0, 0},
+    {V4(10, 1, 9, 9), 128, DP_TO_VIP, 0, 0},
 };
 static const struct dp_prefix fuzz_prefixes[] = {
     {.addr = V4(10, 0, 0, 0), .len = 104},
@@ -137,6 +170,7 @@ static struct dp_snapshot *fuzz_policy(uint32_t generation, struct dp_error *err
         [ACL_IN] = fuzz_group(DP_LAYER_ACL, ACL_IN, acl_in, LEN(acl_in), err),
     };
     struct dp_routes *routes = dp_routes_create(fuzz_routes, LEN(fuzz_routes), err);
+    struct dp_balance *balance = dp_balance_create(fuzz_backends, LEN(fuzz_backends), err);
     const struct dp_policy policy = {.generation = generation,
                                      .ports = fuzz_ports,
                                      .n_ports = LEN(fuzz_ports),
@@ -153,12 +187,17 @@ static struct dp_snapshot *fuzz_policy(uint32_t generation, struct dp_error *err
                                      .groups = groups,
                                      .n_groups = GROUPS,
                                      .routes = &routes,
-                                     .n_routes = 1};
+                                     .n_routes = 1,
+                                     .services = fuzz_services,
+                                     .n_services = LEN(fuzz_services),
+                                     .balances = &balance,
+                                     .n_balances = 1};
     struct dp_snapshot *snapshot = dp_snapshot_create(&policy, err);
     for (int i = 0; i < GROUPS; i++) {
         dp_group_release(groups[i]);
     }
     dp_routes_release(routes);
+    dp_balance_release(balance);
     return snapshot;
 }
 

@@ -38,6 +38,8 @@ FRAMES = {  # by the port they come in at: source and destination MAC, packets
         "udp 10.1.1.2:40000 > 10.1.2.2:99 ttl 1",
         "udp 10.1.1.2:40000 > 10.1.2.2:99 len 1500 df",
         "udp 10.1.1.2:40000 > 10.1.1.3:99",
+        "tcp 10.1.1.2:40000 > 10.1.9.9:80 syn",
+        "udp 10.1.1.2:40000 > 10.1.9.9:99",
         "tcp 10.1.1.2:40000 > 10.1.1.3:80 syn",
         "udp 10.1.1.2:40000 > 203.0.113.9:53000",
         "tcp 10.1.1.2:40000 > 203.0.113.9:443 syn mss 1460",
@@ -54,6 +56,8 @@ FRAMES = {  # by the port they come in at: source and destination MAC, packets
         "tcp 10.1.2.2:80 > 10.1.1.2:40000 syn ack mss 1460",
         "tcp 10.1.2.2:50000 > 10.1.1.2:80 syn mss 1460",
         "tcp 10.1.2.2:80 > 10.1.1.2:40000 rst",
+        "tcp 10.1.2.2:82 > 10.1.0.1:61000 syn ack",
+        "udp 10.1.2.2:50000 > 10.1.9.9:99",
         "udp 10.1.2.2:50000 > 10.1.1.2:99 tos 3",
         "icmp 10.1.2.2 > 10.1.1.2 unreachable len 28",
         "udp [fd00:0:0:2::2]:50000 > [fd00:0:0:1::2]:99",
@@ -65,6 +69,7 @@ FRAMES = {  # by the port they come in at: source and destination MAC, packets
         "icmp 198.51.100.2 > 198.51.100.1 echo id 1",
         "udp 203.0.113.9:53000 > 198.51.100.1:20003",
         "tcp 203.0.113.9:443 > 198.51.100.1:20000 syn ack",
+        "tcp 203.0.113.9:443 > 198.51.100.1:30080 syn",
     ),
 }
 UNDERLAYS = (("192.0.2.2", "192.0.2.1"), ("2001:db8::2", "2001:db8::1"))
