@@ -29,13 +29,6 @@ struct pass {
 
 /* ---- rx ----------------------------------------------------------------------------------- */
 
-static const struct dp_port_slot *slot_of(const struct dp_snapshot *s, uint16_t port) {
-    const struct dp_port_slot *slot = port < s->n_slots ? &s->slots[port] : NULL;
-    const bool ready =
-        slot && slot->port && (slot->port->kind != DP_PORT_ENDPOINT || slot->endpoint);
-    return ready ? slot : NULL;
-}
-
 /* Field by field: what the parser always fills is not cleared first. */
 static void start(struct dp_packet *p, struct dp_frame *f) {
     p->key = (struct dp_key){.port = f->port};
@@ -63,7 +56,7 @@ static enum dp_reason receive(const struct pass *x, struct dp_packet *p, struct 
     if (f->off < DP_HEADROOM) {
         return DP_R_no_headroom;
     }
-    return slot_of(x->policy, f->port) ? DP_R_none : DP_R_port_not_configured;
+    return dp_snapshot_ingress(x->policy, f->port) ? DP_R_none : DP_R_port_not_configured;
 }
 
 /* ---- parse, admit ------------------------------------------------------------------------- */

@@ -70,6 +70,15 @@ static inline uint32_t dp_snapshot_network(const struct dp_snapshot *s, uint32_t
     }
 }
 
+/* Where frames may come in: NULL if the policy does not have the port, or not whole. */
+static inline const struct dp_port_slot *dp_snapshot_ingress(const struct dp_snapshot *s,
+                                                             uint16_t port) {
+    const struct dp_port_slot *slot = port < s->n_slots ? &s->slots[port] : NULL;
+    const bool whole =
+        slot && slot->port && (slot->port->kind != DP_PORT_ENDPOINT || slot->endpoint);
+    return whole ? slot : NULL;
+}
+
 /* Whether the address is a provider address the network accepts packets from. */
 bool dp_snapshot_has_vtep(const struct dp_snapshot *s, uint32_t network, const struct dp_addr *a);
 

@@ -339,13 +339,6 @@ static enum dp_reason walk_from_host(struct dp_walk *w) {
     return r ? r : deliver(w);
 }
 
-/* The port the flow comes from, or NULL if the policy has it no more. */
-static const struct dp_port_slot *ingress(const struct dp_snapshot *s, const struct dp_key *key) {
-    const struct dp_port_slot *slot = key->port < s->n_slots ? &s->slots[key->port] : NULL;
-    return slot && slot->port && (slot->port->kind != DP_PORT_ENDPOINT || slot->endpoint) ? slot
-                                                                                          : NULL;
-}
-
 static enum dp_reason lead(struct dp_walk *w) {
     switch (w->from.kind) {
     case DP_PORT_HOST:
@@ -359,7 +352,7 @@ static enum dp_reason lead(struct dp_walk *w) {
 
 enum dp_reason dp_walk_flow(struct dp_walk *w, const struct dp_key *key) {
     const struct dp_snapshot *s = w->policy;
-    const struct dp_port_slot *slot = ingress(s, key);
+    const struct dp_port_slot *slot = dp_snapshot_ingress(s, key->port);
     w->rule = DP_NONE;
     if (!slot) {
         return DP_R_port_not_configured;

@@ -18,11 +18,10 @@ from dataplane.model import Document, Node
 from dataplane.names import find_endpoint, nodes_of
 from dataplane.packet import PacketSpec, build, parse, vxlan
 from dataplane.plan import Plan
-from dataplane.reasons import Reason, Verdict
+from dataplane.reasons import REASON_NAMES, Verdict
 from dataplane.rules import host_mac, underlay_mac
 from dataplane.tree import Complaint, Tree, path_text
 
-REASONS = frozenset(map(str, Reason))
 ETHERNET = 1  # of pcap link types
 MAX_FRAME = 65_535 + 64  # bytes: the largest IP packet, and headers around it
 
@@ -37,7 +36,7 @@ def check(files: tuple[str, ...], form: str) -> int:
     broken = False
     for file in files:
         try:
-            document = load(file, REASONS)
+            document = load(file, REASON_NAMES)
             proved[file], warned[file] = prove(document), list(lint.check(document))
         except DataplaneError as error:
             print(error, file=sys.stderr)
@@ -91,8 +90,8 @@ def _tree(file: str) -> Tree:
 
 def diff(file_a: str, file_b: str | None, node: str | None, form: str) -> int:
     """0 if nothing would change, 1 if something would."""
-    after = _nodes(load(file_b or file_a, REASONS), node)
-    before = _nodes(load(file_a, REASONS), node) if file_b else {}
+    after = _nodes(load(file_b or file_a, REASON_NAMES), node)
+    before = _nodes(load(file_a, REASON_NAMES), node) if file_b else {}
     plans = {name: _plan(before.get(name), target) for name, target in after.items()}
     gone = [name for name in before if name not in after]
     changed = bool(gone) or any(not plan.is_empty for plan in plans.values())
@@ -142,7 +141,7 @@ def trace(
     mermaid: bool,
 ) -> int:
     """0 if the packet is forwarded or answered, 1 if it is dropped."""
-    document = load(file, REASONS)
+    document = load(file, REASON_NAMES)
     if mermaid and form == "json":
         raise PacketError("--mermaid and -o json exclude each other")
     if bool(packet) == bool(pcap):

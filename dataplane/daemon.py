@@ -20,11 +20,10 @@ from dataplane.forwarder import Forwarder
 from dataplane.host_nat import HostTable, forward, needs_host
 from dataplane.model import Document, Node
 from dataplane.node_ports import NodePorts
-from dataplane.reasons import Reason
+from dataplane.reasons import REASON_NAMES
 
 SIGNALS = (signal.SIGHUP, signal.SIGUSR1, signal.SIGINT, signal.SIGTERM)
 PATIENCE = 0.5  # seconds between looks at the forwarding thread
-REASONS = frozenset(map(str, Reason))
 
 log = logging.getLogger("dataplane")
 
@@ -203,7 +202,7 @@ def run(
     limits: Limits,
 ) -> None:
     """What the command does. Raises DataplaneError."""
-    target = choose(load(file, REASONS), node)
+    target = choose(load(file, REASON_NAMES), node)
     logging.basicConfig(format="%(message)s", level=logging.INFO)
     with _signals_held(), _pid_file(pid_file), Daemon(file, target, stats_file, limits) as daemon:
         log.info(daemon.ready())
@@ -217,7 +216,7 @@ def _load_again(file: str) -> Document:
     if Path(file).exists() and not Path(file).is_file():
         message = "is no regular file, so it cannot be read again"
         raise DocumentError((Fault(file, 0, "$", message, "restart with one that is"),))
-    return load(file, REASONS)
+    return load(file, REASON_NAMES)
 
 
 @contextlib.contextmanager

@@ -168,7 +168,7 @@ class Story:
         told = {k: v for k, v in after["reasons"].items() if v != before["reasons"].get(k, 0)}
         expect(count > 0, "node b to count acl_deny", told)
         rule = next((name for name, n in rules.items() if n and name.endswith("/telnet")), "none")
-        expect(rule != "none", "rule db/telnet to be hit", rules)
+        expect(rule != "none", "rule blue/db/telnet to be hit", rules)
         return f"acl_deny {count}, rule {rule} of node b"
 
     def _tenants(self) -> str:

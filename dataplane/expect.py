@@ -13,7 +13,7 @@ from dataplane.errors import DataplaneError, PacketError
 from dataplane.ids import HOST, UNDERLAY
 from dataplane.lab import Hop, Journey, Lab, LabNode
 from dataplane.model import Document, Expect
-from dataplane.names import Place, find_endpoint
+from dataplane.names import Place, find_endpoint, short_names
 from dataplane.packet import build, describe, mirror, parse, vxlan
 from dataplane.reasons import Verdict
 
@@ -112,9 +112,9 @@ def _reason_faults(expect: Expect, journey: Journey, hop: Hop) -> Iterator[str]:
     reason = str(hop.outcome.reason)
     if expect.reason is not None and reason != expect.reason:
         yield f"reason: expected {expect.reason}, found {_said(hop)}"
-    rules = [h.outcome.rule for h in journey.hops]
-    if expect.rule is not None and expect.rule not in rules:
-        found = ", ".join(rule or "no rule" for rule in rules)
+    rules = [h.outcome.rule or "no rule" for h in journey.hops]
+    if expect.rule is not None and all(expect.rule not in short_names(rule) for rule in rules):
+        found = ", ".join(rules)
         yield f"rule: expected {expect.rule}, found {found}"
 
 

@@ -27,11 +27,11 @@ class GroupName(NamedTuple):
     direction: str
 
     def __str__(self) -> str:
-        return self.endpoint or self.network
+        return f"{self.network}/{self.endpoint}" if self.endpoint else self.network
 
 
 class RuleName(NamedTuple):
-    """Shown as GROUP/RULE; the network keeps equal endpoint names of two networks apart."""
+    """NETWORK/ENDPOINT/RULE, or NETWORK/RULE where it stands in the network's own group."""
 
     network: str
     endpoint: str | None
@@ -39,7 +39,7 @@ class RuleName(NamedTuple):
     rule: str
 
     def __str__(self) -> str:
-        return f"{self.endpoint or self.network}/{self.rule}"
+        return "/".join(filter(None, (self.network, self.endpoint, self.rule)))
 
 
 class AdjacencyName(NamedTuple):

@@ -300,7 +300,7 @@ class Expect(Model, frozen=True, kw_only=True):
     verdict: Literal["forward", "drop", "answer"]
     name: str = ""
     reason: str | None = None  # drop: the reason's symbol
-    rule: str | None = None  # the rule that decided: ENDPOINT-or-NETWORK/NAME
+    rule: str | None = None  # the rule that decided: NETWORK/ENDPOINT/NAME, or its end
     to: str | None = None  # where it leaves: an endpoint (delivered), "underlay" or "host"
     encap: IP | None = None  # outer destination
     vni: Vni | None = None

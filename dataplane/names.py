@@ -1,4 +1,7 @@
-"""How documents and the command line point at objects: `web`, `blue/web`, `a/blue/web`."""
+"""How documents and the command line point at objects: `web`, `blue/web`, `a/blue/web`.
+
+A name may be cut from the left as long as it points at one thing.
+"""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -30,10 +33,15 @@ def places(document: Document) -> Iterator[Place]:
                 yield Place(node, network, endpoint)
 
 
+def short_names(name: str) -> Iterator[str]:
+    """`a/blue/web`, `blue/web`, `web`."""
+    parts = name.split("/")
+    return ("/".join(parts[i:]) for i in range(len(parts)))
+
+
 def find_endpoint(document: Document, name: str) -> Place:
     """The endpoint called NAME, NETWORK/NAME or NODE/NETWORK/NAME. Raises LookupError."""
-    wanted = name.split("/")
-    found = [p for p in places(document) if str(p).split("/")[-len(wanted) :] == wanted]
+    found = [p for p in places(document) if name in short_names(str(p))]
     if len(found) == 1:
         return found[0]
     if found:

@@ -47,6 +47,9 @@ class Reason(IntEnum):
         return text(lib.dp_reason_text(self.value))
 
 
+REASON_NAMES = frozenset(map(str, Reason))
+
+
 def check(status: int, error: Any = None) -> int:
     """Passes a status of success (zero or a count) on; raises BusyError or EngineError for others.
 

@@ -1,6 +1,5 @@
 """Stats: the engine's counters at one moment, by name; two of them subtract."""
 
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -113,7 +112,6 @@ class Counters:
         fields = self._ports.dtype.names or ()
         rules = (self._rules - self._base_rules).tolist()
         reasons = enumerate(self._reasons.tolist())
-        names = _rule_names(ids)
         return Stats(
             now_ns=now_ns,
             totals=totals,
@@ -122,7 +120,7 @@ class Counters:
                 name: dict(zip(fields, ports[i].tolist(), strict=True))
                 for name, i in ids.ports.items()
             },
-            rules={names[i]: n for i, n in enumerate(rules) if n and i in names},
+            rules={ids.rule_names[i]: n for i, n in enumerate(rules) if n and i in ids.rule_names},
             layers={name: int(self._layers[i]) for name, i in LAYERS.items()},
         )
 
@@ -147,12 +145,3 @@ class Counters:
             )
         )
         return {name: int(self._totals[name][0]) for name in self._totals.dtype.names or ()}
-
-
-def _rule_names(ids: Ids) -> dict[int, str]:
-    """GROUP/RULE, or NETWORK/GROUP/RULE where two networks have the same."""
-    short = Counter(ids.rule_names.values())
-    return {
-        i: str(name) if short[str(name)] == 1 else f"{name.network}/{name}"
-        for name, i in ids.rules.items()
-    }

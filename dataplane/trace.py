@@ -8,6 +8,7 @@ from dataplane._engine import ffi, lib
 from dataplane.address import IP, ip_from16
 from dataplane.ids import Ids
 from dataplane.layers import ACTIONS, LAYERS
+from dataplane.model import PROTOCOLS
 from dataplane.reasons import Reason, Verdict
 
 KINDS = {
@@ -21,7 +22,7 @@ KINDS = {
 LAYER_NAMES = {number: name for name, number in LAYERS.items()}
 ACTION_NAMES = {number: name for name, number in ACTIONS.items()}
 DIRECTION_NAMES = {lib.DP_OUT: "out", lib.DP_IN: "in"}
-PROTOCOLS = {1: "icmp", 6: "tcp", 17: "udp", 58: "icmp6", 132: "sctp"}
+PROTOCOL_NAMES = {number: name for name, number in PROTOCOLS.items()}
 ICMP = (1, 58)
 AWAY = ("vnet", "underlay")  # the layers that know where a VTEP is
 
@@ -38,7 +39,7 @@ class FlowId:
     dport: int
 
     def __str__(self) -> str:
-        name = PROTOCOLS.get(self.protocol, f"ip {self.protocol}")
+        name = PROTOCOL_NAMES.get(self.protocol, f"ip {self.protocol}")
         if self.protocol in ICMP:
             told = f"type {self.dport >> 8} code {self.dport & 255} id {self.sport}"
             return f"{name} {self.src} > {self.dst} {told}"
@@ -126,13 +127,14 @@ class Walk:
         if self.hit:
             boxes.append("flow table<br/>hit")
         layers = [step for step in self.steps if step.kind == "layer"]
+        first, last = len(boxes), len(boxes) + len(layers)
         boxes += [f"{step.layer} {step.direction}<br/>{self._said(step)}" for step in layers]
-        last = len(boxes) - 1
         boxes.append(self._end().replace('"', "#quot;"))
         lines = ["flowchart LR", *(f'    s{i}["{text}"]' for i, text in enumerate(boxes))]
-        lines += [f"    s{i} --> s{i + 1}" for i in range(last + 1)]
+        lines += [f"    s{i} --> s{i + 1}" for i in range(last)]
         if self.verdict is Verdict.DROP:
-            lines.append(f"    style s{last} fill:#f66")
+            saying = (first + i for i, step in enumerate(layers) if step.reason)
+            lines.append(f"    style s{next(saying, last)} fill:#f66")
         return "\n".join(lines)
 
     # ---- lines ---------------------------------------------------------------------------------

@@ -44,10 +44,9 @@ def check(
     `reasons`: the known drop reasons, None to take any. `partial`: faulty objects were left out, so
     what refers to others cannot be judged.
     """
-    if not partial:
-        if (document.node is None) == (not document.nodes):
-            yield Complaint((), "needs exactly one of node and nodes")
-        yield from check_expect(document, reasons)
+    if not partial and (document.node is None) == (not document.nodes):
+        yield Complaint((), "needs exactly one of node and nodes")
+    yield from check_expect(document, reasons, partial)
     yield from taken("node", ((n.name, ("nodes", i)) for i, n in enumerate(document.nodes)))
     for path, node in _with_paths(document):
         yield from _node(node, path)
@@ -259,9 +258,6 @@ def _endpoint(endpoint: Endpoint, network: Network, node: Node, path: Path) -> I
     if endpoint.name in WAYS_OUT:
         fix = f"{' and '.join(WAYS_OUT)} are ways out"
         yield Complaint((*path, "name"), f"{endpoint.name!r} is reserved", fix)
-    if endpoint.name == network.name:
-        message = f"{endpoint.name!r} is also the network's name"
-        yield Complaint((*path, "name"), message, "rules are called ENDPOINT-or-NETWORK/RULE")
     if not endpoint.addresses:
         yield Complaint((*path, "addresses"), "an endpoint needs an address")
     for i, address in enumerate(endpoint.addresses):

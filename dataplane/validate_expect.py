@@ -5,8 +5,8 @@ from collections.abc import Collection, Iterator
 
 from dataplane.convert import near
 from dataplane.errors import PacketError
-from dataplane.model import Document, Expect
-from dataplane.names import find_endpoint, mapping_name, nodes_of
+from dataplane.model import Document, Expect, Network
+from dataplane.names import find_endpoint, mapping_name, nodes_of, short_names
 from dataplane.packet_describe import HEADERS
 from dataplane.packet_spec import parse
 from dataplane.tree import Complaint, Path
@@ -17,13 +17,16 @@ NAT_RULES = ("nat-exceptions", "nat")
 _REASON = re.compile(r"[a-z][a-z0-9_]*")
 
 
-def check_expect(document: Document, reasons: Collection[str] | None) -> Iterator[Complaint]:
-    """Everything wrong with a document's expectations; `reasons` as in `validate.check`."""
+def check_expect(
+    document: Document, reasons: Collection[str] | None, partial: bool = False
+) -> Iterator[Complaint]:
+    """Everything wrong with a document's expectations; arguments as of `validate.check`."""
     rules = _rule_names(document) if document.expect else set()
     for i, expect in enumerate(document.expect):
         path: Path = ("expect", i)
         yield from _packet(expect, path)
-        yield from _names(expect, document, rules, path)
+        if not partial:
+            yield from _names(expect, document, rules, path)
         yield from _verdict(expect, reasons, path)
 
 
@@ -52,16 +55,22 @@ def _names(expect: Expect, document: Document, rules: set[str], path: Path) -> I
 
 
 def _rule_names(document: Document) -> set[str]:
-    """Every ENDPOINT-or-NETWORK/RULE, load balancers and port mappings among them."""
+    """Of every NETWORK/RULE and NETWORK/ENDPOINT/RULE, and shorter."""
     networks = [network for node in nodes_of(document) for network in node.networks]
-    endpoints = [endpoint for network in networks for endpoint in network.endpoints]
-    rules = {f"{network.name}/{acl.name}" for network in networks for acl in network.acls}
-    rules |= {f"{network.name}/{b.name}" for network in networks for b in network.load_balancers}
-    rules |= {f"{e.name}/{rule}" for e in endpoints for rule in NAT_RULES}
-    rules |= {f"{e.name}/{mapping_name(m)}" for e in endpoints for m in e.port_mappings}
-    return rules | {
-        f"{endpoint.name}/{acl.name}" for endpoint in endpoints for acl in endpoint.acls
+    return {
+        short for network in networks for rule in _rules(network) for short in short_names(rule)
     }
+
+
+def _rules(network: Network) -> Iterator[str]:
+    """Load balancers and port mappings among them."""
+    own = [acl.name for acl in network.acls] + [lb.name for lb in network.load_balancers]
+    yield from (f"{network.name}/{rule}" for rule in own)
+    for endpoint in network.endpoints:
+        group = f"{network.name}/{endpoint.name}"
+        yield from (f"{group}/{acl.name}" for acl in endpoint.acls)
+        yield from (f"{group}/{mapping_name(m)}" for m in endpoint.port_mappings)
+        yield from (f"{group}/{rule}" for rule in NAT_RULES)
 
 
 def _verdict(expect: Expect, reasons: Collection[str] | None, path: Path) -> Iterator[Complaint]:

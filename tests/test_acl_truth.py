@@ -125,7 +125,7 @@ def test_truth_table(first: str, second: str, direction: Any, default: Any, stat
     with Engine() as engine:
         engine.commit(node(*rules, default=default))
         got = decided(engine, direction)
-    names = {0: None, 1: "blue/one", 2: "web/two"}
+    names = {0: None, 1: "blue/one", 2: "blue/web/two"}
     assert (got.verdict is Verdict.FORWARD) == (verdict == "allow")
     assert got.rule == names[tier_number]
 
@@ -149,7 +149,7 @@ def test_answers(first: str, second: str, stateful: bool) -> None:
     by_default = (first, second) in product(["pass t", NO_RULE], repeat=2)
     assert (back.verdict is Verdict.FORWARD) == (stateful or by_default)
     if not (stateful or by_default):
-        assert (back.reason, back.rule) == (Reason.ACL_DENY, "web/none")
+        assert (back.reason, back.rule) == (Reason.ACL_DENY, "blue/web/none")
 
 
 # ---- reject ------------------------------------------------------------------------------------
@@ -248,7 +248,7 @@ def test_a_neighbour_seems_to_answer_itself() -> None:
 def test_the_receivers_rejection_reaches_the_sender() -> None:
     frame = build(parse("tcp 10.0.1.3:40000 > 10.0.1.2:80 syn"), DB, DR)
     got = rejected(frame, "db")
-    assert (got.port, got.rule) == ("blue/db", "web/no-in")
+    assert (got.port, got.rule) == ("blue/db", "blue/web/no-in")
     assert describe(got.frame)["src"] == "10.0.1.2"
 
 

@@ -197,7 +197,7 @@ def test_trace_follows_to_the_next_node() -> None:
     result = dataplane("trace", "-f", DEMO, "--in", "a/blue/web", f"tcp {WEB}:4000 > {DB}:23")
     assert result.exit_code == 1
     assert "node  a" in result.output
-    assert "rule db/telnet, reason acl_deny" in result.output
+    assert "rule blue/db/telnet, reason acl_deny" in result.output
 
 
 def test_trace_finds_the_entry_by_the_source_address() -> None:

@@ -180,7 +180,6 @@ ONE_FAULT = [  # what is changed, the path, part of the line that says so
     ("name: blue", "name: 10", "networks[0].name", 'is not text (quote it: "10")'),
     ("name: blue", "name: a/b", "networks[0].name", "is not a name"),
     ("name: web", "name: underlay", "endpoints[0].name", "is reserved"),
-    ("name: web", "name: blue", "endpoints[0].name", "also the network's name"),
     ("name: web", "name: a-long-name-for-a-tap", "endpoints[0].name", "too long for a TAP"),
     ("{name: dp-host}", "{name: dp-host, persist: yes}", "tap.persist", "(write true)"),
     ("{name: dp-host}", "{name: dp-host, owner: 010}", "tap.owner", "write 10, without"),
@@ -326,6 +325,14 @@ def test_expectations_that_cannot_be_met(expect: str, path: str, says: str) -> N
     assert fault.path.startswith("$.expect[0]") and fault.path.endswith(path)
     assert says in str(fault)
     assert fault.line == SOUND.count("\n") + 2
+
+
+def test_expectations_are_judged_beside_faults_of_type() -> None:
+    told = faults_of(
+        SOUND.replace("protocol: tcp", "protocol: tcp, priority: high")
+        + "expect:\n  - {packet: tcp x, at: nowhere, verdict: drop}\n"
+    )
+    assert [f.path.rpartition(".")[2] for f in told] == ["priority", "packet"]
 
 
 def test_names_are_found_by_as_much_as_is_needed() -> None:

@@ -220,7 +220,7 @@ def test_a_policy_change_reaches_known_flows(engine):
     outcome = engine.process_one(sent(OUT), "web")
     assert (outcome.reason, outcome.rule, outcome.generation) == (
         Reason["ACL_DENY"],
-        "web/no-dns",
+        "blue/web/no-dns",
         2,
     )
     engine.commit(node())
@@ -332,7 +332,7 @@ def test_edit_commits_at_the_end_or_not_at_all(engine):
     with engine.edit() as draft:
         draft.endpoint("blue", "web", acls=(block("no-dns", 53),), default_out="allow")
     assert engine.generation == 2
-    assert engine.process_one(sent(OUT), "web").rule == "web/no-dns"
+    assert engine.process_one(sent(OUT), "web").rule == "blue/web/no-dns"
     with pytest.raises(ZeroDivisionError), engine.edit() as draft:
         draft.network("blue", endpoints=())
         raise ZeroDivisionError
@@ -355,7 +355,7 @@ def test_rules_of_a_network_come_before_its_endpoints(engine):
     soft = Acl(name="soft", direction="out", action="block", terminating=False)
     allow = Acl(name="dns", direction="out", action="allow", protocol="udp")
     engine.commit(node(replace(WEB, acls=(allow,)), DB, acls=(soft,)))
-    assert engine.process_one(sent(OUT), "web").rule == "web/dns"
+    assert engine.process_one(sent(OUT), "web").rule == "blue/web/dns"
     outcome = engine.process_one(sent("udp 10.1.1.3:7 > 10.1.2.9:53", DB), "db")
     assert (outcome.reason, outcome.rule) == (Reason["ACL_DENY"], "blue/soft")
 
@@ -485,8 +485,8 @@ def test_a_walk_tells_every_rule_and_why(engine):
     engine.commit(node(replace(WEB, acls=rules, default_out="allow")))
     walk = engine.trace(sent(OUT), "web")
     told = {s.rule: s.matched for s in walk.steps if s.kind in ("rule", "group")}
-    assert told == {"web/no-ntp": False, "web/no-dns": True}
-    assert "DROP    layer acl, rule web/no-dns, reason acl_deny" in walk.text()
+    assert told == {"blue/web/no-ntp": False, "blue/web/no-dns": True}
+    assert "DROP    layer acl, rule blue/web/no-dns, reason acl_deny" in walk.text()
 
 
 # ---- threads, life -----------------------------------------------------------------------------
@@ -536,7 +536,7 @@ def test_names_are_those_of_the_frames_generation(engine):
     result = engine.process(batch.load([sent(OUT)], "web"))
     engine.commit(node(DB))
     engine.commit(node(replace(DB, acls=(block("new", 53),))))
-    assert result.rule_of(0) == "web/old"
+    assert result.rule_of(0) == "blue/web/old"
 
 
 def test_a_closed_engine_says_so():

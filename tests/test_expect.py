@@ -84,7 +84,7 @@ def test_met(line):
         ),
         (
             "{packet: 'tcp 10.1.1.2:1 > 10.1.2.2:22 syn', at: web, verdict: drop, rule: web/rest}",
-            "rule: expected web/rest, found web/no-ssh",
+            "rule: expected web/rest, found blue/web/no-ssh",
         ),
         (
             "{packet: 'udp 10.1.1.2:1 > 10.1.1.3:9', at: web, verdict: forward, to: db}",

@@ -140,7 +140,7 @@ def test_names_of_two_networks_do_not_meet():
     made = tables(replace(blue, networks=(*blue.networks, red)))
     numbers = [made.ids.rules[RuleName(n, "web", "acl", "x")] for n in ("blue", "red")]
     assert numbers[0] != numbers[1]
-    assert {made.ids.rule_names[i] for i in numbers} == {"web/x"}
+    assert [made.ids.rule_names[i] for i in numbers] == ["blue/web/x", "red/web/x"]
     assert Ids(ports=made.ids.ports).port("web") is None
 
 

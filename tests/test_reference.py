@@ -405,13 +405,13 @@ def test_local_delivery_routed_and_switched() -> None:
 @pytest.mark.parametrize(
     ("first", "second", "verdict", "decided"),
     [
-        (("allow", False), ("allow", True), "forward", "a/two"),
+        (("allow", False), ("allow", True), "forward", "blue/a/two"),
         (("block", True), ("allow", True), "drop", "blue/one"),
         (("allow", True), ("block", True), "forward", "blue/one"),
-        (("allow", False), ("block", True), "drop", "a/two"),
-        (("block", False), ("block", False), "drop", "a/two"),
-        (("block", False), ("allow", False), "forward", "a/two"),
-        (("pass", True), ("allow", True), "forward", "a/two"),
+        (("allow", False), ("block", True), "drop", "blue/a/two"),
+        (("block", False), ("block", False), "drop", "blue/a/two"),
+        (("block", False), ("allow", False), "forward", "blue/a/two"),
+        (("pass", True), ("allow", True), "forward", "blue/a/two"),
         (("block", False), ("pass", True), "drop", "blue/one"),
     ],
 )

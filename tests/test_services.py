@@ -259,7 +259,7 @@ def test_port_mapping_and_its_hairpin() -> None:
     world = World(network(endpoints=(WEB, mapped)))
     there = world.host(f"tcp {OUTSIDE}:7 > 198.51.100.1:8000 syn")
     assert seen(there) == ("blue/db", f"{OUTSIDE}:7", "10.1.1.3:80")
-    assert there.rule == "db/map-tcp-8000"
+    assert there.rule == "blue/db/map-tcp-8000"
     near = world.at(WEB, "tcp 10.1.1.2:9 > 198.51.100.1:8000 syn")
     assert seen(near) == ("blue/db", "10.1.1.2:9", "10.1.1.3:80")
     own = world.at(DB, "tcp 10.1.1.3:9 > 198.51.100.1:8000 syn")

@@ -208,15 +208,16 @@ def _adjacency(remote: model.RemoteSubnet, network: model.Network) -> Adjacency:
 
 def _endpoint(source: model.Endpoint, network: model.Network, host: IP | None) -> Endpoint:
     assert source.mac is not None
+    port = f"{network.name}/{source.name}"
     groups, fallback = {}, {}
     for direction in ("out", "in"):
-        owners = ((network.name, network.acls), (source.name, source.acls))
+        owners = ((network.name, network.acls), (port, source.acls))
         groups[direction] = tuple(
             (owner, tuple(a for a in acls if a.direction == direction)) for owner, acls in owners
         )
     fallback = {"out": str(source.default_out), "in": str(source.default_in)}
     return Endpoint(
-        port=f"{network.name}/{source.name}",
+        port=port,
         name=source.name,
         vni=int(network.vni),
         mac=source.mac.packed,

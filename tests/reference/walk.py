@@ -84,7 +84,7 @@ def _to_host(
 
 
 def nat_rule(endpoint: Endpoint) -> str:
-    return f"{endpoint.name}/nat"
+    return f"{endpoint.port}/nat"
 
 
 def _to_neighbour(
