@@ -189,7 +189,7 @@ class Result:
         return Reason(int(self.reason[place]))
 
     def rule_of(self, place: int) -> str | None:
-        """GROUP/RULE as of the generation that judged the frame."""
+        """NETWORK/ENDPOINT/RULE as of the generation that judged the frame."""
         number = int(self.rule[place])
         ids = self._generations.get(int(self.generation[place]))
         if number == lib.DP_NONE:
