@@ -2,13 +2,13 @@
 
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from dataplane import bench
+from dataplane import bench_commit
 from dataplane.engine import Engine
 
 
 def test_commit(benchmark: BenchmarkFixture) -> None:
     """Plan and commit of 100,000 remote subnets."""
-    node = bench.large_policy(bench.REMOTE_SUBNETS)
+    node = bench_commit.large_policy(bench_commit.REMOTE_SUBNETS)
 
     def commit() -> None:
         with Engine(max_flows=1024) as engine:
@@ -19,12 +19,12 @@ def test_commit(benchmark: BenchmarkFixture) -> None:
 
 def test_commit_one_more(benchmark: BenchmarkFixture) -> None:
     """One more remote subnet beside 100,000."""
-    node = bench.large_policy(bench.REMOTE_SUBNETS)
+    node = bench_commit.large_policy(bench_commit.REMOTE_SUBNETS)
     with Engine(max_flows=1024) as engine:
         more = iter(range(100))
 
         def setup() -> tuple[tuple[object], dict[str, object]]:
-            return (bench.with_one_more(node, bench.REMOTE_SUBNETS + next(more)),), {}
+            return (bench_commit.with_one_more(node, bench_commit.REMOTE_SUBNETS + next(more)),), {}
 
         engine.commit(node)
         benchmark.pedantic(engine.commit, setup=setup, rounds=3)

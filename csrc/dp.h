@@ -357,7 +357,8 @@ struct dp_totals {
     uint64_t flows; /* pairs alive */
     uint64_t bindings; /* alive */
     uint64_t expired;
-    uint64_t evicted; /* half-open pairs that gave way to new ones */
+    uint64_t evicted;     /* half-open pairs that gave way to new ones */
+    uint64_t rule_blocks; /* searched by walks: 512 rules each, in five binary searches */
     uint64_t generation;
 };
 /* The law: rx == forwarded + dropped + consumed. Any pointer may be NULL. */

@@ -207,9 +207,9 @@ static const char *rule_fault(const struct dp_rule *r, uint32_t n_prefixes, uint
 static bool check(uint8_t layer, const struct dp_rule *rules, uint32_t n_rules,
                   const struct dp_prefix *prefixes, uint32_t n_prefixes,
                   const struct dp_range *ranges, uint32_t n_ranges, struct dp_error *err) {
-    if (layer >= DP_LAYERS || n_rules > 1u << 20 || n_prefixes > 1u << 24 || n_ranges > 1u << 24) {
-        *err =
-            (struct dp_error){DP_ELIMIT, "group", 0, "unknown layer, or more than 1,048,576 rules"};
+    if (layer >= DP_LAYERS || n_rules > DP_GROUP_RULES || n_prefixes > 1u << 24 ||
+        n_ranges > 1u << 24) {
+        *err = (struct dp_error){DP_ELIMIT, "group", 0, "unknown layer, or more than 8,192 rules"};
         return false;
     }
     if (!dp_array_given(rules, n_rules) || !dp_array_given(prefixes, n_prefixes) ||

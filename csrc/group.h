@@ -3,15 +3,15 @@
  * The classifier is the bit-vector scheme (Lakshman, Stiliadis, SIGCOMM '98) in blocks: each
  * dimension is cut into intervals, each interval names the set of rules that accept it, and the
  * sets of the five dimensions are AND-ed; the lowest bit left is the rule. A lookup costs five
- * binary searches per block of DP_BLOCK rules, whatever the rules or the packets are, and memory is
- * linear in rules. Immutable, shared by reference. */
+ * binary searches per block of DP_BLOCK_RULES, whatever the rules or the packets are; a group has
+ * DP_GROUP_RULES at most, which bounds it. Immutable, shared by reference. */
 #ifndef DP_GROUP_H
 #define DP_GROUP_H
 #include "interval.h"
 #include "packet.h"
 #include <stdatomic.h>
 
-enum { DP_BLOCK_RULES = 512, DP_SET_WORDS = DP_BLOCK_RULES / 64 };
+enum { DP_BLOCK_RULES = 512, DP_SET_WORDS = DP_BLOCK_RULES / 64, DP_GROUP_RULES = 8192 };
 enum dp_dimension_name {
     DP_DIM_SRC,
     DP_DIM_DST,
@@ -52,6 +52,11 @@ struct dp_group *dp_group_retain(struct dp_group *g);
 /* The first rule by priority that accepts the flow id, or NULL. The ports of a non-first fragment
  * are taken to match, so a rule with dp_rule_needs_ports does not really judge it. */
 const struct dp_rule *dp_group_match(const struct dp_group *g, const struct dp_key *key);
+
+/* How many blocks a match that found the rule, or NULL, has searched. */
+static inline uint32_t dp_group_searched(const struct dp_group *g, const struct dp_rule *found) {
+    return found ? (uint32_t)(found - g->rules) / DP_BLOCK_RULES + 1 : g->n_blocks;
+}
 
 static inline bool dp_rule_needs_ports(const struct dp_rule *r) {
     return r->sport.count || r->dport.count;

@@ -89,6 +89,7 @@ const struct dp_rule *dp_decide(struct dp_walk *w, const struct dp_endpoint *e, 
             continue;
         }
         const struct dp_rule *r = dp_group_match(g, &w->id);
+        dp_count(&w->count->totals.rule_blocks, dp_group_searched(g, r));
         if (dp_unlikely(w->trace != NULL)) {
             trace_rules(w, g, direction, r);
         }

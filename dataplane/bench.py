@@ -9,41 +9,39 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Network
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
-from msgspec.structs import replace
-
-from dataplane import bench_traffic
-from dataplane._engine import ffi, lib
+from dataplane import bench_attack, bench_traffic
+from dataplane._engine import lib
 from dataplane.batch import Batch
+from dataplane.bench_commit import PARTS, REMOTE_SUBNETS, measure_commit
+from dataplane.bench_play import HIT_VECTORS, MISS_VECTORS, VECTOR, Cycles, Player, Row
 from dataplane.bench_traffic import BINDINGS, INNER, WORKS, Traffic, Work
 from dataplane.engine import Engine
 from dataplane.errors import DataplaneError
-from dataplane.model import Node, RemoteSubnet
-from dataplane.reasons import Verdict, check, text
+from dataplane.reasons import Verdict, text
 from dataplane.report import table
 
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-Row = dict[str, Any]
 Progress = Callable[[str], None]
-Cycles: TypeAlias = "NDArray[np.float64]"  # a packet, by window
 
-VECTOR: int = lib.DP_BURST
-HIT_VECTORS = 32  # of a window: 8,192 packets, well under a scheduler's tick
-MISS_VECTORS = 8
 MILLION = 1_000_000
-REMOTE_SUBNETS = 100_000
 SECONDS = 1.0  # of a measurement: neighbours on the machine seldom keep still for less
 CHECKED = 512  # frames whose bytes are compared
-PARTS = ("plan", "commit")
 PACKET_COLUMNS = ("work", "path", "acl_rules", "flows", "ns", "cycles", "median", "mpps")
+ATTACK_COLUMNS = (
+    "work",
+    "path",
+    "acl_rules",
+    "one_in",
+    "kpps",
+    "alone",
+    "attacked",
+    "ratio",
+    "median",
+)
 COMMIT_COLUMNS = ("work", "remote_subnets", "seconds", "median", *PARTS)
 
 
@@ -85,6 +83,8 @@ def run(progress: Progress = lambda _: None, *, quick: bool = False) -> dict[str
                 for case in (c for c in todo if c.acl_rules == rules):
                     progress(f"{case.work} {case.path}, {case.flows} flows, {rules} ACL rules")
                     results.append(_packet_row(case, measure(engine, case, seconds), rate))
+        progress("tuple space attack")
+        results += bench_attack.measure(rate, seconds)
         progress(f"commit of {REMOTE_SUBNETS} remote subnets")
         results += measure_commit(repeats=1 if quick else 3)
     return {"machine": described, "results": results}
@@ -160,45 +160,6 @@ def misses(engine: Engine, traffic: Traffic, seconds: float = SECONDS) -> Cycles
     return np.concatenate(found)
 
 
-class Player:
-    """Plays the traffic's frames through a stage of the engine, round and round."""
-
-    def __init__(self, engine: Engine, traffic: Traffic, stage: int = lib.DP_BENCH_ENGINE) -> None:
-        self._engine, self._stage = engine, stage
-        self._keep = traffic
-        n, size = traffic.frames.shape
-        self._traffic = ffi.new(
-            "struct dp_bench_traffic *",
-            {
-                "frames": ffi.from_buffer("uint8_t[]", traffic.frames),
-                "ports": ffi.from_buffer("uint16_t[]", traffic.ports),
-                "n": n,
-                "len": size,
-            },
-        )
-
-    def play(self, vectors: int, windows: int = 1) -> Cycles:
-        """Cycles a packet of each window of `vectors` x 256 packets. Raises DataplaneError."""
-        import numpy as np
-
-        cycles = np.zeros(windows, np.uint64)
-        with self._engine.exclusive():
-            failed = check(
-                lib.dp_bench_run(
-                    self._engine.handle,
-                    self._stage,
-                    self._traffic,
-                    self._engine.clock.now_ns(),
-                    vectors,
-                    ffi.from_buffer("uint64_t[]", cycles),
-                    windows,
-                )
-            )
-        if failed:
-            raise DataplaneError(f"bench: {failed} frames did not come through")
-        return cycles / (vectors * VECTOR)
-
-
 def _packet_row(case: Case, cycles: Cycles, rate: float) -> Row:
     """`rate`: cycles a nanosecond."""
     import numpy as np
@@ -223,73 +184,6 @@ def _packet_row(case: Case, cycles: Cycles, rate: float) -> Row:
         row["flows_per_second"] = round(1e9 * rate / best)
         row["median_flows_per_second"] = round(1e9 * rate / median)
     return row
-
-
-# ---- commits -----------------------------------------------------------------------------------
-
-
-def measure_commit(subnets: int = REMOTE_SUBNETS, repeats: int = 3) -> list[Row]:
-    """From a model in memory to the committed policy, each remote subnet behind a VTEP of its own;
-    then one more remote subnet, by `edit`."""
-    first: list[Sequence[float]] = []
-    more: list[Sequence[float]] = []
-    node = large_policy(subnets)
-    for i in range(repeats):
-        with Engine(max_flows=1024) as engine:
-            first.append(_timed_commit(engine, node))
-            more.append(_timed_commit(engine, with_one_more(node, subnets + i)))
-    return [
-        _commit_row("commit", subnets, first),
-        _commit_row("commit one more", subnets, more),
-    ]
-
-
-def large_policy(subnets: int) -> Node:
-    """The full policy, with 10.0.0.0/8 cut into remote subnets of 64 addresses."""
-    node = bench_traffic.policy(1000)
-    network = replace(
-        node.networks[0],
-        prefixes=(IPv4Network("10.0.0.0/8"),),
-        remote_subnets=tuple(map(_remote_subnet, range(subnets))),
-    )
-    return replace(node, networks=(network,))
-
-
-def _remote_subnet(i: int) -> RemoteSubnet:
-    return RemoteSubnet(
-        prefix=IPv4Network((0x0A020000 + 64 * i, 26)),
-        provider_address=IPv4Address(0xAC100000 + i),
-        dr_mac=bench_traffic.REMOTE_DR,
-    )
-
-
-def with_one_more(node: Node, i: int) -> Node:
-    (network,) = node.networks
-    subnets = (*network.remote_subnets, _remote_subnet(i))
-    return replace(node, networks=(replace(network, remote_subnets=subnets),))
-
-
-def _timed_commit(engine: Engine, node: Node) -> Sequence[float]:
-    """Seconds of the plan, and of its commit."""
-    start = time.perf_counter()
-    plan = engine.plan(node)
-    planned = time.perf_counter()
-    plan.commit()
-    return planned - start, time.perf_counter() - planned
-
-
-def _commit_row(work: str, subnets: int, times: "Sequence[Sequence[float]]") -> Row:
-    best = min(times, key=sum)
-    totals = sorted(map(sum, times))
-    return {
-        "work": work,
-        "policy": "full",
-        "acl_rules": 1000,
-        "remote_subnets": subnets,
-        "seconds": round(totals[0], 4),
-        "median_seconds": round(totals[len(totals) // 2], 4),
-        **{f"{part}_seconds": round(t, 4) for part, t in zip(PARTS, best, strict=True)},
-    }
 
 
 # ---- machine -----------------------------------------------------------------------------------
@@ -344,8 +238,10 @@ def render(report: dict[str, Any]) -> str:
     """The report as plain text."""
     lines = [f"{key:<8} {value}" for key, value in report["machine"].items()]
     packets = [row for row in report["results"] if "flows" in row]
+    attacks = [row for row in report["results"] if "ratio" in row]
     commits = [row for row in report["results"] if "seconds" in row]
     lines += ["", *table([PACKET_COLUMNS, *map(_packet_cells, packets)])]
+    lines += ["", *table([ATTACK_COLUMNS, *map(_attack_cells, attacks)])]
     lines += ["", *table([COMMIT_COLUMNS, *map(_commit_cells, commits)])]
     return "\n".join(lines)
 
@@ -360,6 +256,20 @@ def _packet_cells(row: Row) -> tuple[str, ...]:
         f"{row['cycles_per_packet']:.1f}",
         f"{row['median_cycles_per_packet']:.1f}",
         f"{row['mpps']:.2f}",
+    )
+
+
+def _attack_cells(row: Row) -> tuple[str, ...]:
+    return (
+        row["work"],
+        row["path"],
+        str(row["acl_rules"]),
+        str(row["one_in"]),
+        str(row["attack_kpps"]),
+        f"{row['cycles_per_packet']:.1f}",
+        f"{row['attacked_cycles_per_packet']:.1f}",
+        f"{row['ratio']:.3f}",
+        f"{row['median_ratio']:.3f}",
     )
 
 

@@ -139,7 +139,7 @@ def traffic(engine: Engine, work: Work, n: int) -> Traffic:
     flows = _flows(work, np.random.default_rng(1).permutation(n))
     near = np.array([int(address(0, i)) for i in range(ENDPOINTS)])[flows.endpoint]
     far = np.array([int(s[10]) for s in SUBNETS])[flows.place] + flows.host
-    own, router = _macs(engine)
+    own, router = macs(engine)
     if work == "decap":
         inner = _inner_frames(router, far, near, flows)
         return Traffic(flows, _encapsulated(inner, flows), np.zeros(n, np.uint16))
@@ -162,7 +162,7 @@ def _flows(work: Work, number: "NDArray[np.int64]") -> Flow:
     return Flow(endpoint, place, host, FIRST_SPORT + rest % PORTS, far_port)
 
 
-def _macs(engine: Engine) -> tuple[list[Mac], Mac]:
+def macs(engine: Engine) -> tuple[list[Mac], Mac]:
     """Of the endpoints, and of the distributed router."""
     assert engine.resolved is not None
     (network,) = engine.resolved.networks
@@ -170,7 +170,7 @@ def _macs(engine: Engine) -> tuple[list[Mac], Mac]:
     return [e.mac for e in network.endpoints if e.mac is not None], network.dr_mac
 
 
-def _udp(
+def udp_frames(
     dmac: Mac,
     smac: Mac,
     src: "NDArray[np.int64]",
@@ -207,7 +207,7 @@ def _inner_frames(
 ) -> "NDArray[np.uint8]":
     import numpy as np
 
-    frames = _udp(dmac, REMOTE_DR, src, dst, flows.near_port, flows.far_port)
+    frames = udp_frames(dmac, REMOTE_DR, src, dst, flows.near_port, flows.far_port)
     frames[:, 42:] = np.arange(INNER - 42)
     words = frames.view(">u2")
     found = _checksum(words[:, 13:], 17 + INNER - 34)
@@ -222,7 +222,7 @@ def _encapsulated(inner: "NDArray[np.uint8]", flows: Flow) -> "NDArray[np.uint8]
     entropy = 49152 + (flows.near_port * 7 + flows.far_port) % 16384
     here = np.full(len(inner), int(UNDERLAY))
     mac, peer = underlay_mac(UNDERLAY), underlay_mac(provider(1))
-    outer = _udp(mac, peer, far, here, entropy, 0 * far + 4789, 50 + INNER)
+    outer = udp_frames(mac, peer, far, here, entropy, 0 * far + 4789, 50 + INNER)
     outer[:, 42:50] = np.frombuffer(b"\x08\0\0\0" + VNI.to_bytes(3) + b"\0", np.uint8)
     outer[:, 50:] = inner
     return outer
@@ -237,7 +237,7 @@ def expected(engine: Engine, work: Work, flow: Flow, out: bytes) -> bytes:
     Of `out`, what did leave, only what the engine is free to choose is taken: the outer source port
     (49152-65535) and the port of a NAT binding (1024-65535).
     """
-    own, router = _macs(engine)
+    own, router = macs(engine)
     near, far = address(0, int(flow.endpoint)), address(int(flow.place), int(flow.host))
     mac = own[int(flow.endpoint)]
     if work == "decap":

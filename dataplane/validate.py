@@ -34,6 +34,7 @@ _MIN_MTU = {4: 68, 6: 1280}  # RFC 791, RFC 8200 §5
 _MAX_MTU = 65535
 _MAX_IDLE = 1 << 31  # seconds
 _MAX_QUOTA = (1 << 32) - 1
+_MOST_RULES = 8192  # DP_GROUP_RULES: it bounds what one packet's lookup can cost
 
 
 def check(
@@ -276,6 +277,9 @@ def _endpoint(endpoint: Endpoint, network: Network, node: Node, path: Path) -> I
 
 def _acls(acls: tuple[Acl, ...], path: Path) -> Iterator[Complaint]:
     yield from taken("rule", ((acl.name, (*path, "acls", i)) for i, acl in enumerate(acls)))
+    if len(acls) > _MOST_RULES:
+        fix = "rules that differ in prefixes or ports alone can be one rule with lists"
+        yield Complaint((*path, "acls"), f"{len(acls)} rules, but {_MOST_RULES} are the most", fix)
     for i, acl in enumerate(acls):
         yield from _acl(acl, (*path, "acls", i))
 
