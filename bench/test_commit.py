@@ -1,5 +1,6 @@
 """From a model in memory to the committed policy."""
 
+import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from dataplane import bench_commit
@@ -28,3 +29,15 @@ def test_commit_one_more(benchmark: BenchmarkFixture) -> None:
 
         engine.commit(node)
         benchmark.pedantic(engine.commit, setup=setup, rounds=3)
+
+
+@pytest.mark.parametrize("each", [bench_commit.PER_SERVICE, bench_commit.BACKENDS])
+def test_commit_services(benchmark: BenchmarkFixture, each: int) -> None:
+    """2,000 services over 5,000 backends, some or all of them each."""
+    node = bench_commit.service_policy(each)
+
+    def commit() -> None:
+        with Engine(max_flows=1024) as engine:
+            engine.commit(node)
+
+    benchmark.pedantic(commit, rounds=3)

@@ -9,26 +9,34 @@ from msgspec.structs import replace
 from dataplane import bench_traffic
 from dataplane.bench_play import Row
 from dataplane.engine import Engine
-from dataplane.model import Node, RemoteSubnet
+from dataplane.model import Backend, LoadBalancer, Node, RemoteSubnet
 
 REMOTE_SUBNETS = 100_000
+SERVICES, BACKENDS, PER_SERVICE = 2_000, 5_000, 3
 PARTS = ("plan", "commit")
 
 
-def measure_commit(subnets: int = REMOTE_SUBNETS, repeats: int = 3) -> list[Row]:
-    """From a model in memory to the committed policy, each remote subnet behind a VTEP of its own;
-    then one more remote subnet."""
-    first: list[Sequence[float]] = []
-    more: list[Sequence[float]] = []
-    node = large_policy(subnets)
-    for i in range(repeats):
-        with Engine(max_flows=1024) as engine:
-            first.append(_timed_commit(engine, node))
-            more.append(_timed_commit(engine, with_one_more(node, subnets + i)))
-    return [
-        _commit_row("commit", subnets, first),
-        _commit_row("commit one more", subnets, more),
-    ]
+def measure_commit(repeats: int = 3) -> list[Row]:
+    """Large policies, each first on an empty engine, then once more with a small change."""
+    subnets = large_policy(REMOTE_SUBNETS)
+    spread, shared = (service_policy(each) for each in (PER_SERVICE, BACKENDS))
+    changes = {
+        f"{REMOTE_SUBNETS} remote subnets": (subnets, with_one_more(subnets, REMOTE_SUBNETS)),
+        f"{SERVICES} services, {BACKENDS} backends": (spread, with_one_less(spread)),
+        f"{SERVICES} services of {BACKENDS} backends each": (shared, with_one_less(shared)),
+    }
+    rows: list[Row] = []
+    for what, nodes in changes.items():
+        times: list[list[Sequence[float]]] = [[], []]
+        for _ in range(repeats):
+            with Engine(max_flows=1024) as engine:
+                for found, node in zip(times, nodes, strict=True):
+                    found.append(_timed_commit(engine, node))
+        rows += [_row(what, times[0]), _row(f"{what}, one changed", times[1])]
+    return rows
+
+
+# ---- policies ----------------------------------------------------------------------------------
 
 
 def large_policy(subnets: int) -> Node:
@@ -56,6 +64,40 @@ def with_one_more(node: Node, i: int) -> Node:
     return replace(node, networks=(replace(network, remote_subnets=subnets),))
 
 
+def service_policy(each: int) -> Node:
+    """The full policy with 2,000 load balancers, each over so many of 5,000 backends: in turn, or
+    over all of them."""
+    node = bench_traffic.policy(1000)
+    backends = tuple(Backend(address=IPv4Address(0x0A010100 + i)) for i in range(BACKENDS))
+    balancers = tuple(
+        LoadBalancer(
+            name=f"s{i}",
+            protocol="tcp",
+            port=80,
+            target_port=8080,
+            vips=(IPv4Address(0x0A600000 + i),),
+            backends=backends if each == BACKENDS else _turn(backends, i * each, each),
+        )
+        for i in range(SERVICES)
+    )
+    return replace(node, networks=(replace(node.networks[0], load_balancers=balancers),))
+
+
+def _turn(backends: tuple[Backend, ...], first: int, n: int) -> tuple[Backend, ...]:
+    return tuple(backends[(first + i) % BACKENDS] for i in range(n))
+
+
+def with_one_less(node: Node) -> Node:
+    """The first service loses a backend."""
+    (network,) = node.networks
+    first, *rest = network.load_balancers
+    fewer = replace(first, backends=first.backends[1:])
+    return replace(node, networks=(replace(network, load_balancers=(fewer, *rest)),))
+
+
+# ---- times -------------------------------------------------------------------------------------
+
+
 def _timed_commit(engine: Engine, node: Node) -> Sequence[float]:
     """Seconds of the plan, and of its commit."""
     start = time.perf_counter()
@@ -65,14 +107,13 @@ def _timed_commit(engine: Engine, node: Node) -> Sequence[float]:
     return planned - start, time.perf_counter() - planned
 
 
-def _commit_row(work: str, subnets: int, times: Sequence[Sequence[float]]) -> Row:
+def _row(work: str, times: Sequence[Sequence[float]]) -> Row:
     best = min(times, key=sum)
     totals = sorted(map(sum, times))
     return {
         "work": work,
         "policy": "full",
         "acl_rules": 1000,
-        "remote_subnets": subnets,
         "seconds": round(totals[0], 4),
         "median_seconds": round(totals[len(totals) // 2], 4),
         **{f"{part}_seconds": round(t, 4) for part, t in zip(PARTS, best, strict=True)},

@@ -41,7 +41,8 @@ def gateways(network: Network) -> tuple[IP, ...]:
 def overhead(network: Network, node: Node) -> int:
     """Bytes that encapsulation adds to an inner IP packet, on the costliest way out."""
     v6 = node.underlay.address.version == 6
-    v6 = v6 or any(r.provider_address.version == 6 for r in network.remote_subnets)
+    if node.underlay.address6 is not None:  # else no VTEP can be reached over IPv6
+        v6 = v6 or any(r.provider_address.version == 6 for r in network.remote_subnets)
     return _OVERHEAD[6 if v6 else 4]
 
 

@@ -19,6 +19,7 @@ from dataplane.draft import Draft
 from dataplane.errors import BusyError, DataplaneError, DocumentError, EngineError, Fault, PortError
 from dataplane.ids import Ids
 from dataplane.layers import NOTHING, Built, build, idle_seconds
+from dataplane.memo import Memo
 from dataplane.model import Document, IcmpRate, Node, Timers
 from dataplane.plan import Plan
 from dataplane.reasons import Reason, Verdict, check
@@ -65,6 +66,7 @@ class _Committed:
     tables: Tables | None
     stamps: dict[int, int]
     built: Built
+    checked: Memo | None
 
 
 class Limits(TypedDict, total=False):
@@ -107,7 +109,7 @@ class Engine:
         self.clock = SimClock() if clock is None else clock
         self._worker = threading.Lock()
         self._control = threading.Lock()
-        self._at = _Committed(0, None, None, None, {}, NOTHING)
+        self._at = _Committed(0, None, None, None, {}, NOTHING, None)
         self._generations: dict[int, Ids] = {0: Ids()}
         limits = max_flows, max_bindings, max_ports, max_rules, layers.icmp_rate(icmp_rate)
         self._handle = _create(limits, timers, key)
@@ -129,7 +131,7 @@ class Engine:
             if self._handle is not None:
                 ffi.release(self._handle)
                 self._handle = None
-                self._at = _Committed(0, None, None, None, {}, NOTHING)
+                self._at = _Committed(0, None, None, None, {}, NOTHING, None)
 
     def __enter__(self) -> "Engine":
         return self
@@ -169,17 +171,18 @@ class Engine:
 
         Raises DocumentError with all faults. Changes nothing.
         """
+        at = self._at
         target = policy if isinstance(policy, Node) else choose(policy, node)
+        checked = Memo(at.checked)
         faults = [
             Fault(f"node {target.name}", 0, path_text(f.path), f.message, f.fix)
-            for f in validate.check(Document(node=target), partial=False)
+            for f in validate.check(Document(node=target), memo=checked)
         ]
         if faults:
             raise DocumentError(tuple(faults))
-        at = self._at
         resolved = resolve(target)
         tables = compile_node(resolved, at.tables)
-        return Plan(at.generation, at.resolved, target, resolved, tables, self._publish)
+        return Plan(at.generation, at.resolved, target, resolved, tables, checked, self._publish)
 
     def commit(self, policy: Document | Node, node: str | None = None) -> int:
         """Plans and commits in one go; returns the generation."""
@@ -210,7 +213,7 @@ class Engine:
             self._counters.rebase(self._generations[at.generation], plan.tables.ids)
             self._swap(generation, built, plan.tables.ids)
             self._at = _Committed(
-                generation, plan.target, plan.resolved, plan.tables, stamped, built
+                generation, plan.target, plan.resolved, plan.tables, stamped, built, plan.checked
             )
             return generation
 

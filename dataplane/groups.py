@@ -2,6 +2,7 @@
 
 from dataplane.address import Prefix, ip16, prefix16
 from dataplane.ids import GroupName, Ids, RuleName
+from dataplane.memo import Memo
 from dataplane.model import (
     PROTOCOLS,
     Acl,
@@ -13,7 +14,7 @@ from dataplane.model import (
     PortRange,
 )
 from dataplane.routing import Ways, domain_of, vips_of, ways_of
-from dataplane.rows import EndpointRow, Group, Memo, Pool, Range, Rule, Span
+from dataplane.rows import EndpointRow, Group, Pool, Range, Rule, Span
 
 DIRECTIONS: tuple[Direction, ...] = ("out", "in")  # in the engine's order
 NAT_RULES = ("nat-exceptions", "nat")  # in the order they are evaluated

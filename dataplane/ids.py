@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple, TypeVar
 
-from dataplane.address import IP, Mac
+from dataplane.address import IP, Mac, ip16, ip_from16
 
 UNDERLAY, HOST = "underlay", "host"
 UNDERLAY_PORT, HOST_PORT, FIRST_ENDPOINT_PORT = 0, 1, 2
@@ -42,12 +42,21 @@ class RuleName(NamedTuple):
         return "/".join(filter(None, (self.network, self.endpoint, self.rule)))
 
 
-class AdjacencyName(NamedTuple):
-    """One VTEP of one network, and the MAC of its distributed router."""
+class AdjacencyName(bytes):
+    """One VTEP of one network: VNI (3 bytes), provider address (16), MAC of its router (6).
 
-    vni: int
-    provider: IP
-    dr_mac: Mac
+    Bytes know their hash: there are many of these, and they are looked up at every change.
+    """
+
+    __slots__ = ()
+
+    @classmethod
+    def of(cls, vni: int, provider: IP, dr_mac: Mac) -> "AdjacencyName":
+        return cls(vni.to_bytes(3) + ip16(provider) + dr_mac.packed)
+
+    @property
+    def provider(self) -> IP:
+        return ip_from16(self[3:19])
 
     def __str__(self) -> str:
         return str(self.provider)

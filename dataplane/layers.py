@@ -18,8 +18,8 @@ from dataplane.model import IcmpRate, Timers, Wire
 from dataplane.reasons import check
 from dataplane.records import dtype, raw, records
 from dataplane.rows import (
+    BACKEND,
     Adjacencies,
-    BackendRow,
     EndpointRow,
     Group,
     Pool,
@@ -71,6 +71,7 @@ assert (RouteKind.SUBNET, RouteKind.VIP, RouteKind.HOST) == (
     lib.DP_TO_VIP,
     lib.DP_TO_HOST,
 )
+assert BACKEND.size == ffi.sizeof("struct dp_backend")
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +81,7 @@ class Built:
     snapshot: Any  # struct dp_snapshot *
     groups: dict[tuple[Group, tuple[int, ...]], Any]  # with the places of its pools
     routes: dict[tuple[bytes, bytes], Any]  # by digest of the routes, and of the endpoints' places
-    balances: dict[tuple[BackendRow, ...], Any]
+    balances: dict[bytes, Any]
 
 
 NOTHING = Built(snapshot=None, groups={}, routes={}, balances={})
@@ -114,7 +115,7 @@ def _build(tables: Tables, generation: int, stamps: dict[int, int], known: Built
         routes[route_key] = known.routes.get(route_key) or _make_routes(network.routes, target)
         of_network.append(routes[route_key])
     of_group = {key[0].id: made for key, made in groups.items()}
-    balances = {row.backends: known.balances.get(row.backends) or None for row in tables.services}
+    balances = {row.backends: known.balances.get(row.backends) for row in tables.services}
     for backends, made in balances.items():
         if made is None:
             balances[backends] = _make_balance(backends)
@@ -257,10 +258,10 @@ def _make_routes(table: RouteTable, target: "NDArray[np.uint32]") -> Any:
 # ---- services ----------------------------------------------------------------------------------
 
 
-def _make_balance(backends: tuple[BackendRow, ...]) -> Any:
+def _make_balance(backends: bytes) -> Any:
     error = ffi.new("struct dp_error *")
-    array = _array("dp_backend", records("dp_backend", [tuple(b) for b in backends]))
-    made = lib.dp_balance_create(*array, error)
+    array = ffi.from_buffer("struct dp_backend[]", backends) if backends else ffi.NULL
+    made = lib.dp_balance_create(array, len(backends) // BACKEND.size, error)
     check(error.status, error)
     return ffi.gc(made, lib.dp_balance_release)
 
@@ -304,7 +305,7 @@ class _Policy:
         pools: dict[Pool, int],
         of_group: dict[int, Any],
         of_network: list[Any],
-        balances: dict[tuple[BackendRow, ...], Any],
+        balances: dict[bytes, Any],
     ) -> None:
         self.generation = generation
         self.timers = tables.timers

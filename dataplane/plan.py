@@ -10,6 +10,7 @@ from msgspec.structs import asdict, replace
 
 from dataplane import lint
 from dataplane.address import IP
+from dataplane.memo import Memo
 from dataplane.model import (
     Acl,
     Document,
@@ -63,6 +64,7 @@ class Plan:
     target: Node
     resolved: Node
     tables: Tables = field(repr=False)
+    checked: Memo = field(repr=False)  # that nothing is wrong with the target
     publish: Callable[["Plan"], int] = field(repr=False)
 
     @cached_property

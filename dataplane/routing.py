@@ -2,12 +2,14 @@
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from itertools import chain
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from dataplane.address import IP, Mac, Prefix, ip16, prefix16
+from dataplane.address import IP, Prefix, ip16, prefix16
 from dataplane.ids import AdjacencyName, Ids
+from dataplane.memo import Memo
 from dataplane.model import Network, Node, RemoteSubnet
-from dataplane.rows import NO_ADDRESS, Adjacencies, Memo, NetworkRow, RouteKind, RouteTable, Span
+from dataplane.rows import NO_ADDRESS, Adjacencies, NetworkRow, RouteKind, RouteTable, Span
 
 if TYPE_CHECKING:
     import numpy as np
@@ -17,31 +19,68 @@ UNDERLAY_MAC = b"\x02\x00"
 
 
 class Ways(NamedTuple):
-    """Remote subnets in bulk: each one's way is a place in `names`."""
+    """Remote subnets as columns of equal length."""
 
-    names: list[AdjacencyName]
-    vteps: tuple[bytes, ...]
-    way: "NDArray[np.uint32]"
-    prefix: "NDArray[np.uint8]"
+    vtep: tuple[AdjacencyName, ...]
+    prefix: "NDArray[np.uint8]"  # [n, 16]
     length: "NDArray[np.uint8]"
     flags: "NDArray[np.uint16]"  # enum dp_route_flag
 
 
+class Vteps(NamedTuple):
+    """The VTEPs behind which remote subnets are: each one once, and by subnet its place."""
+
+    names: tuple[AdjacencyName, ...]
+    addresses: tuple[bytes, ...]
+    way: "NDArray[np.uint32]"
+
+
 def ways_of(network: Network, memo: Memo) -> Ways:
-    source = network.vni, network.remote_subnets
-    return memo(("ways", network.name), source, lambda: _make_ways(*source))
+    return memo.spliced(
+        ("ways", network.name, network.vni),
+        network.remote_subnets,
+        lambda subnets: _make_ways(network.vni, subnets),
+        _splice,
+    )
 
 
 def _make_ways(vni: int, subnets: Sequence[RemoteSubnet]) -> Ways:
     import numpy as np
 
-    places: dict[tuple[IP, Mac], int] = {}
-    way = [places.setdefault((s.provider_address, s.dr_mac), len(places)) for s in subnets]
     prefix, length = _columns([s.prefix for s in subnets])
-    names = [AdjacencyName(vni, provider, mac) for provider, mac in places]
-    vteps = tuple(dict.fromkeys([ip16(name.provider) for name in names]))
     flags = np.array([s.dsr for s in subnets], np.uint16)
-    return Ways(names, vteps, np.array(way, np.uint32), prefix, length, flags)
+    names = tuple([AdjacencyName.of(vni, s.provider_address, s.dr_mac) for s in subnets])
+    return Ways(names, prefix, length, flags)
+
+
+def _splice(old: Ways, head: int, new: Ways, tail: int) -> Ways:
+    import numpy as np
+
+    last = len(old.vtep) - tail
+
+    def column(a: "NDArray[Any]", b: "NDArray[Any]") -> "NDArray[Any]":
+        return np.concatenate([a[:head], b, a[last:]])
+
+    return Ways(
+        old.vtep[:head] + new.vtep + old.vtep[last:],
+        column(old.prefix, new.prefix),
+        column(old.length, new.length),
+        column(old.flags, new.flags),
+    )
+
+
+def vteps_of(network: Network, memo: Memo) -> Vteps:
+    source = network.vni, network.remote_subnets
+    return memo(("vteps", network.name), source, lambda: _make_vteps(ways_of(network, memo)))
+
+
+def _make_vteps(ways: Ways) -> Vteps:
+    import numpy as np
+
+    places: dict[AdjacencyName, int] = {}
+    way = [places.setdefault(name, len(places)) for name in ways.vtep]
+    addresses = tuple(dict.fromkeys([name[3:19] for name in places]))
+    return Vteps(tuple(places), addresses, np.array(way, np.uint32))
 
 
 def _columns(prefixes: Sequence[Prefix]) -> "tuple[NDArray[np.uint8], NDArray[np.uint8]]":
@@ -68,14 +107,13 @@ def adjacencies_of(network: Network, ids: Ids, memo: Memo) -> Adjacencies:
 def _make_adjacencies(network: Network, ids: Ids, memo: Memo) -> Adjacencies:
     import numpy as np
 
-    names = ways_of(network, memo).names
-    octets = np.frombuffer(b"".join([ip16(n.provider) for n in names]), np.uint8).reshape(-1, 16)
+    names = vteps_of(network, memo).names
+    octets = np.frombuffer(b"".join(names), np.uint8).reshape(-1, 25)  # VNI, address, MAC
+    remote, inner = octets[:, 3:19], octets[:, 19:]
     outer = np.empty((len(names), 6), np.uint8)
-    outer[:, :2], outer[:, 2:] = list(UNDERLAY_MAC), octets[:, -4:]
-    macs: dict[Mac, bytes] = {n.dr_mac: n.dr_mac.packed for n in names}
-    inner = np.frombuffer(b"".join([macs[n.dr_mac] for n in names]), np.uint8).reshape(-1, 6)
+    outer[:, :2], outer[:, 2:] = list(UNDERLAY_MAC), remote[:, -4:]
     numbers = np.array([ids.adjacencies[name] for name in names], np.uint32)
-    return Adjacencies(network.vni, mtu_of(network), numbers, octets, inner, outer)
+    return Adjacencies(network.vni, mtu_of(network), numbers, remote, inner, outer)
 
 
 def domain_of(network: Network, node: Node) -> tuple[Network, ...]:
@@ -137,6 +175,7 @@ def _make_routes(
     import numpy as np
 
     ways = [ways_of(n, memo) for n in domain]
+    vteps = [vteps_of(n, memo) for n in domain]
     claimed = {(row[0], 128) for row in few}
     subnets = dict.fromkeys(prefix16(p) for n in domain for p in n.prefixes)
     few = few + [
@@ -144,8 +183,8 @@ def _make_routes(
         for octets, length in subnets
         if (octets, length) not in claimed and not any(_among((octets, length), w) for w in ways)
     ]
-    numbers = [adjacencies_of(n, ids, memo).id[w.way] for n, w in zip(domain, ways, strict=True)]
-    remotes = sum(len(w.way) for w in ways)
+    numbers = [adjacencies_of(n, ids, memo).id[v.way] for n, v in zip(domain, vteps, strict=True)]
+    remotes = sum(len(w.length) for w in ways)
     own = np.frombuffer(b"".join([row[0] for row in few]), np.uint8).reshape(-1, 16)
     columns = (
         np.concatenate([own, *(w.prefix for w in ways)]),
@@ -176,12 +215,18 @@ def network_row(network: Network, node: Node, ids: Ids, memo: Memo) -> NetworkRo
         dr_mac=network.dr_mac.packed,
         gateway4=of_version(network.gateways, 4),
         gateway6=of_version(network.gateways, 6),
-        vteps=tuple(dict.fromkeys(a for n in domain for a in ways_of(n, memo).vteps)),
+        vteps=_allowed(tuple(vteps_of(n, memo).addresses for n in domain)),
         routes=_routes(network, node, ids, memo),
         domain=_domain_number(network, node),
         max_flows=network.max_flows,
         wire=network.wire,
     )
+
+
+def _allowed(of_networks: tuple[tuple[bytes, ...], ...]) -> tuple[bytes, ...]:
+    if len(of_networks) == 1:
+        return of_networks[0]
+    return tuple(dict.fromkeys(chain.from_iterable(of_networks)))
 
 
 def _domain_number(network: Network, node: Node) -> int:

@@ -5,18 +5,18 @@ changes only when what it says changes. Addresses are 16 bytes, IPv4 v4-mapped; 
 those 128 bits.
 """
 
-from collections.abc import Callable, Hashable
+import struct
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple
 
 from dataplane.ids import Ids
+from dataplane.memo import Memo
 from dataplane.model import Fallback, IcmpRate, Timers, Wire
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-Made = TypeVar("Made")
 Span = tuple[bytes, int]  # prefix
 Range = tuple[int, int]  # both ends included
 
@@ -108,10 +108,7 @@ class NetworkRow(NamedTuple):
     wire: Wire
 
 
-class BackendRow(NamedTuple):
-    address: bytes
-    port: int
-    flags: int  # enum dp_backend_flag
+BACKEND = struct.Struct("=16sHH")  # address, port, flags (enum dp_backend_flag)
 
 
 class ServiceRow(NamedTuple):
@@ -126,7 +123,7 @@ class ServiceRow(NamedTuple):
     vni: int
     rule: int
     pool: Pool | None
-    backends: tuple[BackendRow, ...]
+    backends: bytes  # of BACKEND each: bytes know their hash, however many they are
 
 
 class EndpointRow(NamedTuple):
@@ -151,27 +148,10 @@ class Tables:
     services: tuple[ServiceRow, ...]
     timers: Timers
     icmp_rate: IcmpRate | None
-    memo: "Memo" = field(compare=False, repr=False)
+    memo: Memo = field(compare=False, repr=False)
 
 
 class RouteKind:
     """As `enum dp_route_kind`."""
 
     ENDPOINT, REMOTE, GATEWAY, SUBNET, VIP, HOST = range(6)
-
-
-class Memo:
-    """Results kept from one compilation to the next while what they are made of is equal.
-
-    Frozen models share what they do not change, so the comparison mostly meets identical objects.
-    """
-
-    def __init__(self, old: "Memo | None" = None) -> None:
-        self._old: dict[Hashable, tuple[Any, Any]] = old._new if old else {}
-        self._new: dict[Hashable, tuple[Any, Any]] = {}
-
-    def __call__(self, key: Hashable, source: object, make: Callable[[], Made]) -> Made:
-        kept = self._new.get(key) or self._old.get(key)
-        value: Made = kept[1] if kept is not None and kept[0] == source else make()
-        self._new[key] = source, value
-        return value

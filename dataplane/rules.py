@@ -4,6 +4,7 @@ Pure: no C object is made here.
 """
 
 from collections.abc import Iterator
+from itertools import chain
 
 from dataplane.address import IP, Mac
 from dataplane.defaults import HOST_MTU
@@ -19,9 +20,17 @@ from dataplane.ids import (
     RuleName,
     allot,
 )
+from dataplane.memo import Memo
 from dataplane.model import HostPort, Node, Underlay
-from dataplane.routing import UNDERLAY_MAC, adjacencies_of, mtu_of, network_row, of_version, ways_of
-from dataplane.rows import EndpointRow, Memo, NetworkRow, PortRow, ServiceRow, Tables
+from dataplane.routing import (
+    UNDERLAY_MAC,
+    adjacencies_of,
+    mtu_of,
+    network_row,
+    of_version,
+    vteps_of,
+)
+from dataplane.rows import EndpointRow, NetworkRow, PortRow, ServiceRow, Tables
 from dataplane.services import rule_names as service_names
 from dataplane.services import service_rows
 
@@ -95,12 +104,12 @@ def _concerning(
 def _number(node: Node, old: Ids, memo: Memo) -> Ids:
     fixed = {UNDERLAY: UNDERLAY_PORT} | ({HOST: HOST_PORT} if node.host_port is not None else {})
     ends = [f"{n.name}/{e.name}" for n in node.networks for e in n.endpoints]
-    ways = (ways_of(n, memo).names for n in node.networks)
+    vteps = (vteps_of(n, memo).names for n in node.networks)
     return Ids(
         ports=allot(fixed | dict(old.ports), [*fixed, *ends], FIRST_ENDPOINT_PORT),
         groups=allot(old.groups, _group_names(node)),
         rules=allot(old.rules, _rule_names(node)),
-        adjacencies=allot(old.adjacencies, (name for names in ways for name in names)),
+        adjacencies=allot(old.adjacencies, chain.from_iterable(vteps)),
     )
 
 

@@ -2,40 +2,59 @@
 
 from collections.abc import Iterator
 from itertools import chain
+from typing import NamedTuple
 
 from dataplane.address import IP, ip16
 from dataplane.ids import Ids, RuleName
+from dataplane.memo import Memo
 from dataplane.model import PROTOCOLS, Endpoint, LoadBalancer, Network, Node, PortMapping
 from dataplane.names import mapping_name
 from dataplane.routing import domain_of
-from dataplane.rows import BackendRow, Memo, Pool, ServiceRow
+from dataplane.rows import BACKEND, Pool, ServiceRow
 
 AFFINITY = {"none": 0, "source_ip": 1, "source_ip_protocol": 2}  # enum dp_affinity
 DSR, DRAINING = 1, 1  # enum dp_service_flag, enum dp_backend_flag
 SOURCE_PORTS = 1024, 65535
 
 
+class _Met(NamedTuple):
+    """What the services of a network depend on besides themselves."""
+
+    vni: int
+    clients: tuple[int, ...]  # VNIs of its routing domain
+    gateways: tuple[IP, ...]
+    host: IP | None
+    local: frozenset[IP]  # addresses of this node's endpoints
+
+    def gateway(self, version: int) -> IP | None:
+        return next((g for g in self.gateways if g.version == version), None)
+
+
 def service_rows(node: Node, ids: Ids, memo: Memo) -> tuple[ServiceRow, ...]:
     return tuple(chain.from_iterable(_services(n, node, ids, memo) for n in node.networks))
 
 
-def _services(network: Network, node: Node, ids: Ids, memo: Memo) -> tuple[ServiceRow, ...]:
+def _services(network: Network, node: Node, ids: Ids, memo: Memo) -> Iterator[ServiceRow]:
     domain = domain_of(network, node)
     local = tuple(a for n in domain for e in n.endpoints for a in e.addresses)
-    source = (
-        network.load_balancers,
-        network.gateways,
-        local,
-        tuple((e.name, e.addresses, e.port_mappings) for e in network.endpoints),
-        tuple(n.vni for n in domain),
-        node.host_port and node.host_port.address,
-        tuple(ids.rules[name] for name in rule_names(network)),
+    clients = tuple(n.vni for n in domain)
+    host = node.host_port.address if node.host_port is not None else None
+    met = memo(
+        ("met", network.name),
+        (network.vni, clients, network.gateways, host, local),
+        lambda: _Met(network.vni, clients, network.gateways, host, frozenset(local)),
     )
-    return memo(
-        ("services", network.name),
-        source,
-        lambda: tuple(_of_network(network, node, ids, frozenset(local))),
-    )
+    for balancer in network.load_balancers:
+        name = RuleName(network.name, None, "lb", balancer.name)
+        yield from memo(
+            ("service", name),
+            (balancer, met, ids.rules[name]),
+            lambda b=balancer, n=name: tuple(_balancer(b, met, ids.rules[n], memo)),  # type: ignore[misc]
+        )
+    for endpoint in network.endpoints:
+        for mapping in endpoint.port_mappings:
+            name = RuleName(network.name, endpoint.name, "lb", mapping_name(mapping))
+            yield from _mapping(mapping, endpoint, met, ids.rules[name])
 
 
 def rule_names(network: Network) -> Iterator[RuleName]:
@@ -47,21 +66,7 @@ def rule_names(network: Network) -> Iterator[RuleName]:
             yield RuleName(network.name, endpoint.name, "lb", mapping_name(mapping))
 
 
-def _of_network(
-    network: Network, node: Node, ids: Ids, local: frozenset[IP]
-) -> Iterator[ServiceRow]:
-    for balancer in network.load_balancers:
-        yield from _balancer(balancer, network, node, ids, local)
-    for endpoint in network.endpoints:
-        for mapping in endpoint.port_mappings:
-            yield from _mapping(mapping, endpoint, network, node, ids)
-
-
-def _balancer(
-    balancer: LoadBalancer, network: Network, node: Node, ids: Ids, local: frozenset[IP]
-) -> Iterator[ServiceRow]:
-    rule = ids.rules[RuleName(network.name, None, "lb", balancer.name)]
-
+def _balancer(balancer: LoadBalancer, met: _Met, rule: int, memo: Memo) -> Iterator[ServiceRow]:
     def row(address: IP, port: int, met_at: str, vni: int, near: bool) -> ServiceRow:
         underlay = met_at == "underlay"
         return ServiceRow(
@@ -73,51 +78,56 @@ def _balancer(
             flags=DSR if balancer.dsr else 0,
             vni=vni,
             rule=rule,
-            pool=None if underlay else _source_pool(balancer, network, address),
-            backends=_backends(balancer, address, local if near else None),
+            pool=None if underlay else _pool(_source(balancer, met, address)),
+            backends=_backends(balancer, address.version, met.local if near else None, memo),
         )
 
     for vip in balancer.vips:
-        for client in domain_of(network, node):
-            yield row(vip, balancer.port, "endpoint", client.vni, balancer.local_only)
-        if node.host_port is not None:
-            yield row(vip, balancer.port, "host", network.vni, balancer.local_only)
+        for client in met.clients:
+            yield row(vip, balancer.port, "endpoint", client, balancer.local_only)
+        if met.host is not None:
+            yield row(vip, balancer.port, "host", met.vni, balancer.local_only)
         if balancer.dsr:
-            yield row(vip, balancer.port, "underlay", network.vni, True)
-    if balancer.node_port is not None and node.host_port is not None:
-        own = node.host_port.address
-        yield row(own, balancer.node_port, "host", network.vni, balancer.local_only)
+            yield row(vip, balancer.port, "underlay", met.vni, True)
+    if balancer.node_port is not None and met.host is not None:
+        yield row(met.host, balancer.node_port, "host", met.vni, balancer.local_only)
 
 
 def _backends(
-    balancer: LoadBalancer, vip: IP, only: frozenset[IP] | None
-) -> tuple[BackendRow, ...]:
-    """Those of the VIP's family; `only`: those among these addresses."""
+    balancer: LoadBalancer, version: int, only: frozenset[IP] | None, memo: Memo
+) -> bytes:
+    """Those of the IP version; `only`: those among these addresses. Made once for all services that
+    share them."""
     port = balancer.target_port or balancer.port
-    return tuple(
-        BackendRow(ip16(b.address), b.port or port, DRAINING if b.drain else 0)
-        for b in balancer.backends
-        if b.address.version == vip.version and (only is None or b.address in only)
+    shared = balancer.backends
+    return memo(
+        ("backends", id(shared), port, version, only is None),
+        (shared, only),
+        lambda: b"".join(
+            BACKEND.pack(ip16(b.address), b.port or port, DRAINING if b.drain else 0)
+            for b in shared
+            if b.address.version == version and (only is None or b.address in only)
+        ),
     )
 
 
-def _source_pool(balancer: LoadBalancer, network: Network, vip: IP) -> Pool | None:
-    candidates = [a for a in (balancer.source_vip, *network.gateways) if a is not None]
-    source = next((a for a in candidates if a.version == vip.version), None)
+def _source(balancer: LoadBalancer, met: _Met, vip: IP) -> IP | None:
+    own = balancer.source_vip
+    return own if own is not None and own.version == vip.version else met.gateway(vip.version)
+
+
+def _pool(source: IP | None) -> Pool | None:
     return None if source is None else Pool(ip16(source), *SOURCE_PORTS)
 
 
 def _mapping(
-    mapping: PortMapping, endpoint: Endpoint, network: Network, node: Node, ids: Ids
+    mapping: PortMapping, endpoint: Endpoint, met: _Met, rule: int
 ) -> Iterator[ServiceRow]:
     """At the host port, and for endpoints of its own network."""
-    outside = mapping.vip
-    if outside is None and node.host_port is not None:
-        outside = node.host_port.address
+    outside = mapping.vip or met.host
     inside = next((a for a in endpoint.addresses if outside and a.version == outside.version), None)
     if outside is None or inside is None:
         return
-    gateway = next((g for g in network.gateways if g.version == outside.version), None)
     for met_at in ("host", "endpoint"):
         yield ServiceRow(
             address=ip16(outside),
@@ -126,8 +136,8 @@ def _mapping(
             met_at=met_at,
             affinity=0,
             flags=0,
-            vni=network.vni,
-            rule=ids.rules[RuleName(network.name, endpoint.name, "lb", mapping_name(mapping))],
-            pool=None if gateway is None else Pool(ip16(gateway), *SOURCE_PORTS),
-            backends=(BackendRow(ip16(inside), mapping.target_port or mapping.port, 0),),
+            vni=met.vni,
+            rule=rule,
+            pool=_pool(met.gateway(outside.version)),
+            backends=BACKEND.pack(ip16(inside), mapping.target_port or mapping.port, 0),
         )

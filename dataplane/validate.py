@@ -6,7 +6,8 @@ from collections.abc import Collection, Hashable, Iterator
 from msgspec.structs import asdict
 
 from dataplane import defaults
-from dataplane.address import IP, Mac
+from dataplane.address import IP
+from dataplane.memo import Memo
 from dataplane.model import (
     PROTOCOLS,
     Acl,
@@ -18,7 +19,6 @@ from dataplane.model import (
     Node,
     OutboundNat,
     PortRange,
-    RemoteSubnet,
     Tap,
     Underlay,
     Wire,
@@ -26,6 +26,7 @@ from dataplane.model import (
 from dataplane.names import nodes_of
 from dataplane.tree import Complaint, Path, path_text
 from dataplane.validate_expect import WAYS_OUT, check_expect
+from dataplane.validate_remotes import remote_subnets
 from dataplane.validate_services import host_services, network_services
 from dataplane.validate_values import inside, named, station, taken, unicast, within
 
@@ -38,19 +39,24 @@ _MOST_RULES = 8192  # DP_GROUP_RULES: it bounds what one packet's lookup can cos
 
 
 def check(
-    document: Document, reasons: Collection[str] | None = None, partial: bool = False
+    document: Document,
+    reasons: Collection[str] | None = None,
+    partial: bool = False,
+    memo: Memo | None = None,
 ) -> Iterator[Complaint]:
     """Everything wrong with a document of the right types.
 
     `reasons`: the known drop reasons, None to take any. `partial`: faulty objects were left out, so
-    what refers to others cannot be judged.
+    what refers to others cannot be judged. `memo`: what was found about an earlier document; what
+    is as it was there is not looked at again.
     """
+    memo = Memo() if memo is None else memo
     if not partial and (document.node is None) == (not document.nodes):
         yield Complaint((), "needs exactly one of node and nodes")
     yield from check_expect(document, reasons, partial)
     yield from taken("node", ((n.name, ("nodes", i)) for i, n in enumerate(document.nodes)))
     for path, node in _with_paths(document):
-        yield from _node(node, path)
+        yield from _node(node, path, memo)
     yield from _lab(document)
 
 
@@ -64,7 +70,7 @@ def _with_paths(document: Document) -> Iterator[tuple[Path, Node]]:
 # ---- node -----------------------------------------------------------------------------------
 
 
-def _node(node: Node, path: Path) -> Iterator[Complaint]:
+def _node(node: Node, path: Path, memo: Memo) -> Iterator[Complaint]:
     yield from named(node.name, path)
     yield from _underlay(node.underlay, (*path, "underlay"))
     if node.host_port is not None:
@@ -79,7 +85,7 @@ def _node(node: Node, path: Path) -> Iterator[Complaint]:
     yield from taken("VNI", ((int(n.vni), (*p, "vni")) for p, n in places))
     yield from taken("TAP", _taps(node, path))
     for place, network in places:
-        yield from _network(network, node, place)
+        yield from _network(network, node, place, memo)
     yield from host_services(node, path)
 
 
@@ -140,24 +146,25 @@ def _tap(tap: Tap, path: Path) -> Iterator[Complaint]:
 # ---- network --------------------------------------------------------------------------------
 
 
-def _network(network: Network, node: Node, path: Path) -> Iterator[Complaint]:
+def _network(network: Network, node: Node, path: Path, memo: Memo) -> Iterator[Complaint]:
     yield from named(network.name, path)
     yield from _prefixes(network, path)
     yield from _mtu(network, node, path)
     if network.dr_mac is not None:
         yield from station(network.dr_mac, (*path, "dr_mac"))
-    yield from _remotes(network, node, path)
+    yield from remote_subnets(network, node, (*path, "remote_subnets"), memo)
     places = [((*path, "endpoints", i), e) for i, e in enumerate(network.endpoints)]
     yield from taken("endpoint", ((e.name, p) for p, e in places))
     yield from taken("MAC", _macs(network, node, path))
     yield from taken("address", _addresses(network, path))
-    yield from _acls(network.acls, path)
+    yield from _acls(network.acls, path, memo)
     yield from _nat(network.outbound_nat, node, (*path, "outbound_nat"))
     yield from within("quota", network.max_flows, 0, _MAX_QUOTA, (*path, "max_flows"))
     yield from _wire(network.wire, (*path, "wire"))
     for place, endpoint in places:
         yield from _endpoint(endpoint, network, node, place)
-    yield from network_services(network, node, path)
+        yield from _acls(endpoint.acls, place, memo)
+    yield from network_services(network, node, path, memo)
 
 
 def _prefixes(network: Network, path: Path) -> Iterator[Complaint]:
@@ -187,45 +194,6 @@ def _mtu(network: Network, node: Node, path: Path) -> Iterator[Complaint]:
         else:
             fix = f"{least} to {fits}, or auto"
         yield Complaint(where, f"mtu {size} is less than IP needs ({least})", fix)
-
-
-def _remotes(network: Network, node: Node, path: Path) -> Iterator[Complaint]:
-    path = (*path, "remote_subnets")
-    remotes = network.remote_subnets
-    if len({remote.prefix for remote in remotes}) != len(remotes):
-        yield from taken("remote subnet", ((r.prefix, (*path, i)) for i, r in enumerate(remotes)))
-    own = dict.fromkeys(defaults.gateways(network), "gateway")
-    own |= {a: "endpoint" for e in network.endpoints for a in e.addresses}
-    dr_macs: dict[IP, Mac] = {}
-    for i, remote in enumerate(remotes):
-        provider, mac = remote.provider_address, remote.dr_mac
-        known = dr_macs.get(provider)
-        if known is None:
-            dr_macs[provider] = mac
-            yield from _provider(provider, node.underlay, (*path, i, "provider_address"))
-            yield from station(mac, (*path, i, "dr_mac"))
-        elif known != mac:
-            message = f"{provider} has the DR MAC {known} in an earlier remote subnet, {mac} here"
-            yield Complaint((*path, i, "dr_mac"), message, "one DR MAC a VTEP and network")
-        if remote.prefix.prefixlen == remote.prefix.max_prefixlen:
-            yield from _stolen(remote, own, (*path, i, "prefix"))
-
-
-def _stolen(remote: RemoteSubnet, own: dict[IP, str], path: Path) -> Iterator[Complaint]:
-    address = remote.prefix.network_address
-    if address in own:
-        yield Complaint(path, f"{remote.prefix} is the address of a local {own[address]}")
-
-
-def _provider(provider: IP, underlay: Underlay, path: Path) -> Iterator[Complaint]:
-    yield from unicast(provider, path, loopback=True)
-    own = [a for a in (underlay.address, underlay.address6) if a is not None]
-    if provider in own:
-        yield Complaint(path, f"{provider} is this node's own underlay address")
-    if provider.version not in {a.version for a in own}:
-        key = "address6" if provider.version == 6 else "address"
-        message = f"{provider} cannot be reached: the underlay has no IPv{provider.version} address"
-        yield Complaint(path, message, f"set underlay.{key}")
 
 
 def _macs(network: Network, node: Node, path: Path) -> Iterator[tuple[Hashable, Path]]:
@@ -270,12 +238,15 @@ def _endpoint(endpoint: Endpoint, network: Network, node: Node, path: Path) -> I
     elif len(endpoint.name) > 15:
         message = f"{endpoint.name[:40]!r} is too long for a TAP's name (15)"
         yield Complaint((*path, "name"), message, "shorten it, or give tap: {name: …}")
-    yield from _acls(endpoint.acls, path)
     yield from _nat(endpoint.outbound_nat, node, (*path, "outbound_nat"))
     yield from within("quota", endpoint.max_flows, 0, _MAX_QUOTA, (*path, "max_flows"))
 
 
-def _acls(acls: tuple[Acl, ...], path: Path) -> Iterator[Complaint]:
+def _acls(acls: tuple[Acl, ...], path: Path, memo: Memo) -> Iterator[Complaint]:
+    yield from memo((*path, "acls"), acls, lambda: tuple(_rules(acls, path)))
+
+
+def _rules(acls: tuple[Acl, ...], path: Path) -> Iterator[Complaint]:
     yield from taken("rule", ((acl.name, (*path, "acls", i)) for i, acl in enumerate(acls)))
     if len(acls) > _MOST_RULES:
         fix = "rules that differ in prefixes or ports alone can be one rule with lists"

@@ -3,6 +3,7 @@
 from collections.abc import Hashable, Iterator
 
 from dataplane.address import IP
+from dataplane.memo import Memo
 from dataplane.model import LoadBalancer, Network, Node, PortMapping
 from dataplane.tree import Complaint, Path
 from dataplane.validate_values import named, taken, unicast
@@ -10,14 +11,14 @@ from dataplane.validate_values import named, taken, unicast
 _MOST_BACKENDS = 5000
 
 
-def network_services(network: Network, node: Node, path: Path) -> Iterator[Complaint]:
+def network_services(network: Network, node: Node, path: Path, memo: Memo) -> Iterator[Complaint]:
     """What can be said of one network."""
     places = [((*path, "load_balancers", i), b) for i, b in enumerate(network.load_balancers)]
     yield from taken("load balancer", ((b.name, p) for p, b in places))
     yield from taken("VIP and port", _met_in(network, path))
     owned = {a for e in network.endpoints for a in e.addresses} | set(network.gateways)
     for place, balancer in places:
-        yield from _balancer(balancer, node, owned, place)
+        yield from _balancer(balancer, node, owned, place, memo)
     for i, endpoint in enumerate(network.endpoints):
         for j, mapping in enumerate(endpoint.port_mappings):
             where = (*path, "endpoints", i, "port_mappings", j)
@@ -77,7 +78,7 @@ def _met_at_host(
 
 
 def _balancer(
-    balancer: LoadBalancer, node: Node, owned: set[IP], path: Path
+    balancer: LoadBalancer, node: Node, owned: set[IP], path: Path, memo: Memo
 ) -> Iterator[Complaint]:
     yield from named(balancer.name, path)
     for key in ("port", "target_port", "node_port"):
@@ -93,7 +94,13 @@ def _balancer(
     versions: set[int] = {v.version for v in balancer.vips}
     if balancer.node_port is not None and node.host_port is not None:
         versions.add(node.host_port.address.version)
-    yield from _backends(balancer, versions, path)
+    shared, port = balancer.backends, balancer.target_port or balancer.port
+    if not memo(  # many balancers may have the same backends
+        ("backends", id(shared), port, frozenset(versions)),
+        shared,
+        lambda: not any(_backends(balancer, versions, path)),
+    ):
+        yield from _backends(balancer, versions, path)
 
 
 def _backends(balancer: LoadBalancer, versions: set[int], path: Path) -> Iterator[Complaint]:

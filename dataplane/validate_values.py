@@ -39,9 +39,11 @@ def inside(address: IP, network: Network, path: Path) -> Iterator[Complaint]:
 
 def unicast(address: IP, path: Path, loopback: bool = False) -> Iterator[Complaint]:
     """A host's address (RFC 1122 §3.2.1.3, RFC 4291 §2.5): the engine drops packets of others."""
-    bad = address.is_multicast or address.is_unspecified or (address.is_loopback and not loopback)
+    first, number = address.packed[0], int(address)
     if address.version == 4:
-        bad = bad or address.packed[0] == 0 or address.packed[0] >= 240
+        bad = first == 0 or first >= 224 or (first == 127 and not loopback)
+    else:
+        bad = first == 0xFF or number == 0 or (number == 1 and not loopback)
     if bad:
         yield Complaint(path, f"{address} is no host's address")
 

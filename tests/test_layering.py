@@ -28,12 +28,12 @@ C_TIERS = (
 )
 
 PYTHON_TIERS = (
-    ("_engine", "clock", "errors"),
+    ("_engine", "clock", "errors", "memo"),
     ("address", "regions", "tree"),
     ("model", "ids", "jsontree", "yamltree", "netns", "pcap", "packet_spec", "reasons", "records"),
     ("convert", "defaults", "draft", "names", "schema", "packet_build", "validate_values"),
     ("packet_describe",),
-    ("packet", "validate_expect", "validate_services"),
+    ("packet", "validate_expect", "validate_remotes", "validate_services"),
     ("validate",),
     ("document", "rows"),
     ("routing",),
