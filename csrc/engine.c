@@ -410,7 +410,8 @@ static struct dp_walk new_walk(const struct pass *x, const struct dp_addr *outer
 static void refuse(const struct pass *x, struct dp_packet *p, const struct dp_walk *w,
                    enum dp_reason r) {
     p->frame->rule = w->rule;
-    if (r == DP_R_to_gateway && p->l2 == DP_L2_ROUTED && dp_is_echo_request(p)) {
+    if (r == DP_R_to_gateway && p->kind != DP_PORT_UNDERLAY && p->l2 == DP_L2_ROUTED &&
+        dp_is_echo_request(p)) {
         dp_respond_echo(p);
         answer(x, p);
     } else {

@@ -478,3 +478,11 @@ def test_the_sums_of_blue_are_those_of_the_reference() -> None:
     body = frame[ETH + IP6 :]
     assert checksum(pseudo_header(ends[:16], ends[16:], 17, len(body)) + body) == 0
     assert blue.sums(frame) == {0} and blue.sums(patched(frame, 60, b"\1")) != {0}
+
+
+@pytest.mark.parametrize(
+    "echo", ["icmp 10.2.0.9 > 10.1.0.1 echo", "icmp6 fd00:2::9 > fd00:1::1 echo"]
+)
+def test_the_router_answers_no_ping_through_the_tunnel(engine, echo: str) -> None:
+    """Its answer would leave by the underlay without outer headers."""
+    assert dropped(engine.process_one(peer(echo), "underlay")) == "to_gateway"
