@@ -57,7 +57,13 @@ static uint8_t judge(uint8_t state, uint8_t bit, struct dp_act *own, const struc
     const bool seen = (state & DP_FLOW_SEEN) == DP_FLOW_SEEN;
     const bool syn = (s->flags & (DP_TCP_SYN | DP_TCP_ACK)) == DP_TCP_SYN;
     if (state && (s->flags & DP_TCP_RST)) {
-        return resets(own, peer, s, state, bit) ? state | bit | DP_FLOW_CLOSING : 0;
+        if (!resets(own, peer, s, state, bit)) {
+            return 0;
+        }
+        if (!(state & bit)) {
+            begin(own, s);
+        }
+        return state | bit | DP_FLOW_CLOSING;
     }
     if (!state || (syn && (rested || (state & DP_FLOW_CLOSING)))) {
         begin(own, s);

@@ -211,6 +211,18 @@ def test_a_reset_must_have_the_number_that_is_waited_for(isn: int, side: int) ->
 
 
 @pytest.mark.conformance("N5", "T9")
+def test_a_refused_connection_is_kept_by_no_guess(talk: Talk) -> None:
+    """Of the side that refused it, the reset is all that was heard: its number counts, not zero."""
+    talk.say(0, SYN)
+    talk.forge(1, RST | ACK, 77777, talk.next[0])
+    assert talk.state == "closing"
+    before = talk.flow.last_ns
+    talk.now += SECOND
+    talk.forge(1, RST, 0)
+    assert talk.flow.last_ns == before
+
+
+@pytest.mark.conformance("N5", "T9")
 @settings(max_examples=60, deadline=None)
 @given(
     st.integers(0, 2**32 - 1),

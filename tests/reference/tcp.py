@@ -63,7 +63,11 @@ def judge(state: int, half: int, sides: list[Side], s: Segment, rested: bool) ->
         own.begin(s)
         return me
     if s.rst:
-        return state | me | CLOSING if _resets(state, own, peer, me, s) else None
+        if not _resets(state, own, peer, me, s):
+            return None
+        if not state & me:
+            own.begin(s)
+        return state | me | CLOSING
     if s.opening and (rested or state & CLOSING):
         own.begin(s)
         return me
