@@ -187,18 +187,21 @@ static void drop(struct dp_bindings *b, uint32_t i) {
 
 bool dp_bindings_may_add(struct dp_bindings *b, uint16_t place, const struct dp_pool *pool,
                          uint64_t now_ns, bool look) {
-    bool may = pool->max_bindings == 0 || b->held[place] < pool->max_bindings;
+    const uint32_t most = pool->max_bindings ? pool->max_bindings : UINT32_MAX;
+    uint32_t held = b->held[place];
     uint32_t hand = b->hand;
-    for (uint32_t n = 0; !may && n < IDLE_LOOKS && n < b->max; n++) {
+    for (uint32_t n = 0; held >= most && n < IDLE_LOOKS && n < b->max; n++) {
         hand = hand < b->max ? hand : 0;
         const struct dp_binding *item = &b->items[hand++];
-        may = item->used && item->in.place == place && dp_binding_idle(item, now_ns);
-        if (may && !look) {
-            drop(b, (uint32_t)(item - b->items));
+        if (item->used && item->in.place == place && dp_binding_idle(item, now_ns)) {
+            held--;
+            if (!look) {
+                drop(b, (uint32_t)(item - b->items));
+            }
         }
     }
     b->hand = look ? b->hand : hand;
-    return may;
+    return held < most;
 }
 
 uint32_t dp_bindings_add(struct dp_bindings *b, const struct dp_binding_inside *in,

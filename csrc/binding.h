@@ -71,8 +71,8 @@ bool dp_bindings_choose(const struct dp_bindings *b, const struct dp_binding_ins
                         const struct dp_pool *pool, const struct dp_services *services,
                         uint64_t now_ns, uint16_t *port);
 
-/* Whether the endpoint may hold one more, by the pool's quota. At the quota an idle one of its own
- * gives way, if one is met among 64; look: only say whether it would. */
+/* Whether the endpoint may hold one more, by the pool's quota. At the quota idle ones of its own
+ * give way, as far as they are met among 64; look: only say whether they would. */
 bool dp_bindings_may_add(struct dp_bindings *b, uint16_t place, const struct dp_pool *pool,
                          uint64_t now_ns, bool look);
 

@@ -25,7 +25,8 @@ enum dp_act_flag {
     DP_ACT_TTL = 8,      /* a router's hop where routed */
     DP_ACT_INDEXED = 16, /* this half can be found */
     DP_ACT_ANY_VTEP = 32, /* decap: any VTEP of the network may speak for the flow (DSR) */
-    DP_ACT_ACKED = 64     /* TCP: .ack is known */
+    DP_ACT_ACKED = 64,    /* TCP: .ack is known */
+    DP_ACT_HOST = 128     /* leaves by the host port, which is no neighbour of any endpoint */
 };
 enum dp_flow_state {
     DP_FLOW_INITIATOR = 1,

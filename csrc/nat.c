@@ -78,38 +78,52 @@ enum dp_reason dp_nat_out(struct dp_walk *w) {
     return dp_layer_leave(w, DP_LAYER_NAT, DP_OUT, reason);
 }
 
-/* The pool whose address and ports the outside belongs to, or NULL. */
-static const struct dp_pool *pool_of(const struct dp_snapshot *s,
-                                     const struct dp_binding_outside *out) {
-    const struct dp_pool *found = NULL;
+static bool is_outside(const struct dp_snapshot *s, const struct dp_addr *a) {
     for (uint32_t i = 0; i < s->n_pools; i++) {
         const struct dp_addr addr = dp_addr_load(s->pools[i].addr);
-        if (dp_addr_equal(&addr, &out->addr)) {
-            found = &s->pools[i];
-            if ((found->flags & DP_POOL_OPEN) && out->port >= found->lo && out->port <= found->hi) {
-                break;
+        if (dp_addr_equal(&addr, a)) {
+            return true;
+        }
+    }
+    return false;
+}
+
+/* Whether the endpoint's own NAT takes in anyone at the outside; others may share the address. */
+static bool is_open(const struct dp_snapshot *s, const struct dp_endpoint *e,
+                    const struct dp_binding_outside *out) {
+    for (uint32_t g = 0; g < e->groups[DP_OUT].count; g++) {
+        const struct dp_group *group = s->groups[e->groups[DP_OUT].first + g];
+        for (uint32_t i = 0; i < group->n_rules; i++) {
+            if (group->rules[i].action != DP_SNAT) {
+                continue;
+            }
+            const struct dp_pool *pool = &s->pools[group->rules[i].arg];
+            const struct dp_addr addr = dp_addr_load(pool->addr);
+            if ((pool->flags & DP_POOL_OPEN) && dp_addr_equal(&addr, &out->addr) &&
+                out->port >= pool->lo && out->port <= pool->hi) {
+                return true;
             }
         }
     }
-    return found;
+    return false;
 }
 
 enum dp_reason dp_nat_in(struct dp_walk *w) {
     const struct dp_snapshot *s = w->policy;
     const struct dp_binding_outside out = {
         w->id.dst, dp_proto_has_ports(w->id.proto) ? w->id.dport : 0, w->id.proto};
-    const struct dp_pool *pool = pool_of(s, &out);
-    if (!pool) {
+    if (!is_outside(s, &out.addr)) {
         return DP_R_none;
     }
     const uint32_t i = dp_bindings_of(w->bindings, &out, w->now_ns);
-    if (i == DP_NONE || !(pool->flags & DP_POOL_OPEN) || !dp_proto_has_ports(w->id.proto) ||
-        w->id.fragment) {
+    const bool own = w->bound_now && i == w->binding; /* bound for the packet that asks */
+    if (i == DP_NONE || own || !dp_proto_has_ports(w->id.proto) || w->id.fragment) {
         return DP_R_nat_no_binding;
     }
     const struct dp_binding_inside *in = &w->bindings->items[i].in;
     const struct dp_port_slot *slot = in->place < s->n_slots ? &s->slots[in->place] : NULL;
-    if (!slot || !slot->endpoint || !dp_endpoint_owns(s, slot->endpoint, &in->addr)) {
+    if (!slot || !slot->endpoint || !dp_endpoint_owns(s, slot->endpoint, &in->addr) ||
+        !is_open(s, slot->endpoint, &out)) {
         return DP_R_nat_no_binding;
     }
     w->translated = true;

@@ -9,7 +9,7 @@ enum { MSS_OPTION = 2, IP4_MIN = 20, IP6_MIN = 40 };
 /* ---- checks ------------------------------------------------------------------------------- */
 
 static bool l2_allowed(const struct dp_packet *p, const struct dp_act *act) {
-    return p->l2 == DP_L2_ROUTED || (!(act->flags & (DP_ACT_ENCAP | DP_ACT_NAT)) &&
+    return p->l2 == DP_L2_ROUTED || (!(act->flags & (DP_ACT_ENCAP | DP_ACT_NAT | DP_ACT_HOST)) &&
                                      dp_mac_equal(dp_packet_eth(p)->dst, act->dst_mac));
 }
 

@@ -217,6 +217,7 @@ static void compose_half(const struct dp_walk *w, struct dp_half *half, const st
         way = a->mtu;
     } else {
         const struct dp_port *p = s->slots[to->port].port;
+        act->flags |= DP_ACT_HOST;
         memcpy(act->dst_mac, p->peer_mac, 6);
         memcpy(act->src_mac, p->mac, 6);
         way = p->mtu;

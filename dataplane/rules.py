@@ -88,14 +88,19 @@ def _common(tables: Tables) -> list[PortRow]:
 
 def _concerning(
     tables: Tables,
-) -> Iterator[tuple[EndpointRow, NetworkRow, tuple[ServiceRow, ...]]]:
-    """Each endpoint with its network and the services that are met there."""
-    networks = {n.vni: n for n in tables.networks}
-    services: dict[int, list[ServiceRow]] = {}
+) -> Iterator[tuple[EndpointRow, list[NetworkRow], list[ServiceRow]]]:
+    """Each endpoint with the networks of its domain and the services that are met there."""
+    domain = {n.vni: (n.domain, 0 if n.domain else n.vni) for n in tables.networks}
+    networks: dict[tuple[int, int], list[NetworkRow]] = {}
+    services: dict[tuple[int, int], list[ServiceRow]] = {}
+    for network in tables.networks:
+        networks.setdefault(domain[network.vni], []).append(network)
     for service in tables.services:
-        services.setdefault(service.vni, []).append(service)
-    met = {vni: tuple(rows) for vni, rows in services.items()}
-    return ((row, networks[row.vni], met.get(row.vni, ())) for row in tables.endpoints)
+        services.setdefault(domain[service.vni], []).append(service)
+    return (
+        (row, networks[domain[row.vni]], services.get(domain[row.vni], []))
+        for row in tables.endpoints
+    )
 
 
 # ---- numbers -----------------------------------------------------------------------------------

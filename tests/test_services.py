@@ -391,6 +391,48 @@ def test_filtering_and_hairpin() -> None:
     assert closed.at(DB, f"udp 10.1.1.3:6000 > {mine}").reason is Reason["NAT_NO_BINDING"]
 
 
+@pytest.mark.conformance("N1", "T8")
+def test_an_open_port_is_its_owners_alone() -> None:
+    """Another endpoint with the same outside address opens nobody's ports but its own."""
+    open_db = replace(DB, outbound_nat=OutboundNat(filtering="endpoint-independent"))
+    world = World(network(endpoints=(WEB, open_db), outbound_nat=OutboundNat()))
+    closed = outside_of(world, f"udp 10.1.1.2:5000 > {OUTSIDE}:53")
+    opened = seen(world.at(DB, f"udp 10.1.1.3:5000 > {OUTSIDE}:53"))[1]
+    assert seen(world.host(f"udp 203.0.113.77:9 > {opened}"))[0] == "blue/db"
+    outcome = world.host(f"udp 203.0.113.77:9 > {closed}")
+    assert outcome.reason is Reason["NAT_NO_BINDING"]
+
+
+def test_a_packet_to_the_port_it_is_just_given_finds_nobody() -> None:
+    """As its trace says, which binds nothing."""
+    nat = OutboundNat(ports=PortRange(5000, 5000), filtering="endpoint-independent")
+    world = World(network(outbound_nat=nat))
+    outcome = world.at(WEB, "udp 10.1.1.2:6000 > 198.51.100.1:5000")
+    assert outcome.reason is Reason["NAT_NO_BINDING"]
+    assert world.engine.stats().totals["bindings"] == 0
+
+
+def test_a_backend_behind_ones_own_outside_address() -> None:
+    """Shown from outside by NAT, so it needs no other source, and one binding is all it takes."""
+    nat = OutboundNat(ports=PortRange(5000, 5001), filtering="endpoint-independent")
+    behind = balancer(Backend(address=ip_address("198.51.100.1"), port=5000))
+    world = World(network(behind, outbound_nat=nat))
+    assert outside_of(world, f"tcp 10.1.1.2:4000 > {OUTSIDE}:80 syn") == "198.51.100.1:5000"
+    there = world.at(WEB, f"tcp 10.1.1.2:4001 > {VIP}:80 syn")
+    assert seen(there) == ("blue/web", "198.51.100.1:5001", "10.1.1.2:4000")
+    assert world.engine.stats().totals["bindings"] == 2
+
+
+def test_a_lower_quota_counts_what_is_held() -> None:
+    """However many idle bindings there are to give way."""
+    world = World(network(outbound_nat=OutboundNat()))
+    for port, seconds in ((3, 0), (1, 200), (2, 200)):
+        world.at(WEB, f"udp 10.1.1.2:{port} > {OUTSIDE}:53", now=seconds * 10**9)
+    world.commit(network(outbound_nat=OutboundNat(max_ports=2)))
+    outcome = world.at(WEB, f"udp 10.1.1.2:3 > {OUTSIDE}:53", now=301 * 10**9)
+    assert outcome.reason is Reason["NAT_QUOTA"]
+
+
 def test_a_flow_that_comes_to_nothing_keeps_no_binding() -> None:
     world = World(network(outbound_nat=OutboundNat()), max_flows=4)
     for port in range(50):
@@ -428,6 +470,34 @@ def test_host_route_both_ways() -> None:
     assert other.reason is Reason["NO_ROUTE"]
     closed = World(network())
     assert closed.host("udp 198.51.100.2:9 > 10.1.1.3:53").reason is Reason["NO_ROUTE"]
+
+
+def test_the_host_is_no_neighbour() -> None:
+    """A frame to its MAC address would leave with the router passed by."""
+    world = World(network(host_route=True))
+    packet = parse("udp 10.1.1.2:9 > 198.51.100.2:53")
+    frame = build(packet, endpoint_mac(WEB), host_mac(ip_address("198.51.100.2")))
+    outcome = world.engine.process_one(frame, "blue/web", now=0)
+    assert outcome.reason is Reason["NOT_OUR_MAC"]
+
+
+def test_a_domain_shares_its_changes() -> None:
+    """A flow to a remote subnet of another network has that one's size and router's MAC."""
+    blue = network(routing_domain="shop", mtu=1400)
+    red = network(
+        name="red",
+        vni=Vni(5000),
+        prefixes=(ip_network("10.2.0.0/16"),),
+        remote_subnets=(subnet("10.2.2.0/24", "192.0.2.9"),),
+        endpoints=(),
+        routing_domain="shop",
+        mtu=1400,
+    )
+    world = World(blue, red)
+    words = "udp 10.1.1.2:7 > 10.2.2.9:80 len 1350"
+    assert seen(world.at(WEB, words))[0] == "underlay"
+    world.commit(blue, replace(red, mtu=1300))
+    assert world.at(WEB, words).reason is Reason["NEEDS_FRAGMENTATION"]
 
 
 def test_networks_of_one_domain_route_into_each_other() -> None:
