@@ -7,22 +7,25 @@ and a list of steps; `play` leads one through a dataplane. A state machine uses 
 from collections.abc import Callable
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
-from typing import Any
+from typing import Any, NamedTuple
 
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from dataplane.address import IP, Mac, Vni
+from dataplane.address import IP, Mac, Prefix, Vni
 from dataplane.model import (
     Acl,
+    Backend,
     Direction,
     Endpoint,
     Fallback,
     HostPort,
     IcmpRate,
+    LoadBalancer,
     Network,
     Node,
     OutboundNat,
+    PortMapping,
     PortRange,
     RemoteSubnet,
     Tap,
@@ -33,18 +36,45 @@ from dataplane.model import (
 from tests.reference import Outcome, build, nd
 from tests.reference.site import HOST, UNDERLAY, Adjacency, Site
 from tests.reference.site import Endpoint as Place
+from tests.reference.site import Network as Mesh
 from tests.reference.wire import ICMP, ICMP6, IP6, MAPPED, TCP, UDP, unmapped
 
 SECOND = 10**9
 VTEPS4 = [ip_address(f"192.0.2.{n}") for n in (2, 3, 4)]
 VTEPS6 = [ip_address(f"2001:db8::{n}") for n in (2, 3)]
-LOCAL = [(ip_address(f"10.0.1.{n}"), ip_address(f"fd00:1::{n}")) for n in (2, 3, 4)]
-GATEWAYS = (ip_address("10.0.1.1"), ip_address("fd00:1::1"))
+
+
+class Ground(NamedTuple):
+    """Where a network stands: its own addresses, and what may lie behind VTEPs."""
+
+    local: list[tuple[IP, IP]]  # by NAMES
+    gateways: tuple[IP, IP]
+    prefixes: tuple[Prefix, ...]
+    behind: list[Prefix]
+    remote: list[IP]
+
+    @property
+    def all(self) -> list[IP]:
+        return [a for pair in self.local for a in pair] + [*self.gateways, *self.remote]
+
+
+def _ground(near: int, far: int, *wide: str) -> Ground:
+    behind = f"10.0.{far}.0/24", f"10.0.{far}.128/25", f"fd00:{far}::/64", *wide
+    remote = f"10.0.{far}.2", f"10.0.{far}.200", f"fd00:{far}::2"
+    return Ground(
+        [(ip_address(f"10.0.{near}.{n}"), ip_address(f"fd00:{near}::{n}")) for n in (2, 3, 4)],
+        (ip_address(f"10.0.{near}.1"), ip_address(f"fd00:{near}::1")),
+        (ip_network(f"10.0.{near}.0/24"), ip_network(f"fd00:{near}::/64")),
+        [ip_network(p) for p in behind],
+        [ip_address(a) for a in remote],
+    )
+
+
+FAR_VIP = ip_address("10.96.0.12")  # of balancers on other nodes
+GROUNDS = [_ground(1, 2, "10.0.0.0/16", f"{FAR_VIP}/32"), _ground(3, 4)]
+LOCAL = GROUNDS[0].local
 DR_MAC = Mac("02:00:00:00:0d:01")
 LINK_LOCAL = [nd.link_local(DR_MAC.packed), nd.link_local(b"\x02\0\0\0\1\0"), bytes(16)]
-PREFIXES = (ip_network("10.0.1.0/24"), ip_network("fd00:1::/64"))
-BEHIND = [ip_network(p) for p in ("10.0.2.0/24", "10.0.2.128/25", "10.0.0.0/16", "fd00:2::/64")]
-REMOTE = [ip_address(a) for a in ("10.0.2.2", "10.0.2.200", "10.0.9.9", "fd00:2::2")]
 OUTSIDE = [ip_address(a) for a in ("198.51.100.1", "203.0.113.9", "2001:db8:ffff::1")]
 STRANGE = [
     ip_address(a)
@@ -54,13 +84,16 @@ HOSTS = [
     (ip_address("169.254.1.1"), ip_address("169.254.1.2")),
     (ip_address("fd00:ff::1"), ip_address("fd00:ff::2")),
 ]
-VIPS: list[IP | None] = [None, None, ip_address("192.0.2.100"), ip_address("2001:db8::100")]
+NAT_VIPS = [ip_address("192.0.2.100"), ip_address("2001:db8::100")]
+VIPS = [ip_address(a) for a in ("10.96.0.10", "10.96.0.11", "fd00:96::10")]
+SOURCE_VIPS = [ip_address(a) for a in ("10.0.1.250", "10.96.0.99", "fd00:96::99")]
 PORTS = [53, 67, 80, 1000, 1001, 2000, 4789, 8472, 65535]
+SERVED = [80, 2000, 5000, 5001]  # ports of services; the last are among those NAT would take
 NAMES = ["a", "b", "c"]
 DIRECTIONS: list[Direction] = ["in", "out"]
 PROTOCOLS: list[str | int] = ["any", "tcp", "udp", "icmp", "icmp6", 6, 17, 47, 132]
 FALLBACKS: list[Fallback | None] = [None, None, "allow", "block"]
-ALL = [p for pair in LOCAL for p in pair] + [*GATEWAYS, *REMOTE, *OUTSIDE]
+ALL = [*GROUNDS[0].all, ip_address("10.0.9.9"), FAR_VIP, *OUTSIDE]
 
 
 seldom = st.sampled_from([False] * 11 + [True])
@@ -97,8 +130,8 @@ def _acl(draw: st.DrawFn, name: str) -> Acl:
     version = draw(st.sampled_from(versions))
     known = [
         *(ip_network(a) for a in ALL),
-        *PREFIXES,
-        *BEHIND,
+        *(p for g in GROUNDS for p in (*g.prefixes, *g.behind)),
+        *(ip_network(v) for v in VIPS),
         ip_network("0.0.0.0/0"),
         ip_network("::/0"),
     ]
@@ -130,10 +163,14 @@ def _few(values: list[Any]) -> st.SearchStrategy[tuple[Any, ...]]:
 
 nats = st.builds(
     OutboundNat,
-    vip=st.sampled_from(VIPS),
+    vip=st.sampled_from([None, None, *NAT_VIPS]),
     exceptions=st.sampled_from([(), (ip_network("203.0.113.0/24"),)]),
     destinations=st.sampled_from([(), (), (ip_network("198.51.100.0/24"),)]),
-    ports=st.sampled_from([PortRange(first=1024, last=65535), PortRange(first=5000, last=5002)]),
+    ports=st.sampled_from(
+        [PortRange(1024, 65535), PortRange(5000, 5002), PortRange(1021, 1026), PortRange(7, 7)]
+    ),
+    mapping=st.sampled_from(["endpoint-independent", "symmetric"]),
+    filtering=st.sampled_from(["connection", "endpoint-independent"]),
     max_ports=st.sampled_from([0, 0, 1, 2]),
 )
 
@@ -157,52 +194,170 @@ wires = st.builds(
 
 
 @st.composite
-def endpoints(draw: st.DrawFn, name: str, vni: int, translated: bool) -> Endpoint:
-    ip4, ip6 = LOCAL[NAMES.index(name)]
+def mappings(draw: st.DrawFn, addresses: tuple[IP, ...], host: IP) -> tuple[PortMapping, ...]:
+    """Of an endpoint, each with an outside address of a family that the endpoint has."""
+    outsides = [
+        v
+        for v in (None, None, *NAT_VIPS)
+        if any(a.version == (v or host).version for a in addresses)
+    ]
+    if not outsides or draw(st.booleans()):
+        return ()
+    return (
+        PortMapping(
+            protocol=draw(st.sampled_from(["tcp", "udp"])),
+            port=draw(st.sampled_from(SERVED)),
+            target_port=draw(st.sampled_from([None, 80, 1000])),
+            vip=draw(st.sampled_from(outsides)),
+        ),
+    )
+
+
+@st.composite
+def balancers(draw: st.DrawFn, name: str, ground: Ground, host: HostPort | None) -> LoadBalancer:
+    """`host`: without one, there is no node port."""
+    vips = draw(st.lists(st.sampled_from(VIPS), unique=True, min_size=1, max_size=2))
+    node_port = draw(st.sampled_from([None, 5000, 5002, 80])) if host else None
+    versions = {v.version for v in vips} | ({host.address.version} if host and node_port else set())
+    return LoadBalancer(
+        name=name,
+        protocol=draw(st.sampled_from(["tcp", "tcp", "udp"])),
+        port=draw(st.sampled_from(SERVED)),
+        vips=tuple(vips),
+        target_port=draw(st.sampled_from([None, 80, 2000])),
+        backends=draw(backends(ground, versions)),
+        affinity=draw(st.sampled_from(["none", "none", "source_ip", "source_ip_protocol"])),
+        source_vip=draw(st.sampled_from([None, None, *SOURCE_VIPS])),
+        dsr=draw(st.booleans()),
+        local_only=draw(_mostly([False], [True])),
+        node_port=node_port,
+    )
+
+
+@st.composite
+def backends(draw: st.DrawFn, ground: Ground, versions: set[int]) -> tuple[Backend, ...]:
+    """Mostly such as may live here or behind a VTEP."""
+    near = [a for pair in ground.local for a in pair]
+    rare = [*GROUNDS[1].all, *OUTSIDE, *VIPS, *NAT_VIPS, HOSTS[0][1], ground.gateways[0]]
+    usual = [a for a in [*near, *near, *ground.remote] if a.version in versions]
+    other = [a for a in rare if a.version in versions]
+    made = st.builds(
+        Backend,
+        address=_mostly(usual, other),
+        port=st.sampled_from([None, None, 1000]),
+        drain=st.sampled_from([False, False, False, True]),
+    )
+    some = draw(st.lists(made, max_size=4))
+    return tuple({(b.address, b.port or 0): b for b in some}.values())
+
+
+@st.composite
+def endpoints(
+    draw: st.DrawFn, name: str, vni: int, ground: Ground, host: HostPort | None
+) -> Endpoint:
+    ip4, ip6 = ground.local[NAMES.index(name)]
+    addresses = draw(st.sampled_from([(ip4,), (ip4, ip6), (ip6, ip4)]))
     fallbacks = st.sampled_from(FALLBACKS)
     return Endpoint(
         name=name,
-        addresses=draw(st.sampled_from([(ip4,), (ip4, ip6), (ip6, ip4)])),
-        mac=Mac(f"02:00:00:00:01:{NAMES.index(name):02x}"),
+        addresses=addresses,
+        mac=Mac(f"02:00:00:00:{1 + GROUNDS.index(ground):02x}:{NAMES.index(name):02x}"),
         tap=Tap(name=f"{name}{vni}"),
         acls=draw(acls(f"{name}")),
         default_in=draw(fallbacks),
         default_out=draw(fallbacks),
-        outbound_nat=draw(st.none() | nats) if translated else None,
+        outbound_nat=draw(st.none() | nats) if host else None,
+        port_mappings=draw(mappings(addresses, host.address)) if host else (),
         max_flows=draw(st.sampled_from([0, 0, 0, 1, 2])),
     )
 
 
 @st.composite
-def remote_subnets(draw: st.DrawFn, family6: bool) -> tuple[RemoteSubnet, ...]:
-    prefixes = draw(st.lists(st.sampled_from(BEHIND), unique=True, max_size=4))
+def remote_subnets(
+    draw: st.DrawFn, family6: bool, behind: list[Prefix]
+) -> tuple[RemoteSubnet, ...]:
+    prefixes = draw(st.lists(st.sampled_from(behind), unique=True, max_size=4))
     vteps = VTEPS4 + (VTEPS6 if family6 else [])
     made = []
     for prefix in prefixes:
         vtep = draw(st.sampled_from(vteps))
         mac = Mac.from_bytes(b"\x02\x0d" + vtep.packed[-4:])
-        made.append(RemoteSubnet(prefix=prefix, provider_address=vtep, dr_mac=mac))
+        dsr = draw(_mostly([prefix.num_addresses == 1], [True, False]))
+        made.append(RemoteSubnet(prefix=prefix, provider_address=vtep, dr_mac=mac, dsr=dsr))
     return tuple(made)
 
 
 @st.composite
-def networks(draw: st.DrawFn, vni: int, family6: bool, translated: bool) -> Network:
-    """`family6`: remote VTEPs may have IPv6 addresses. `translated`: NAT has a way out."""
+def networks(draw: st.DrawFn, vni: int, outline: Node, domain: str | None) -> Network:
+    """`outline`: the node that is to have it. With NAT only where there is a way out."""
+    ground = GROUNDS[1 if domain and vni != VNIS[0] else 0]
     names = draw(st.lists(st.sampled_from(NAMES), unique=True, min_size=1, max_size=3))
+    host = outline.host_port
+    family6 = outline.underlay.address6 is not None
     return Network(
         name=f"net{vni}",
         vni=Vni(vni),
-        prefixes=PREFIXES,
-        gateways=draw(st.sampled_from([GATEWAYS, GATEWAYS, GATEWAYS[:1]])),
+        prefixes=ground.prefixes,
+        gateways=draw(st.sampled_from([ground.gateways, ground.gateways, ground.gateways[:1]])),
         dr_mac=DR_MAC,
         mtu=draw(st.sampled_from([1400, 1280])),
-        remote_subnets=draw(remote_subnets(family6)),
-        endpoints=tuple(draw(endpoints(n, vni, translated)) for n in names),
+        remote_subnets=draw(remote_subnets(family6, ground.behind)),
+        endpoints=tuple(draw(endpoints(n, vni, ground, host)) for n in names),
         acls=draw(acls("n")),
-        outbound_nat=draw(st.none() | nats) if translated else None,
+        outbound_nat=draw(st.none() | nats) if host else None,
+        load_balancers=tuple(
+            draw(balancers(f"lb{i}", ground, host))
+            for i in range(draw(st.sampled_from([0, 0, 1, 1, 2])))
+        ),
+        host_route=host is not None and draw(st.sampled_from([False, False, True])),
+        routing_domain=domain,
         max_flows=draw(st.sampled_from([0, 0, 0, 1, 3])),
         wire=draw(st.just(Wire()) | wires),
     )
+
+
+VNIS = 100, 0xABCDEF
+
+
+def apart(node: Node) -> Node:
+    """The node without what its networks must not both have: an address, protocol and port of a
+    service, a host route to the same prefix."""
+    taken: set[tuple[IP | None, str, int]] = set()
+    routed: set[Prefix] = set()
+    made = []
+    for network in node.networks:
+        host_route = network.host_route and not routed & set(network.prefixes)
+        routed |= set(network.prefixes) if host_route else set()
+        kept = [b for b in network.load_balancers if _free(_met(b, node), taken)]
+        ends = [
+            replace(
+                e, port_mappings=tuple(m for m in e.port_mappings if _free(_met(m, node), taken))
+            )
+            for e in network.endpoints
+        ]
+        made.append(
+            replace(
+                network, load_balancers=tuple(kept), endpoints=tuple(ends), host_route=host_route
+            )
+        )
+    return replace(node, networks=tuple(made))
+
+
+def _met(service: LoadBalancer | PortMapping, node: Node) -> set[tuple[IP | None, str, int]]:
+    """Address, protocol and port under which it is met."""
+    own = node.host_port and node.host_port.address
+    if isinstance(service, PortMapping):
+        return {(service.vip or own, service.protocol, service.port)}
+    vips = {(v, service.protocol, service.port) for v in service.vips}
+    port = service.node_port
+    return vips if port is None else vips | {(own, service.protocol, port)}
+
+
+def _free(places: set[Any], taken: set[Any]) -> bool:
+    """Takes them, if all are free."""
+    free = not places & taken
+    taken |= places if free else set()
+    return free
 
 
 timers = st.builds(
@@ -216,27 +371,31 @@ timers = st.builds(
 
 @st.composite
 def nodes(draw: st.DrawFn) -> Node:
-    """One or two networks; the second has the first one's addresses, as tenants do."""
+    """One or two networks. The second has the first one's addresses, as tenants do, or is of its
+    routing domain."""
     family6 = draw(st.booleans())
-    vnis = draw(st.sampled_from([(100,), (100, 0xABCDEF)]))
+    vnis = draw(st.sampled_from([VNIS[:1], VNIS]))
+    domain = draw(st.sampled_from([None, "shop"]))
     address, peer = draw(st.sampled_from([HOSTS[0], *HOSTS]))
     host = HostPort(address=address, peer=peer, tap=Tap(name="dp0", mtu=1300))
-    way_out = draw(st.sampled_from([host, host, None]))
-    return Node(
+    outline = Node(
         name="n1",
         underlay=Underlay(
             address=ip_address("192.0.2.1"),
             address6=ip_address("2001:db8::1") if family6 else None,
             port=draw(st.sampled_from([4789, 8472])),
         ),
-        host_port=way_out,
+        host_port=draw(st.sampled_from([host, host, host, None])),
         icmp_rate=draw(st.sampled_from(RATES)),
-        networks=tuple(draw(networks(v, family6, way_out is not None)) for v in vnis),
         timers=draw(timers),
     )
+    return apart(replace(outline, networks=tuple(draw(networks(v, outline, domain)) for v in vnis)))
 
 
-FIELDS = ["acls", "endpoints", "remote_subnets", "outbound_nat", "mtu", "max_flows", "wire"]
+FIELDS = [
+    *("acls", "endpoints", "remote_subnets", "outbound_nat", "mtu", "max_flows", "wire"),
+    *("load_balancers", "backends", "backends", "host_route"),
+]
 
 
 @st.composite
@@ -246,11 +405,36 @@ def edits(draw: st.DrawFn, node: Node) -> Node:
         return replace(node, timers=draw(timers))
     place = draw(st.integers(0, len(node.networks) - 1))
     old = node.networks[place]
-    family6 = node.underlay.address6 is not None
-    new = draw(networks(int(old.vni), family6, node.host_port is not None))
     field = draw(st.sampled_from(FIELDS))
-    changed = replace(old, **{field: getattr(new, field)})
-    return replace(node, networks=(*node.networks[:place], changed, *node.networks[place + 1 :]))
+    if field == "backends" and old.load_balancers:
+        changed = draw(_with_other_backends(old))
+    else:
+        new = draw(networks(int(old.vni), node, old.routing_domain))
+        field = "load_balancers" if field == "backends" else field
+        changed = replace(old, **{field: getattr(new, field)})
+    return apart(
+        replace(node, networks=(*node.networks[:place], changed, *node.networks[place + 1 :]))
+    )
+
+
+@st.composite
+def _with_other_backends(draw: st.DrawFn, network: Network) -> Network:
+    """Of one balancer, a backend begins or ends to drain, goes, or comes."""
+    place = draw(st.integers(0, len(network.load_balancers) - 1))
+    old = network.load_balancers[place]
+    some = list(old.backends)
+    at = draw(st.integers(0, max(len(some) - 1, 0)))
+    if some and draw(st.booleans()):
+        some[at] = replace(some[at], drain=not some[at].drain)
+    elif some and draw(st.booleans()):
+        del some[at]
+    else:
+        ground = GROUNDS[[g.prefixes for g in GROUNDS].index(network.prefixes)]
+        some.extend(draw(backends(ground, {v.version for v in old.vips})))
+    unique = {(b.address, b.port or 0): b for b in some}
+    new = replace(old, backends=tuple(unique.values()))
+    others = network.load_balancers
+    return replace(network, load_balancers=(*others[:place], new, *others[place + 1 :]))
 
 
 # ---- frames ----------------------------------------------------------------------------------
@@ -298,7 +482,7 @@ def _from_endpoint(draw: st.DrawFn, site: Site, sender: Place) -> Frame:
         data = build.ethernet(b"\x33\x33\xff\0\0\1", smac, IP6, packet)
         return Frame(sender.port, data + draw(_trailers), draw(_mostly([0], [1])))
     src = draw(_mostly([ip_of(a) for a in own], ALL))
-    packet = draw(packets(src))
+    packet = draw(packets(src, _everyone(site, network), _aims(site, "endpoint", network)))
     dmac = draw(_mostly([network.dr_mac], [*neighbours, b"\xff" * 6, b"\x02\0\0\0\0\x66"]))
     smac = draw(_mostly([sender.mac], neighbours))
     data = build.ethernet(dmac, smac, build.ip_type(packet), packet)
@@ -313,11 +497,14 @@ def _from_underlay(draw: st.DrawFn, site: Site) -> Frame:
     ways = [r.adjacency for r in network.routes if r.adjacency]
     inside = [r.endpoint for r in network.routes if r.endpoint]
     locals_ = sorted(a for e in inside for a in e.addresses)
-    remote = [a for a in REMOTE if getattr(network.route(_ip16(a)), "adjacency", None)]
-    src = draw(_mostly(remote or REMOTE, ALL))
+    everyone = _everyone(site, network)
+    remote = [a for a in everyone if getattr(network.route(_ip16(a)), "adjacency", None)]
+    src = draw(_mostly(remote or everyone, [*everyone, *OUTSIDE]))
     same = [ip_of(a) for a in locals_ if ip_of(a).version == src.version] or ALL
+    same = draw(_mostly([same], [everyone]))
     discovery = draw(seldom)
-    packet = draw(discoveries([src], DR_MAC.packed) if discovery else packets(src, same))
+    aimed = packets(src, same, _aims(site, UNDERLAY, network))
+    packet = draw(discoveries([src], DR_MAC.packed) if discovery else aimed)
     dmac = draw(_mostly([network.dr_mac], [e.mac for e in inside] + [b"\xff" * 6]))
     inner = build.ethernet(dmac, b"\x02\x0d\0\0\0\1", build.ip_type(packet), packet)
     route = network.route(_ip16(src))
@@ -358,15 +545,50 @@ def _from_host(draw: st.DrawFn, site: Site) -> Frame:
     if draw(seldom):
         packet = draw(discoveries([peer], site.host.peer_mac, [address]))
         return Frame(HOST, build.ethernet(nd.ALL_NODES_MAC, site.host.peer_mac, IP6, packet))
-    src = draw(_mostly(OUTSIDE, [peer]))
-    packet = draw(packets(src, [address, *LOCAL[0], *(v for v in VIPS if v)]))
+    lives = [a for n in site.networks.values() for a in _everyone(site, n)]
+    src = draw(_mostly([*OUTSIDE, peer], lives))
+    packet = draw(packets(src, [address, *NAT_VIPS, *lives], _aims(site, HOST, None)))
     dmac = draw(_mostly([site.host.mac], [b"\x02\0\0\0\0\x66", b"\xff" * 6]))
     return Frame(HOST, build.ethernet(dmac, site.host.peer_mac, build.ip_type(packet), packet))
 
 
+Aim = tuple[IP, int, int]  # address, protocol, port
+
+
+def _everyone(site: Site, network: Mesh) -> list[IP]:
+    """Addresses that somebody may have who is met from the network."""
+    grounds = GROUNDS if len(network.domain) > 1 else GROUNDS[:1]
+    known = [a for g in grounds for a in g.all] + [ip_address("10.0.9.9"), FAR_VIP, *OUTSIDE]
+    vips = {ip_of(s.address) for s in site.services}
+    return [*known, *sorted(vips, key=str), *(p for pair in HOSTS for p in pair if site.host)]
+
+
+def _aims(site: Site, met_at: str, network: Mesh | None) -> list[Aim]:
+    """Services that are met there, and outside ports that NAT may have taken."""
+    met = [
+        (ip_of(s.address), s.proto, s.port)
+        for s in site.services
+        if s.met_at == met_at and (network is None or s.vni == network.vni)
+    ]
+    pools = [e.nat.pool for e in site.endpoints.values() if e.nat] if met_at != UNDERLAY else []
+    ports = [
+        (ip_of(p.address), proto, port)
+        for p in dict.fromkeys(pools)
+        if p.last - p.first < 10
+        for port in range(p.first, p.last + 1)
+        for proto in (TCP, UDP)
+    ]
+    return met * 4 + ports
+
+
 @st.composite
-def packets(draw: st.DrawFn, src: IP, targets: list[IP] | None = None) -> bytes:
-    """An IP packet from `src` to an address of its family, with right checksums."""
+def packets(
+    draw: st.DrawFn, src: IP, targets: list[IP] | None = None, aims: list[Aim] | None = None
+) -> bytes:
+    """An IP packet from `src` to an address of its family, with right checksums; often to one of
+    the aims."""
+    near = [a for a in aims or [] if a[0].version == src.version]
+    aim = draw(st.sampled_from(near)) if near and draw(st.booleans()) else None
     dst = draw(
         _mostly(
             [a for a in targets or ALL if a.version == src.version] or ALL,
@@ -374,7 +596,8 @@ def packets(draw: st.DrawFn, src: IP, targets: list[IP] | None = None) -> bytes:
         )
     )
     dst = dst if dst.version == src.version else src
-    proto, segment = draw(_segments(src.version))
+    dst = aim[0] if aim else dst
+    proto, segment = draw(_segments(src.version, aim))
     segment = build.summed(src.packed, dst.packed, proto, segment)
     if proto == UDP and draw(_mostly([False], [True])):
         segment = segment[:6] + b"\0\0" + segment[8:]
@@ -455,18 +678,20 @@ def _nd_options(option: bytes, mac: bytes) -> list[bytes]:
 
 
 @st.composite
-def _segments(draw: st.DrawFn, version: int) -> tuple[int, bytes]:
+def _segments(draw: st.DrawFn, version: int, aim: Aim | None) -> tuple[int, bytes]:
     """Protocol number and transport segment, its checksum still to be made."""
     ports = st.sampled_from(PORTS)
     data = draw(st.sampled_from([b"", b"x", b"data", bytes(540), bytes(1271), bytes(1373)]))
     kind = draw(st.sampled_from(["tcp", "tcp", "udp", "udp", "echo", "echo", "icmp", "other"]))
+    to = st.just(aim[2]) if aim else ports
+    kind = {TCP: "tcp", UDP: "udp"}[aim[1]] if aim else kind
     if kind == "tcp":
         flags = draw(tcp_flags)
         options = draw(st.sampled_from(MSS_OPTIONS))
         numbers = draw(st.sampled_from(SEQUENCES)), draw(st.sampled_from(SEQUENCES))
-        return TCP, build.tcp(draw(ports), draw(ports), flags, options, data, *numbers)
+        return TCP, build.tcp(draw(ports), draw(to), flags, options, data, *numbers)
     if kind == "udp":
-        return UDP, build.udp(draw(ports), draw(ports), data)
+        return UDP, build.udp(draw(ports), draw(to), data)
     proto, types = (ICMP, [8, 0]) if version == 4 else (ICMP6, [128, 129])
     if kind == "echo":
         return proto, build.icmp(draw(st.sampled_from(types)), 0, draw(ports), data or b"ping")

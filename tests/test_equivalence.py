@@ -14,7 +14,8 @@ from dataplane.engine import Engine, Timers
 from dataplane.model import Node
 from dataplane.reasons import Verdict
 from tests import strategies
-from tests.reference import Outcome, Twin
+from tests.reference import Choices, Outcome, Twin
+from tests.reference.flows import Key
 from tests.reference.flows import Pair as FlowPair
 from tests.reference.flows import Timers as TwinTimers
 
@@ -47,18 +48,26 @@ class Pair:
 
     def evicted(self, half_open: list[FlowPair]) -> FlowPair:
         """The one among them that the engine no longer has."""
-        fields = ("proto", "sport", "dport", "in_port", "vni")
-        left = {
-            (r["src"].tobytes(), r["dst"].tobytes(), *(int(r[f]) for f in fields))
-            for r in self.engine.flow_records()
-        }
-        gone = [
-            pair
-            for pair in half_open
-            if (*pair.key.flow[:5], self.ports[pair.key.port], pair.key.vni) not in left
-        ]
+        left = self.leaves_by_key()
+        gone = [pair for pair in half_open if self.numbered(pair.key) not in left]
         assert len(gone) == 1, "which pair was evicted is not clear"
         return gone[0]
+
+    def outside_port(self, key: Key) -> int | None:
+        """The port that the engine's flow with the key leaves from."""
+        return self.leaves_by_key().get(self.numbered(key))
+
+    def numbered(self, key: Key) -> tuple[object, ...]:
+        return *key.flow[:5], self.ports[key.port], key.vni
+
+    def leaves_by_key(self) -> dict[tuple[object, ...], int]:
+        fields = ("proto", "sport", "dport", "in_port", "vni")
+        return {
+            (r["src"].tobytes(), r["dst"].tobytes(), *(int(r[f]) for f in fields)): int(
+                r["new_sport"]
+            )
+            for r in self.engine.flow_records()
+        }
 
     def do(self, event: strategies.Event) -> Outcome | None:
         if event.commit is not None:
@@ -91,9 +100,8 @@ class Pair:
             data,
             got.rule,
         )
-        wanted = self.twin.process(
-            frame.data, frame.port, now, frame.flags, observed=data, evicted=self.evicted
-        )
+        choices = Choices(data, self.evicted, self.outside_port)
+        wanted = self.twin.process(frame.data, frame.port, now, frame.flags, choices=choices)
         assert seen == wanted._replace(partial=False)
         totals = self.engine.stats().totals
         assert totals["icmp_limited"] == self.twin.icmp_limited

@@ -32,7 +32,7 @@ from dataplane.model import (
 )
 from dataplane.validate import check
 from tests import strategies
-from tests.reference import Outcome, Timers, Twin, guard, wire
+from tests.reference import Choices, Outcome, Timers, Twin, guard, wire
 from tests.reference.checksum import adjust, checksum, pseudo_header
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -229,18 +229,19 @@ def test_source_nat_and_back() -> None:
     assert again.verdict == "forward"
 
 
-def test_nat_adopts_the_observed_port() -> None:
+def test_nat_adopts_the_port_that_the_engine_chose() -> None:
     twin = Twin(node())
     frame = from_a(IP(src=A, dst=OUTSIDE) / ICMP(id=77, seq=1) / b"ping")
-    seen = bytes(Ether() / IP(src="169.254.1.1", dst=OUTSIDE) / ICMP(id=4242))
-    out = forwarded(twin.process(frame, "blue/a", 0, observed=seen), "host")
-    assert out[ICMP].id == 4242
-    back = IP(src=OUTSIDE, dst="169.254.1.1") / ICMP(type=0, id=4242, seq=1) / b"ping"
+    chosen = Choices(port=lambda key: 4243)
+    out = forwarded(twin.process(frame, "blue/a", 0, choices=chosen), "host")
+    assert out[ICMP].id == 4243
+    back = IP(src=OUTSIDE, dst="169.254.1.1") / ICMP(type=0, id=4243, seq=1) / b"ping"
     returned = twin.process(bytes(Ether(src=PEER_MAC, dst=HOST_MAC) / back), "host", 0)
     assert forwarded(returned, "blue/a")[ICMP].id == 77
-    other = from_a(IP(src=A, dst=OUTSIDE) / ICMP(id=78))
-    with pytest.raises(AssertionError, match="4242"):
-        twin.process(other, "blue/a", 0, observed=seen)
+    for number in (4243, 4242, 80):  # taken, of another parity, of another class
+        other = from_a(IP(src=A, dst=OUTSIDE) / ICMP(id=4099))
+        with pytest.raises(AssertionError, match=str(number)):
+            twin.process(other, "blue/a", 0, choices=Choices(port=lambda key, n=number: n))  # type: ignore[misc]
 
 
 def test_zero_udp_checksum_survives_nat() -> None:
@@ -614,14 +615,16 @@ REASONS = set(
 )
 
 
-def asked(twin: Twin, event: strategies.Event, observed: bytes | None = None) -> Outcome | None:
+def asked(twin: Twin, event: strategies.Event, seen: bytes | None = None) -> Outcome | None:
     if event.commit is not None:
         twin.commit(event.commit)
     elif event.expire:
         twin.expire(event.now_ns)
     elif event.frame is not None:
         frame = event.frame
-        return twin.process(frame.data, frame.port, event.now_ns, frame.flags, observed=observed)
+        return twin.process(
+            frame.data, frame.port, event.now_ns, frame.flags, choices=Choices(seen)
+        )
     return None
 
 

@@ -78,6 +78,7 @@ KINDS = {  # IPv4 and IPv6: type and code
     "acl_reject": (b"\x03\x0d", b"\x01\x01"),
     "nat_exhausted": (b"\x03\x0d", b"\x01\x01"),
     "nat_table_full": (b"\x03\x0d", b"\x01\x01"),
+    "lb_no_backend": (b"\x03\x03", b"\x01\x04"),
     "ttl_expired": (b"\x0b\x00", b"\x03\x00"),
     "too_big": (b"\x03\x04", b"\x02\x00"),
 }

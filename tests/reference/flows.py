@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from tests.reference.nat import SECOND, Binding
-from tests.reference.site import Adjacency, Endpoint
+from tests.reference.site import UNDERLAY, Adjacency, Endpoint
 from tests.reference.tcp import BOTH, Side
 from tests.reference.verdict import Drop
 from tests.reference.wire import ICMP, ICMP6, TCP, UDP, FlowId
@@ -42,26 +42,30 @@ class Key(NamedTuple):
 
 @dataclass(frozen=True)
 class Way:
-    """Where the packets of one direction go. `mtu`: None where nothing is checked."""
+    """Where the packets of one direction go. `mtu`: None where nothing is checked. `adjacency`: the
+    VTEP they go to, or come from; from `any_vtep` of the network, if so."""
 
     egress: str
     mtu: int | None
     mss_mtu: int
     receiver: Endpoint | None = None
     adjacency: Adjacency | None = None
+    any_vtep: bool = False
 
 
 @dataclass(eq=False)
 class Pair:
-    """A flow: the initiator's direction, and the responder's where it may answer."""
+    """A flow: the initiator's direction, and the responder's, which may be allowed by itself."""
 
     key: Key
+    leaves_as: FlowId  # the initiator's packets, after translation
     way: Way
-    reply_way: Way | None  # None: answers are judged on their own
-    reply_vni: int
+    reply_way: Way
+    answered: bool  # else answers are judged on their own
     rule: str | None
     idle: int
     binding: Binding | None
+    translated: bool
     generation: int
     state: int = 0
     last: int = 0
@@ -74,26 +78,26 @@ class Pair:
         return self.state & BOTH != BOTH
 
     @property
-    def leaves_as(self) -> FlowId:
-        """The initiator's packets after translation; its port is None until it is chosen."""
-        flow = self.key.flow
-        if self.binding is None:
-            return flow
-        return flow._replace(src=self.binding.address, sport=self.binding.port)  # type: ignore
-
-    @property
     def ways(self) -> list[Way]:
-        return [self.way] if self.reply_way is None else [self.way, self.reply_way]
+        return [self.way, self.reply_way]
 
     def let_binding_go(self) -> None:
         if self.binding:
             self.binding.last = max(self.binding.last, self.last)
 
+    @property
+    def reply_key(self) -> Key:
+        """Of the answers, where they come in."""
+        vni = 0
+        if self.way.receiver:
+            vni = self.way.receiver.vni
+        elif self.way.egress == UNDERLAY and self.way.adjacency:
+            vni = self.way.adjacency.vni
+        return Key(self.way.egress, vni, self.leaves_as.reply())
+
     def keys(self) -> list[Key]:
-        """Both keys, as far as they are known; [0] is the initiator's."""
-        if self.reply_way is None or (self.binding and self.binding.port is None):
-            return [self.key]
-        return [self.key, Key(self.way.egress, self.reply_vni, self.leaves_as.reply())]
+        """Under which it is found; [0] is the initiator's."""
+        return [self.key, self.reply_key] if self.answered else [self.key]
 
 
 class FlowTable:

@@ -8,7 +8,7 @@ from tests.reference.flows import Pair, Way
 from tests.reference.guard import Arrival
 from tests.reference.nat import has_port
 from tests.reference.outer import Inside, encapsulate, sets_df
-from tests.reference.site import HOST, Site
+from tests.reference.site import HOST, UNDERLAY, Site
 from tests.reference.verdict import Drop
 from tests.reference.wire import ETHERNET, ICMP, TCP, UDP, FlowId, Packet, unmapped
 
@@ -75,8 +75,8 @@ def _macs(site: Site, arrival: Arrival, way: Way) -> bytes:
         return site.host.peer_mac + site.host.mac
     if way.receiver:
         return way.receiver.mac + site.networks[way.receiver.vni].dr_mac
-    assert way.adjacency and arrival.network
-    return way.adjacency.dr_mac + arrival.network.dr_mac
+    assert way.adjacency
+    return way.adjacency.dr_mac + site.networks[way.adjacency.vni].dr_mac
 
 
 def _set_tos(packet: Packet, tos: int) -> None:
@@ -155,8 +155,9 @@ def outgoing(
 ) -> bytes:
     """The frame as it leaves: encapsulated towards a remote subnet. `ids`: of outer packets."""
     frame = bytes(packet.data)
-    if way.receiver or way.adjacency is None:
+    if way.egress != UNDERLAY:
         return frame
+    assert way.adjacency
     sport = pair.entropy[half]
     assert sport is not None
     on_wire = _completed(packet) if packet.partial else frame

@@ -10,6 +10,8 @@ from msgspec.structs import asdict
 from dataplane import model
 from dataplane.address import IP, Prefix, ip16, prefix16
 from dataplane.defaults import resolve
+from tests.reference.pool import Pool
+from tests.reference.services import domain_of, services_of, vips_of
 
 HOST, UNDERLAY = "host", "underlay"
 MAPPED = b"\0" * 10 + b"\xff\xff"
@@ -64,13 +66,6 @@ class Adjacency:
 
 
 @dataclass(frozen=True)
-class Pool:
-    address: bytes
-    first: int
-    last: int
-
-
-@dataclass(frozen=True)
 class Nat:
     exceptions: tuple[Span, ...]
     destinations: tuple[Span, ...]  # empty: any
@@ -94,9 +89,13 @@ class Endpoint:
 @dataclass(frozen=True)
 class Route:
     prefix: Span
-    kind: str  # endpoint, gateway, remote, subnet
+    kind: str  # of KINDS
     endpoint: Endpoint | None = None
     adjacency: Adjacency | None = None
+    any_vtep: bool = False  # whoever lives there may speak through any VTEP of the network
+
+
+KINDS = ("subnet", "remote", "vip", "gateway", "host", "endpoint")  # the more particular the later
 
 
 @dataclass(frozen=True)
@@ -108,13 +107,13 @@ class Network:
     vteps: frozenset[bytes]
     max_flows: int
     wire: model.Wire
+    domain: frozenset[int]  # VNIs of the networks it may route into, its own among them
     routes: list[Route] = field(default_factory=list)
 
     def route(self, address: bytes) -> Route | None:
         """The longest prefix; of equals the more particular kind."""
-        kinds = ("subnet", "remote", "gateway", "endpoint")
         found = [r for r in self.routes if within(address, r.prefix)]
-        return max(found, key=lambda r: (r.prefix[1], kinds.index(r.kind)), default=None)
+        return max(found, key=lambda r: (r.prefix[1], KINDS.index(r.kind)), default=None)
 
 
 class Site:
@@ -126,20 +125,25 @@ class Site:
         self.icmp_rate = node.icmp_rate or model.IcmpRate()
         self.host = None if node.host_port is None else _host(node.host_port)
         self.networks = {int(n.vni): _network(n, node) for n in node.networks}
-        endpoints = [r.endpoint for n in self.networks.values() for r in n.routes if r.endpoint]
-        self.endpoints = {e.port: e for e in endpoints}
+        ends = {int(n.vni): _endpoints(n, node) for n in node.networks}
+        self.endpoints = {e.port: e for of in ends.values() for e in of}
+        for network in node.networks:
+            _add_routes(self.networks, ends, network, node)
+        self.services = services_of(node)
         self.idle = {k: v for k, v in asdict(node.timers).items() if v is not None}
 
     def concerns(self, port: str) -> object:
-        """All that decides what the endpoint may do, and how; None: there is no such endpoint."""
+        """All that decides what may pass an endpoint's port or the host port, and how; None: there
+        is no such port."""
         endpoint = self.endpoints.get(port)
-        if endpoint is None:
+        if endpoint is None and port != HOST:
             return None
-        network = self.networks[endpoint.vni]
-        routes = {
-            (r.prefix, r.kind, r.endpoint and r.endpoint.port, r.adjacency) for r in network.routes
-        }
-        return endpoint, replace(network, routes=[]), routes, self.underlay, self.host
+        domain = self.networks[endpoint.vni].domain if endpoint else set(self.networks)
+        networks = [
+            (replace(n, routes=[]), _told(n)) for n in self.networks.values() if n.vni in domain
+        ]
+        services = [s for s in self.services if s.vni in domain]
+        return endpoint, networks, services, self.underlay, self.host
 
     def quotas(self, port: str, vni: int) -> tuple[int, int]:
         """Most flows of the port and of the network, 0 for any number."""
@@ -148,7 +152,14 @@ class Site:
 
     @property
     def pool_addresses(self) -> set[bytes]:
-        return {e.nat.pool.address for e in self.endpoints.values() if e.nat}
+        """NAT: what comes to them from outside is of a binding, or of no one."""
+        nats = {e.nat.pool.address for e in self.endpoints.values() if e.nat}
+        return nats | {s.source.address for s in self.services if s.source and s.met_at != UNDERLAY}
+
+
+def _told(network: Network) -> list[object]:
+    """Its routes, without what only the endpoints they lead to are concerned by."""
+    return [replace(r, endpoint=r.endpoint and r.endpoint.port) for r in network.routes]  # type: ignore
 
 
 def _underlay(underlay: model.Underlay) -> Underlay:
@@ -173,25 +184,42 @@ def _host(host: model.HostPort) -> Host:
 
 def _network(source: model.Network, node: model.Node) -> Network:
     assert source.dr_mac is not None and isinstance(source.mtu, int)
-    network = Network(
+    domain = domain_of(source, node)
+    return Network(
         vni=int(source.vni),
         mtu=source.mtu,
         dr_mac=source.dr_mac.packed,
         gateways={v: of_version(source.gateways, v) for v in (4, 6)},
-        vteps=frozenset(ip16(r.provider_address) for r in source.remote_subnets),
+        vteps=frozenset(ip16(r.provider_address) for n in domain for r in n.remote_subnets),
         max_flows=source.max_flows,
         wire=source.wire,
+        domain=frozenset(int(n.vni) for n in domain),
     )
-    host_address = None if node.host_port is None else node.host_port.address
-    for endpoint in source.endpoints:
-        made = _endpoint(endpoint, source, host_address)
-        network.routes.extend(Route((a, 128), "endpoint", made) for a in made.addresses)
-    network.routes.extend(Route((ip16(g), 128), "gateway") for g in source.gateways)
-    for remote in source.remote_subnets:
-        way = _adjacency(remote, source)
-        network.routes.append(Route(span(remote.prefix), "remote", adjacency=way))
-    network.routes.extend(Route(span(p), "subnet") for p in source.prefixes)
-    return network
+
+
+def _endpoints(network: model.Network, node: model.Node) -> list[Endpoint]:
+    return [_endpoint(e, network, node) for e in network.endpoints]
+
+
+def _add_routes(
+    networks: dict[int, Network],
+    ends: dict[int, list[Endpoint]],
+    source: model.Network,
+    node: model.Node,
+) -> None:
+    """Gateways and the host are a network's own affair; all else is its domain's."""
+    routes = networks[int(source.vni)].routes
+    for network in domain_of(source, node):
+        for end in ends[int(network.vni)]:
+            routes.extend(Route((a, 128), "endpoint", end) for a in sorted(end.addresses))
+        for remote in network.remote_subnets:
+            way = _adjacency(remote, network)
+            routes.append(Route(span(remote.prefix), "remote", None, way, remote.dsr))
+        routes.extend(Route(span(p), "subnet") for p in network.prefixes)
+        routes.extend(Route((ip16(v), 128), "vip") for v in vips_of(network))
+    routes.extend(Route((ip16(g), 128), "gateway") for g in source.gateways)
+    if source.host_route and node.host_port is not None:
+        routes.append(Route((ip16(node.host_port.peer), 128), "host"))
 
 
 def _adjacency(remote: model.RemoteSubnet, network: model.Network) -> Adjacency:
@@ -206,7 +234,7 @@ def _adjacency(remote: model.RemoteSubnet, network: model.Network) -> Adjacency:
     )
 
 
-def _endpoint(source: model.Endpoint, network: model.Network, host: IP | None) -> Endpoint:
+def _endpoint(source: model.Endpoint, network: model.Network, node: model.Node) -> Endpoint:
     assert source.mac is not None
     port = f"{network.name}/{source.name}"
     groups, fallback = {}, {}
@@ -224,23 +252,37 @@ def _endpoint(source: model.Endpoint, network: model.Network, host: IP | None) -
         addresses=frozenset(ip16(a) for a in source.addresses),
         groups=groups,
         fallback=fallback,
-        nat=_nat(source, network, host),
+        nat=_nat(source, network, node),
         max_flows=source.max_flows,
     )
 
 
-def _nat(endpoint: model.Endpoint, network: model.Network, host: IP | None) -> Nat | None:
-    """None without an outside address, or an inside one of its family."""
+def _nat(endpoint: model.Endpoint, network: model.Network, node: model.Node) -> Nat | None:
+    """None without an outside address, or an inside one of its family. What routes lead to is never
+    translated."""
     source = endpoint.outbound_nat
-    address = source.vip or host if source else None
-    if source is None or address is None:
+    if source is None or source.vip is None:
         return None
-    if all(a.version != address.version for a in endpoint.addresses):
+    if all(a.version != source.vip.version for a in endpoint.addresses):
         return None
-    remotes = tuple(r.prefix for r in network.remote_subnets)
+    domain = domain_of(network, node)
+    routed = [p for n in domain for p in n.prefixes + tuple(r.prefix for r in n.remote_subnets)]
+    single = [vip for n in domain for vip in vips_of(n)]
+    if network.host_route and node.host_port is not None:
+        single.append(node.host_port.peer)
     return Nat(
-        exceptions=tuple(span(p) for p in network.prefixes + remotes + source.exceptions),
+        exceptions=(
+            *(span(p) for p in routed),
+            *((ip16(a), 128) for a in single),
+            *(span(p) for p in source.exceptions),
+        ),
         destinations=tuple(span(p) for p in source.destinations),
-        pool=Pool(ip16(address), source.ports.first, source.ports.last),
+        pool=Pool(
+            ip16(source.vip),
+            source.ports.first,
+            source.ports.last,
+            symmetric=source.mapping == "symmetric",
+            open=source.filtering == "endpoint-independent",
+        ),
         quota=source.max_ports,
     )

@@ -1,28 +1,44 @@
 """The slow, obviously right dataplane: one frame in, one outcome out.
 
 Judges straight from the policy model: no compiled tables, no cache but the flows the semantics
-demand. Three things the engine may choose are taken from what it did (`observed`, `evicted`), once
-they are checked to be allowed: the outside port of a NAT binding, the outer UDP source port of a
-flow, and which half-open flow gives way to a new one.
+demand. Three things the engine may choose are taken from what it did (`Choices`), once they are
+checked to be allowed: the outside port of a NAT binding, the outer UDP source port of a flow, and
+which half-open flow gives way to a new one.
 """
 
 import zlib
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import count
 
 from dataplane.model import Node
-from tests.reference import answer, guard, rewrite, walk
+from tests.reference import answer, guard, rewrite
 from tests.reference.flows import Chooser, FlowTable, Key, Pair, Timers, Way
 from tests.reference.guard import Arrival
+from tests.reference.keyed import stretched
 from tests.reference.limit import Limit
 from tests.reference.nat import SECOND, Bindings
 from tests.reference.related import Quote, is_redirect, quoted, translate
 from tests.reference.site import HOST, UNDERLAY, Site
 from tests.reference.tcp import BOTH, CLOSING, SIDES, judge, segment_of
 from tests.reference.verdict import Drop, Outcome
-from tests.reference.wire import ETHERNET, IP4, TCP, Packet, is_mapped, parse
+from tests.reference.walk import Walk, World
+from tests.reference.wire import ETHERNET, IP4, TCP, Packet, is_mapped
+
+
+@dataclass
+class Choices:
+    """What the engine chose. `frame`: as it let it out, if so. `evicted`: finds among half-open
+    flows the one that it no longer has. `port`: the outside port of the flow with the key, if it
+    has that flow."""
+
+    frame: bytes | None = None
+    evicted: Chooser = lambda pairs: pairs[0]
+    port: Callable[[Key], int | None] = lambda key: None
+
+
+SPREAD = 4  # the purpose of the key that balancers use
 
 
 class Twin:
@@ -39,12 +55,13 @@ class Twin:
         self.site = Site(node)
         self.timers = timers or Timers()
         self.flows = FlowTable(max_flows, self._idle_times())
-        self.evicted: Chooser = _first
+        self.choices = Choices()
         self.bindings = Bindings(max_bindings)
         self.generation = 1
-        self.stamps = dict.fromkeys(self.site.endpoints, 1)
+        self.stamps = dict.fromkeys([*self.site.endpoints, HOST], 1)
         self.now = 0
         self.limit = Limit(key)
+        self.spread = stretched(key, SPREAD)
         self.number = number or defaultdict(count(2).__next__).__getitem__
         self.icmp_limited = 0
         self.outer_ids = (n & 0xFFFF for n in count(1))
@@ -54,17 +71,17 @@ class Twin:
         old, self.site = self.site, Site(node)
         self.generation += 1
         self.flows.timers = self._idle_times()
-        for port in self.site.endpoints:
+        for port in [*self.site.endpoints, HOST]:
             if self.site.concerns(port) != old.concerns(port):
                 self.stamps[port] = self.generation
 
     def _idle_times(self) -> Timers:
         return replace(self.timers, **self.site.idle)
 
-    def _is_fresh(self, pair: Pair) -> bool:
-        """Nothing that concerns its endpoints has changed since it was walked."""
-        ends = {pair.key.port, pair.way.egress} - {HOST, UNDERLAY}
-        return all(e in self.site.endpoints and self.stamps[e] <= pair.generation for e in ends)
+    def _is_fresh(self, pair: Pair, half: int) -> bool:
+        """Nothing that concerns this half's ports has changed since it was walked."""
+        ports = {pair.keys()[half].port, pair.ways[half].egress} - {UNDERLAY}
+        return all(self.stamps.get(p, self.generation) <= pair.generation for p in ports)
 
     def expire(self, now_ns: int) -> int:
         """Forgets idle flows and bindings; returns how many."""
@@ -79,19 +96,17 @@ class Twin:
         flags: int = 0,
         *,
         gso_size: int = 0,
-        observed: bytes | None = None,
-        evicted: Chooser | None = None,
+        choices: Choices | None = None,
     ) -> Outcome:
-        """`flags`: enum dp_frame_flag. `observed`: the frame as the engine let it out, if so.
-        `evicted`: finds among half-open flows the one that the engine no longer has."""
-        self.evicted = evicted or _first
+        """`flags`: enum dp_frame_flag."""
+        self.choices = choices or Choices()
         self.now = max(self.now, now_ns)
         arrival: Arrival | None = None
         try:
             arrival = guard.receive(self.site, frame, port, flags)
             reply = guard.check_frame(self.site, arrival)
             if reply is None:
-                return self._by_flow(arrival, gso_size, observed)
+                return self._by_flow(arrival, gso_size)
             return Outcome("answer", egress=port, frame=reply)
         except Drop as drop:
             told = arrival and self._tell_sender(arrival, drop)
@@ -119,13 +134,13 @@ class Twin:
 
     # ---- flows -----------------------------------------------------------------------------
 
-    def _by_flow(self, arrival: Arrival, gso_size: int, observed: bytes | None) -> Outcome:
+    def _by_flow(self, arrival: Arrival, gso_size: int) -> Outcome:
         packet = arrival.packet
         assert isinstance(packet, Packet)
         key = Key(arrival.port, arrival.vni, packet.flow)
         related = None if key in self.flows.index else self._related(arrival)
         if related:
-            return self._forward_error(arrival, *related, gso_size, observed)
+            return self._forward_error(arrival, *related, gso_size)
         found = self._find(key)
         if found is None:
             reply = guard.gateway_echo(arrival) if arrival.endpoint else None
@@ -137,11 +152,11 @@ class Twin:
         try:
             self._check_vtep(arrival, way)
             self._note(pair, half, packet)
-            self._check_way(arrival, way, gso_size)
+            self._check_way(arrival, pair, way, gso_size)
         except Drop as drop:
             drop.rule = pair.rule
             raise
-        self._settle(pair, half, way, observed)
+        self._settle(pair, half, way)
         leaves_as = pair.leaves_as if half == 0 else pair.key.flow.reply()
         rewrite.rewrite(self.site, arrival, way, leaves_as)
         frame = rewrite.outgoing(self.site, packet, pair, half, way, self.outer_ids)
@@ -157,12 +172,10 @@ class Twin:
         if arrival.endpoint and packet.flow.src not in arrival.endpoint.addresses:
             return None
         found = self.flows.index.get(Key(arrival.port, arrival.vni, quote.flow.reply()))
-        if not found or self.flows.is_idle(found[0], self.now) or not self._is_fresh(found[0]):
+        if not found or self.flows.is_idle(found[0], self.now) or not self._is_fresh(*found):
             return None
         way = found[0].ways[found[1]]
-        if arrival.outer and way.adjacency and arrival.outer.src != way.adjacency.remote:
-            return None
-        return quote, *found
+        return None if _speaks_for_another(arrival, way) else (quote, *found)
 
     def _forward_error(
         self,
@@ -171,20 +184,20 @@ class Twin:
         pair: Pair,
         half: int,
         gso_size: int,
-        observed: bytes | None,
     ) -> Outcome:
         """The same way, but no ACL is asked, and the flow neither lives longer nor ends for it."""
         packet, way = arrival.packet, pair.ways[half]
         assert isinstance(packet, Packet)
         try:
-            self._check_way(arrival, way, gso_size)
+            self._check_way(arrival, pair, way, gso_size)
         except Drop as drop:
             drop.rule = pair.rule
             raise
-        self._settle(pair, half, way, observed)
-        if pair.binding:
-            sent = pair.keys()[1 - half].flow
-            translated = pair.keys()[half].flow.src != sent.dst
+        self._settle(pair, half, way)
+        if pair.translated:
+            ends = pair.key.flow, pair.leaves_as.reply()
+            own, sent = ends[half], ends[1 - half]
+            translated = own.src != sent.dst
             translate(packet, quote, sent, sent.dst if translated else packet.flow.src)
         rewrite.hop(self.site, arrival, way)
         frame = rewrite.outgoing(self.site, packet, pair, half, way, self.outer_ids)
@@ -193,22 +206,22 @@ class Twin:
     def _find(self, key: Key) -> tuple[Pair, int] | None:
         """A known flow, brought up to the policy of today; None: to be judged as a new one."""
         found = self.flows.find(key, self.now)
-        if found is None or self._is_fresh(found[0]):
+        if found is None or self._is_fresh(*found):
             return found
         pair, half = found
         try:
             self._reconcile(pair)
             self._claim_answers(pair)
-        except Drop:
+        except Drop as drop:
             self.flows.remove(pair)
-            if half == 1:
+            if half == 1 or drop.reason != "to_gateway":
                 raise
         return self.flows.find(key, self.now)
 
     def _claim_answers(self, pair: Pair) -> None:
         """An older policy's pair that holds the flow id of this one's answers is judged again."""
-        holder, _ = self.flows.index.get(pair.keys()[-1], (pair, 1))
-        if holder is pair or self._is_fresh(holder):
+        holder, half = self.flows.index.get(pair.keys()[-1], (pair, 1))
+        if holder is pair or self._is_fresh(holder, half):
             return
         try:
             self._reconcile(holder)
@@ -218,28 +231,25 @@ class Twin:
 
     def _check_vtep(self, arrival: Arrival, way: Way) -> None:
         """Another VTEP than the flow's neither speaks for it nor keeps it alive."""
-        if arrival.outer and way.adjacency and arrival.outer.src != way.adjacency.remote:
+        if _speaks_for_another(arrival, way):
             raise Drop("source_not_behind_vtep")
 
-    def _check_way(self, arrival: Arrival, way: Way, gso_size: int) -> None:
+    def _check_way(self, arrival: Arrival, pair: Pair, way: Way, gso_size: int) -> None:
         """What no flow id holds, so each packet is asked: MAC, TTL, size, ECN."""
         neighbour = way.receiver is not None and arrival.dmac == way.receiver.mac
-        if arrival.switched and not neighbour:
+        if arrival.switched and (pair.translated or not neighbour):
             raise Drop("not_our_mac")
         rewrite.check(arrival, way, gso_size)
 
     def _new_flow(self, arrival: Arrival, key: Key) -> Pair:
-        if arrival.endpoint is None and arrival.outer is None:
-            known = key.flow.dst in self.site.pool_addresses
-            raise Drop("nat_no_binding" if known else "no_route")
-        self.bindings.expire(self.now, self._held())
-        outer_src = arrival.outer.src if arrival.outer else None
-        pair = self._pair(key, self._walk(key, outer_src))
+        walk = self._walk(key, outer_src=arrival.outer.src if arrival.outer else None)
+        pair = walk.pair(self.generation)
         pair.last = self.now
+        quotas = self.site.quotas(key.port, key.vni)
         try:
-            victim = self.flows.make_room(pair, self.site.quotas(key.port, key.vni), self.evicted)
+            victim = self.flows.make_room(pair, quotas, self.choices.evicted)
         except Drop:
-            self.bindings.undo(pair.binding)
+            walk.undo()
             raise
         self.flows.add(pair, self.now)
         if victim and not any(p.binding is victim.binding for p in self.flows.pairs):
@@ -247,44 +257,28 @@ class Twin:
         self._claim_answers(pair)
         return pair
 
-    def _walk(self, key: Key, outer_src: bytes | None) -> walk.Draft:
-        if key.port == UNDERLAY:
-            network = self.site.networks.get(key.vni)
-            if network is None:
-                raise Drop("unknown_vni")
-            return walk.from_underlay(network, key.flow, outer_src)
-        sender = self.site.endpoints.get(key.port)
-        if sender is None or sender.vni != key.vni:
-            raise Drop("port_not_configured")
-        return walk.from_endpoint(self.site, self.bindings, sender, key.flow)
-
-    def _pair(self, key: Key, draft: walk.Draft) -> Pair:
-        nat = draft.translated
-        binding = nat and nat.binding
-        if nat and binding is None:
-            idle = self.flows.timers.of(nat.inside.proto, BOTH | CLOSING)
-            binding = self.bindings.add(nat.inside, nat.pool, self.now, idle, nat.rule)
-        return Pair(
-            key,
-            draft.way,
-            draft.reply_way,
-            draft.reply_vni,
-            draft.rule,
-            draft.idle,
-            binding,
-            self.generation,
+    def _walk(self, key: Key, outer_src: bytes | None = None, held: Pair | None = None) -> Walk:
+        self.bindings.expire(self.now, self._held())
+        world = World(
+            self.site,
+            self.bindings,
+            self.now,
+            self.spread,
+            self.choices.port,
+            lambda proto: self.flows.timers.of(proto, BOTH | CLOSING),
         )
+        return Walk(world, key, outer_src, held).lead()
 
     def _reconcile(self, pair: Pair) -> None:
         """Walks the initiator's flow again; both directions change together."""
-        self.bindings.expire(self.now, self._held())
-        new = self._pair(pair.key, self._walk(pair.key, None))
+        new = self._walk(pair.key, held=pair).pair(self.generation)
         self.flows.leave(pair)
-        pair.way, pair.reply_way, pair.reply_vni = new.way, new.reply_way, new.reply_vni
-        pair.rule, pair.idle, pair.generation = new.rule, new.idle, new.generation
         if pair.binding is not new.binding:
             pair.let_binding_go()
-            pair.binding = new.binding
+        for field in ("leaves_as", "way", "reply_way", "answered", "rule", "idle"):
+            setattr(pair, field, getattr(new, field))
+        pair.binding, pair.translated = new.binding, new.translated
+        pair.generation = new.generation
         self.flows.enter(pair, self.now)
 
     def _note(self, pair: Pair, half: int, packet: Packet) -> None:
@@ -304,34 +298,22 @@ class Twin:
 
     # ---- what the engine may choose -----------------------------------------------------------
 
-    def _settle(self, pair: Pair, half: int, way: Way, observed: bytes | None) -> None:
+    def _settle(self, pair: Pair, half: int, way: Way) -> None:
         if way.egress == UNDERLAY and pair.entropy[half] is None:
-            seen = observed and _outer_sport(observed)
+            seen = self.choices.frame and _outer_sport(self.choices.frame)
             pair.entropy[half] = (
                 seen or 49152 + zlib.crc32(repr(pair.keys()[half]).encode()) % 16384
             )
             assert (pair.entropy[half] or 0) >= 49152, f"outer source port {pair.entropy[half]}"
-        if way.egress == HOST and pair.binding and pair.binding.port is None:
-            seen = _outside_port(observed) if observed else None
-            self.bindings.settle(pair.binding, seen)
-            for other in self.flows.pairs:
-                if other.binding is pair.binding:
-                    self.flows.enter(other, self.now)
 
 
-def _first(pairs: list[Pair]) -> Pair:
-    return pairs[0]
+def _speaks_for_another(arrival: Arrival, way: Way) -> bool:
+    """It came from another VTEP than the flow's, and the flow has one."""
+    if arrival.outer is None or way.adjacency is None or way.any_vtep:
+        return False
+    return arrival.outer.src != way.adjacency.remote
 
 
 def _outer_sport(frame: bytes) -> int:
     at = ETHERNET + (20 if frame[12:14] == IP4.to_bytes(2) else 40)
     return int.from_bytes(frame[at : at + 2])
-
-
-def _outside_port(frame: bytes) -> int:
-    packet = parse(frame)
-    assert isinstance(packet, Packet)
-    quote = quoted(packet)
-    if quote is None:
-        return packet.flow.sport
-    return quote.flow.sport if quote.flow.is_echo else quote.flow.dport
