@@ -39,6 +39,9 @@ static const char *limit_fault(const struct dp_limits *l) {
     if (!dp_limit_allows(&l->icmp)) {
         return "icmp: a rate or burst is above 1000000";
     }
+    if (l->max_datagrams > 1u << 20 || l->max_kept > 1u << 20) {
+        return "max_datagrams or max_kept is above 1048576";
+    }
     return l->max_rules > 1u << 28 ? "max_rules is above 268435456" : NULL;
 }
 
@@ -57,6 +60,8 @@ static bool init(struct dp_engine *e, const struct dp_timers *timers, const uint
            counters_init(&e->scratch, &e->limits) &&
            dp_flows_init(&e->flows, e->limits.max_flows, e->limits.max_ports, key) &&
            dp_bindings_init(&e->bindings, e->limits.max_bindings, e->limits.max_ports, key) &&
+           dp_fragments_init(&e->fragments, e->limits.max_datagrams, e->limits.max_kept,
+                             e->limits.max_ports, key) &&
            dp_limit_init(&e->limit, e->limits.max_ports, key);
 }
 
@@ -74,6 +79,8 @@ struct dp_engine *dp_engine_create(const struct dp_limits *limits, const struct 
     }
     e->limits = *limits;
     e->limits.icmp = icmp_rate_of(&limits->icmp);
+    e->limits.max_datagrams = limits->max_datagrams ? limits->max_datagrams : 4096;
+    e->limits.max_kept = limits->max_kept ? limits->max_kept : 1024;
     if (!init(e, timers, key, err)) {
         *err = (struct dp_error){DP_ENOMEM, "engine", 0, "no memory"};
         dp_engine_destroy(e);
@@ -92,6 +99,7 @@ void dp_engine_destroy(struct dp_engine *e) {
     counters_fini(&e->scratch);
     dp_flows_fini(&e->flows);
     dp_bindings_fini(&e->bindings);
+    dp_fragments_fini(&e->fragments);
     dp_limit_fini(&e->limit);
     free(e);
 }
@@ -142,6 +150,7 @@ int dp_expire(struct dp_engine *e, uint64_t now_ns, uint32_t budget) {
     struct dp_worker *w = &e->worker;
     dp_read_policy(e);
     w->now_ns = now_ns > w->now_ns ? now_ns : w->now_ns;
+    dp_engine_drop_kept(e, false);
     uint32_t left = budget < e->flows.max ? budget : e->flows.max;
     uint32_t gone = 0;
     struct dp_pair *idle;
@@ -162,6 +171,7 @@ int dp_flush(struct dp_engine *e) {
     if (!dp_enter(e)) {
         return DP_EBUSY;
     }
+    dp_engine_drop_kept(e, true);
     dp_flows_clear(&e->flows);
     dp_bindings_clear(&e->bindings);
     dp_leave(e);
@@ -252,6 +262,7 @@ int dp_counters(struct dp_engine *e, struct dp_totals *totals, uint64_t *reasons
     const struct dp_counters *c = &e->worker.count;
     if (totals) {
         read_words(totals, &c->totals, sizeof *totals);
+        totals->held = e->fragments.store.used;
         totals->flows = e->flows.used;
         totals->bindings = e->bindings.used;
         totals->generation = atomic_load(&e->policy)->generation;

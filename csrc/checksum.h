@@ -41,6 +41,14 @@ static inline uint64_t dp_csum_pseudo(const struct dp_addr *src, const struct dp
     return sum + be16_put(proto).net + be32_put(len).net;
 }
 
+/* Makes a partial checksum whole: the field, so many bytes into the transport header, holds the sum
+ * of the pseudo header. 0 would mean that there is none (RFC 768). */
+static inline void dp_csum_complete(uint8_t *l4, uint32_t len, uint32_t field) {
+    const uint16_t csum = (uint16_t)~dp_csum_fold(dp_csum_add(0, l4, len));
+    const uint16_t whole = csum ? csum : 0xffff;
+    memcpy(l4 + field, &whole, sizeof whole);
+}
+
 /* One changed word, as a term of a delta. */
 static inline uint32_t dp_csum_term(uint16_t old, uint16_t new) {
     return old == new ? 0u : (uint32_t)(uint16_t)~old + new;

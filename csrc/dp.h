@@ -26,7 +26,8 @@ enum { DP_ABI = 1, DP_HEADROOM = 128, DP_BURST = 256, DP_NONE = 0x7fffffff, DP_P
 enum dp_verdict {
     DP_FORWARD = 0, /* sent on, to .port */
     DP_DROP = 1,    /* dropped for .reason; if .port is set, the arena now holds an ICMP error */
-    DP_ANSWER = 2   /* consumed; the arena now holds the answer (ARP, ND, echo), for .port */
+    DP_ANSWER = 2,  /* consumed; the arena now holds the answer (ARP, ND, echo), for .port */
+    DP_HELD = 3     /* kept: a fragment whose datagram's first one has not come; see dp_more */
 };
 
 enum dp_frame_flag {
@@ -254,6 +255,7 @@ struct dp_timers {
     uint32_t udp;             /* 300: RFC 4787 REQ-5 */
     uint32_t icmp;            /* 60: RFC 5508 REQ-2 */
     uint32_t other;           /* 300 */
+    uint32_t fragment;        /* 30: how long a datagram may be incomplete */
 };
 
 struct dp_policy {
@@ -311,6 +313,8 @@ struct dp_limits {
     uint32_t max_bindings; /* NAT bindings */
     uint32_t max_ports;
     uint32_t max_rules;
+    uint32_t max_datagrams;   /* incomplete ones; 0 keeps the default: 4096 */
+    uint32_t max_kept;        /* frames, of 9.5 KiB each; 0 keeps the default: 1024 */
     struct dp_icmp_rate icmp; /* 0 keeps the default: 100, 50, 1000, 200 */
 };
 /* key: 32 random bytes of the caller; all tables are hashed under it. */
@@ -323,10 +327,17 @@ int dp_commit(struct dp_engine *engine, struct dp_snapshot *snapshot, struct dp_
 /* Judges n frames in place. now_ns never runs backwards (an earlier one counts as the latest). */
 int dp_process(struct dp_engine *engine, uint8_t *arena, size_t arena_len, struct dp_frame *frames,
                uint32_t n, uint64_t now_ns);
+/* Gives out what the engine kept or made: fragments whose first one has come since, pieces of
+ * packets too large for their way. Up to n frames are put into the caller's slots (each
+ * frames[i].off and .len say where there is room, with DP_HEADROOM in front) and judged as
+ * dp_process would. Returns how many, or DP_EINVAL where the next one does not fit. To be called
+ * after dp_process until it returns 0; what is not fetched takes room from what comes later. */
+int dp_more(struct dp_engine *engine, uint8_t *arena, size_t arena_len, struct dp_frame *frames,
+            uint32_t n, uint64_t now_ns);
 /* Looks at up to budget flow pairs and bindings and removes the idle ones; returns how many, or a
  * status. */
 int dp_expire(struct dp_engine *engine, uint64_t now_ns, uint32_t budget);
-/* Forgets all flows and bindings. */
+/* Forgets all flows and bindings, and drops what is held. */
 int dp_flush(struct dp_engine *engine);
 /* A frame that an egress port could not send: its forward count becomes a drop for the reason. */
 void dp_egress_drop(struct dp_engine *engine, uint16_t port, uint8_t reason, uint32_t frames,
@@ -353,15 +364,17 @@ struct dp_totals {
     uint64_t hits;
     uint64_t misses;
     uint64_t reconciled;
-    uint64_t local; /* forwarded without leaving this host: no outer headers put on or taken off */
-    uint64_t flows; /* pairs alive */
+    uint64_t local;  /* forwarded without leaving this host: no outer headers put on or taken off */
+    uint64_t copies; /* frames made of others: all pieces of a packet but the first */
+    uint64_t held;   /* kept now, see dp_more */
+    uint64_t flows;  /* pairs alive */
     uint64_t bindings; /* alive */
     uint64_t expired;
     uint64_t evicted;     /* half-open pairs that gave way to new ones */
     uint64_t rule_blocks; /* searched by walks: 512 rules each, in five binary searches */
     uint64_t generation;
 };
-/* The law: rx == forwarded + dropped + consumed. Any pointer may be NULL. */
+/* The law: rx + copies == forwarded + dropped + consumed + held. Any pointer may be NULL. */
 int dp_counters(struct dp_engine *engine, struct dp_totals *totals, uint64_t *reasons,
                 uint32_t n_reasons, struct dp_port_counters *ports, uint32_t n_ports,
                 uint64_t *rules, uint32_t n_rules, uint64_t *layers, uint32_t n_layers);

@@ -12,6 +12,7 @@
 #include "nd.h"
 #include "parse.h"
 #include "respond.h"
+#include "split.h"
 #include "tcp.h"
 #include "transpose.h"
 
@@ -21,8 +22,10 @@ struct pass {
     struct dp_worker *w;
     const struct dp_snapshot *policy;
     struct dp_counters *count;
-    struct dp_trace *trace;        /* not NULL: look, but touch nothing */
-    const struct dp_pair *leaving; /* of a trace: would be gone by now, but is not */
+    struct dp_trace *trace;           /* not NULL: look, but touch nothing */
+    const struct dp_pair *leaving;    /* of a trace: would be gone by now, but is not */
+    const struct dp_transport *known; /* not NULL: frames out of the store, by place */
+    const struct dp_frame *frames;    /* of the burst */
     uint8_t *arena;
     size_t arena_len;
 };
@@ -35,7 +38,7 @@ static void start(struct dp_packet *p, struct dp_frame *f) {
     p->frame = f;
     p->l3 = p->l4 = 0;
     p->family = p->l2 = p->kind = p->discovery = 0;
-    p->outer_tos = p->outer_odd = p->more_fragments = 0;
+    p->outer_tos = p->outer_odd = p->fragment = 0;
     p->place = 0;
     p->network = DP_NONE;
     p->candidate = 0;
@@ -49,7 +52,7 @@ static enum dp_reason receive(const struct pass *x, struct dp_packet *p, struct 
     }
     p->data = x->arena + f->off;
     p->len = f->len;
-    if (f->port < x->count->n_ports) {
+    if (f->port < x->count->n_ports && !x->known) {
         dp_count(&x->count->ports[f->port].rx_frames, 1);
         dp_count(&x->count->ports[f->port].rx_bytes, f->len);
     }
@@ -335,8 +338,9 @@ static void note_use(const struct pass *x, const struct dp_packet *p, struct dp_
     const uint8_t state = pair->half[0].state | dp_flow_side(side);
     act->packets++;
     act->bytes += p->len;
-    if (p->key.proto == DP_IP_TCP && !p->key.fragment) {
-        if (dp_unlikely(!dp_tcp_note(&x->e->flows, pair, side, p, x->w->now_ns))) {
+    if (p->key.proto == DP_IP_TCP) {
+        if (dp_unlikely(p->fragment == DP_LATER ||
+                        !dp_tcp_note(&x->e->flows, pair, side, p, x->w->now_ns))) {
             return;
         }
     } else if (pair->half[0].state != state) { /* seldom, and a clean line is not written back */
@@ -372,6 +376,13 @@ static bool vtep_differs(const struct pass *x, const struct dp_packet *p,
            !dp_addr_equal(&x->policy->tunnels[act->adjacency].remote, &p->outer_src);
 }
 
+/* Cuts a packet that may be cut; its other pieces come out by dp_more. */
+static dp_cold bool split(const struct pass *x, struct dp_packet *p, uint16_t mtu) {
+    const uint32_t more = dp_split(&x->e->fragments.store, p, mtu, x->trace);
+    dp_count(&x->count->totals.copies, more);
+    return more;
+}
+
 /* Applies a flow that stands: the last checks are per packet, so they are made here. */
 static void apply(const struct pass *x, struct dp_packet *p, const struct dp_half *half,
                   const struct dp_half *other) {
@@ -380,7 +391,11 @@ static void apply(const struct pass *x, struct dp_packet *p, const struct dp_hal
         drop(x, p, DP_R_source_not_behind_vtep);
         return;
     }
-    conclude(x, p, &half->act, dp_transpose(p, half, other, x->policy));
+    int r = dp_transpose(p, half, other, x->policy);
+    if (dp_unlikely(r == DP_R_needs_fragmentation) && split(x, p, half->act.mtu)) {
+        r = dp_transpose(p, half, other, x->policy);
+    }
+    conclude(x, p, &half->act, r);
 }
 
 /* The side-th half's packet: counted, then applied. */
@@ -638,6 +653,62 @@ static dp_cold bool relate(const struct pass *x, struct dp_packet *p) {
     return true;
 }
 
+/* ---- fragments ---------------------------------------------------------------------------- */
+
+/* What was kept and will not be given out. */
+static void lose(struct dp_engine *e, uint32_t kept, enum dp_reason reason) {
+    struct dp_counters *c = &e->worker.count;
+    const uint16_t port = dp_store_item(&e->fragments.store, kept)->port;
+    dp_count(&c->totals.dropped, 1);
+    dp_count(&c->reasons[reason], 1);
+    if (port < c->n_ports) {
+        dp_count(&c->ports[port].dropped, 1);
+    }
+    dp_store_give(&e->fragments.store, kept);
+}
+
+void dp_engine_drop_kept(struct dp_engine *e, bool all) {
+    struct dp_fragments *t = &e->fragments;
+    uint32_t kept;
+    uint32_t datagram;
+    while ((datagram = all ? dp_fragments_oldest(t) : dp_fragments_overdue(t, e->worker.now_ns)) !=
+           DP_NONE) {
+        while ((kept = dp_fragments_next_waiting(t, datagram))) {
+            lose(e, kept, DP_R_fragment_timeout);
+        }
+        dp_fragments_forget(t, datagram);
+    }
+    while (all && (kept = dp_kept_next(&t->store, &t->store.queue))) {
+        lose(e, kept, DP_R_fragment_timeout);
+    }
+}
+
+/* A fragment goes the way of its datagram's first one. Endpoints' sources are looked at before
+ * anything is kept for them. */
+static dp_cold int track(const struct pass *x, struct dp_packet *p, const struct dp_frame *f) {
+    const struct dp_endpoint *from = x->policy->slots[p->key.port].endpoint;
+    if (from && !dp_endpoint_owns(x->policy, from, &p->key.src)) {
+        return DP_R_guard_ip;
+    }
+    if (x->known) {
+        dp_key_complete(&p->key, &x->known[f - x->frames]);
+        return DP_R_none;
+    }
+    const bool outer = p->kind == DP_PORT_UNDERLAY;
+    const uint8_t *arrived = outer ? x->arena + f->off : p->data;
+    if (!x->trace) {
+        dp_engine_drop_kept(x->e, false);
+    }
+    return dp_fragments_judge(&x->e->fragments, p, arrived, outer ? f->len : p->len, x->w->now_ns,
+                              x->trace);
+}
+
+static dp_cold void hold(struct dp_frame *f) {
+    f->verdict = DP_HELD;
+    f->reason = DP_R_none;
+    f->port = DP_PORT_NONE;
+}
+
 /* ---- the stages --------------------------------------------------------------------------- */
 
 static uint32_t receive_burst(const struct pass *x, struct dp_frame *frames, uint32_t n) {
@@ -645,12 +716,17 @@ static uint32_t receive_burst(const struct pass *x, struct dp_frame *frames, uin
     for (uint32_t i = 0; i < n; i++) {
         struct dp_packet *p = &x->w->packets[alive];
         struct dp_frame *f = &frames[i];
-        enum dp_reason r = receive(x, p, f);
+        int r = receive(x, p, f);
         f->generation = x->policy->generation;
         f->rule = DP_NONE;
-        r = r ? r : parse(x, p);
-        if (dp_unlikely(r)) {
-            drop(x, p, r);
+        r = r ? r : (int)parse(x, p);
+        if (dp_unlikely(p->fragment) && !r && !p->discovery) {
+            r = track(x, p, f);
+        }
+        if (dp_unlikely(r == DP_WAITS)) {
+            hold(f);
+        } else if (dp_unlikely(r)) {
+            drop(x, p, (enum dp_reason)r);
         } else if (dp_unlikely(p->discovery)) {
             answer_discovery(x, p);
         } else {
@@ -659,7 +735,7 @@ static uint32_t receive_burst(const struct pass *x, struct dp_frame *frames, uin
             alive++;
         }
     }
-    dp_count(&x->count->totals.rx, n);
+    dp_count(&x->count->totals.rx, x->known ? 0 : n);
     return alive;
 }
 
@@ -670,8 +746,7 @@ static void judge_packet(const struct pass *x, struct dp_packet *p) {
         ref = dp_flow_find(flows, &p->key, p->hash);
     }
     if (dp_unlikely(!ref)) {
-        if (!dp_key_is_icmp_error(&p->key) || p->key.fragment || p->more_fragments ||
-            !relate(x, p)) {
+        if (!dp_key_is_icmp_error(&p->key) || p->fragment || !relate(x, p)) {
             miss(x, p);
         }
         return;
@@ -729,6 +804,7 @@ static void set_timers(struct dp_engine *e, const struct dp_snapshot *s) {
         .udp = nanoseconds(a->udp, b->udp, 300),
         .icmp = nanoseconds(a->icmp, b->icmp, 60),
         .other = nanoseconds(a->other, b->other, 300)};
+    e->fragments.timeout_ns = nanoseconds(a->fragment, b->fragment, 30);
 }
 
 /* Named first, then looked at again, so that a commit that swapped it in between sees the name or
@@ -780,6 +856,53 @@ int dp_process(struct dp_engine *e, uint8_t *arena, size_t arena_len, struct dp_
     }
     dp_leave(e);
     return DP_OK;
+}
+
+/* Moves up to n of the queued frames into the caller's slots. */
+static int fetch(struct dp_engine *e, uint8_t *arena, size_t arena_len, struct dp_frame *frames,
+                 uint32_t n) {
+    struct dp_store *store = &e->fragments.store;
+    uint32_t i = 0;
+    for (; i < n && store->queue.first; i++) {
+        const struct dp_kept *kept = dp_store_item(store, store->queue.first);
+        const struct dp_frame slot = frames[i];
+        if (slot.off < DP_HEADROOM || slot.off > arena_len || slot.len > arena_len - slot.off ||
+            slot.len < kept->len) {
+            return i ? (int)i : DP_EINVAL;
+        }
+        frames[i] = (struct dp_frame){
+            .off = slot.off, .len = kept->len, .port = kept->port, .flags = kept->flags};
+        e->worker.known[i] = kept->transport;
+        const uint32_t ref = dp_kept_next(store, &store->queue);
+        memcpy(arena + slot.off, dp_store_bytes(store, ref), kept->len);
+        dp_store_give(store, ref);
+    }
+    return (int)i;
+}
+
+int dp_more(struct dp_engine *e, uint8_t *arena, size_t arena_len, struct dp_frame *frames,
+            uint32_t n, uint64_t now_ns) {
+    if (!e || (n && (!arena || !frames))) {
+        return DP_EINVAL;
+    }
+    if (!dp_enter(e)) {
+        return DP_EBUSY;
+    }
+    advance(&e->worker, now_ns);
+    const int got = fetch(e, arena, arena_len, frames, n < DP_BURST ? n : DP_BURST);
+    if (got > 0) {
+        const struct pass x = {.e = e,
+                               .w = &e->worker,
+                               .policy = dp_read_policy(e),
+                               .count = &e->worker.count,
+                               .known = e->worker.known,
+                               .frames = frames,
+                               .arena = arena,
+                               .arena_len = arena_len};
+        process_burst(&x, frames, (uint32_t)got);
+    }
+    dp_leave(e);
+    return got;
 }
 
 int dp_trace(struct dp_engine *e, uint8_t *arena, size_t arena_len, struct dp_frame *frame,

@@ -2,6 +2,7 @@
  */
 #ifndef DP_ENGINE_H
 #define DP_ENGINE_H
+#include "fragment.h"
 #include "limit.h"
 #include "walk.h"
 
@@ -14,6 +15,7 @@ struct dp_worker {
     uint16_t outer_id; /* of the last outer packet that others may fragment */
     struct dp_counters count;
     struct dp_packet packets[DP_BURST];
+    struct dp_transport known[DP_BURST]; /* of frames out of the store */
 };
 
 struct dp_engine {
@@ -23,6 +25,7 @@ struct dp_engine {
     _Atomic(struct dp_snapshot *) policy;
     struct dp_flows flows;
     struct dp_bindings bindings;
+    struct dp_fragments fragments;
     struct dp_limit limit; /* of ICMP errors */
     struct dp_hash_key
         entropy;               /* of outer source ports; not the tables' key, which must not leak */
@@ -37,6 +40,9 @@ void dp_leave(struct dp_engine *e);
 
 /* The committed policy, kept from release until dp_leave, and its timers set. */
 const struct dp_snapshot *dp_read_policy(struct dp_engine *e);
+
+/* Drops what waits in datagrams that are overdue; all: in any, and what is queued. */
+void dp_engine_drop_kept(struct dp_engine *e, bool all);
 
 /* Ends a pair: out of the table, and its binding one flow less. */
 void dp_engine_forget(struct dp_engine *e, struct dp_pair *pair);

@@ -16,12 +16,8 @@ const struct dp_rule *dp_group_match(const struct dp_group *g, const struct dp_k
         const struct dp_rule_set *src = find_set(&dim[DP_DIM_SRC], dp_point_of(&key->src));
         const struct dp_rule_set *dst = find_set(&dim[DP_DIM_DST], dp_point_of(&key->dst));
         const struct dp_rule_set *proto = find_set(&dim[DP_DIM_PROTO], number(key->proto));
-        const struct dp_rule_set *sport = proto;
-        const struct dp_rule_set *dport = proto;
-        if (!key->fragment) {
-            sport = find_set(&dim[DP_DIM_SPORT], number(key->sport));
-            dport = find_set(&dim[DP_DIM_DPORT], number(key->dport));
-        }
+        const struct dp_rule_set *sport = find_set(&dim[DP_DIM_SPORT], number(key->sport));
+        const struct dp_rule_set *dport = find_set(&dim[DP_DIM_DPORT], number(key->dport));
         for (uint32_t w = 0; w < DP_SET_WORDS; w++) {
             const uint64_t left =
                 src->word[w] & dst->word[w] & proto->word[w] & sport->word[w] & dport->word[w];

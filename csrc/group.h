@@ -49,17 +49,12 @@ struct dp_group {
 
 struct dp_group *dp_group_retain(struct dp_group *g);
 
-/* The first rule by priority that accepts the flow id, or NULL. The ports of a non-first fragment
- * are taken to match, so a rule with dp_rule_needs_ports does not really judge it. */
+/* The first rule by priority that accepts the flow id, or NULL. */
 const struct dp_rule *dp_group_match(const struct dp_group *g, const struct dp_key *key);
 
 /* How many blocks a match that found the rule, or NULL, has searched. */
 static inline uint32_t dp_group_searched(const struct dp_group *g, const struct dp_rule *found) {
     return found ? (uint32_t)(found - g->rules) / DP_BLOCK_RULES + 1 : g->n_blocks;
-}
-
-static inline bool dp_rule_needs_ports(const struct dp_rule *r) {
-    return r->sport.count || r->dport.count;
 }
 
 #endif

@@ -5,11 +5,8 @@
 
 void io_complete(const struct dp_frame *f, uint8_t *frame, uint32_t outer) {
     if (f->flags & DP_CSUM_PARTIAL) {
-        uint8_t *l4 = frame + outer + f->csum_start;
-        const uint32_t len = f->len - outer - f->csum_start;
-        const uint16_t csum = (uint16_t)~dp_csum_fold(dp_csum_add(0, l4, len));
-        const uint16_t field = csum ? csum : 0xffff; /* 0 is no checksum: RFC 768 */
-        memcpy(l4 + f->csum_field, &field, sizeof field);
+        dp_csum_complete(frame + outer + f->csum_start, f->len - outer - f->csum_start,
+                         f->csum_field);
     }
 }
 

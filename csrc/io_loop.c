@@ -62,6 +62,27 @@ static void send_port(struct dp_loop *l, uint32_t first) {
     }
 }
 
+static void send_burst(struct dp_loop *l) {
+    for (uint32_t i = 0; i < l->burst.n; i++) {
+        if (l->burst.frames[i].port != DP_PORT_NONE) {
+            send_port(l, i);
+        }
+    }
+}
+
+/* Refills the burst with what the engine has kept or made. */
+static int more(struct dp_loop *l) {
+    struct io_burst *b = &l->burst;
+    for (uint32_t i = 0; i < IO_BURST; i++) {
+        b->frames[i] = (struct dp_frame){.off = (uint32_t)(i * (size_t)IO_SLOT) + IO_FRONT,
+                                         .len = IO_SLOT - IO_FRONT};
+    }
+    const int n =
+        dp_more(l->engine, b->arena, (size_t)IO_BURST * IO_SLOT, b->frames, IO_BURST, clock_ns());
+    b->n = n > 0 ? (uint32_t)n : 0;
+    return n;
+}
+
 static void forward_burst(struct dp_loop *l) {
     struct io_burst *b = &l->burst;
     int status;
@@ -69,10 +90,11 @@ static void forward_burst(struct dp_loop *l) {
                                 clock_ns())) == DP_EBUSY) {
         sched_yield(); /* somebody traces or lists flows: a moment */
     }
-    for (uint32_t i = 0; i < b->n && status >= 0; i++) {
-        if (b->frames[i].port != DP_PORT_NONE) {
-            send_port(l, i);
-        }
+    if (status >= 0) {
+        send_burst(l);
+    }
+    while ((status = more(l)) > 0 || status == DP_EBUSY) {
+        send_burst(l);
     }
 }
 

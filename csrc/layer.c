@@ -44,9 +44,8 @@ static bool in_ranges(const struct dp_group *g, struct dp_span span, uint16_t n)
 static bool rule_accepts(const struct dp_group *g, const struct dp_rule *r,
                          const struct dp_key *id) {
     return in_prefixes(g, r->src, &id->src) && in_prefixes(g, r->dst, &id->dst) &&
-           in_ranges(g, r->proto, id->proto) &&
-           (id->fragment ||
-            (in_ranges(g, r->sport, id->sport) && in_ranges(g, r->dport, id->dport)));
+           in_ranges(g, r->proto, id->proto) && in_ranges(g, r->sport, id->sport) &&
+           in_ranges(g, r->dport, id->dport);
 }
 
 /* Tells of every rule up to the one that matched, each judged by itself. */
@@ -99,12 +98,11 @@ const struct dp_rule *dp_decide(struct dp_walk *w, const struct dp_endpoint *e, 
         if (!w->quiet) {
             dp_count(&w->count->rules[r->id], 1);
         }
-        const bool unknown = w->id.fragment && dp_rule_needs_ports(r);
-        if (r->action == DP_PASS && !unknown) {
+        if (r->action == DP_PASS) {
             continue;
         }
         decision = r;
-        if ((r->flags & DP_TERMINATING) || unknown) {
+        if (r->flags & DP_TERMINATING) {
             break;
         }
     }

@@ -72,9 +72,6 @@ enum dp_reason dp_lb(struct dp_walk *w, enum dp_direction direction) {
         return DP_R_none;
     }
     dp_layer_enter(w, DP_LAYER_LB);
-    if (w->id.fragment) {
-        return dp_layer_leave(w, DP_LAYER_LB, direction, DP_R_fragment_untracked);
-    }
     const struct dp_service *v =
         dp_services_find(services, at, w->network, &w->id.dst, w->id.proto, w->id.dport);
     if (!v) {

@@ -50,9 +50,6 @@ enum dp_reason dp_nat_bind(struct dp_walk *w, const struct dp_pool *pool) {
 }
 
 static enum dp_reason translate_out(struct dp_walk *w, const struct dp_rule *r) {
-    if (w->id.fragment) {
-        return DP_R_fragment_untracked;
-    }
     if (dp_key_is_icmp(&w->id) && !dp_key_is_echo_request(&w->id)) {
         return DP_R_nat_untranslatable;
     }
@@ -117,7 +114,7 @@ enum dp_reason dp_nat_in(struct dp_walk *w) {
     }
     const uint32_t i = dp_bindings_of(w->bindings, &out, w->now_ns);
     const bool own = w->bound_now && i == w->binding; /* bound for the packet that asks */
-    if (i == DP_NONE || own || !dp_proto_has_ports(w->id.proto) || w->id.fragment) {
+    if (i == DP_NONE || own || !dp_proto_has_ports(w->id.proto)) {
         return DP_R_nat_no_binding;
     }
     const struct dp_binding_inside *in = &w->bindings->items[i].in;

@@ -13,8 +13,7 @@ struct dp_key {
     uint16_t dport; /* ICMP: type << 8 | code */
     uint16_t port;  /* ingress port id */
     uint8_t proto;
-    uint8_t fragment; /* 1: a non-first fragment, whose ports are unknown */
-    uint32_t zero;
+    uint8_t zero[5];
 };
 _Static_assert(sizeof(struct dp_key) == 48, "a key is six words");
 
@@ -42,7 +41,7 @@ static inline bool dp_proto_has_ports(uint8_t proto) {
 }
 /* ICMP of the packet's own family; the other family's number is a protocol as any other. */
 static inline bool dp_key_is_icmp(const struct dp_key *k) {
-    return !k->fragment && k->proto == (dp_addr_is_v4(&k->src) ? DP_IP_ICMP : DP_IP_ICMP6);
+    return k->proto == (dp_addr_is_v4(&k->src) ? DP_IP_ICMP : DP_IP_ICMP6);
 }
 static inline bool dp_key_is_echo_request(const struct dp_key *k) {
     return dp_key_is_icmp(k) && k->dport == (k->proto == DP_IP_ICMP ? DP_ICMP_ECHO : DP_ICMP6_ECHO)
@@ -93,6 +92,19 @@ static inline bool dp_key_is_redirect(const struct dp_key *k) {
 /* What an outer packet may be where its network accepts it. */
 enum dp_outer_odd { DP_OUTER_RESERVED = 1, DP_OUTER_ZERO6 = 2 };
 
+/* What a datagram's first fragment tells of the others. */
+struct dp_transport {
+    uint16_t sport;
+    uint16_t dport;
+    uint8_t proto;
+};
+static inline void dp_key_complete(struct dp_key *k, const struct dp_transport *t) {
+    k->sport = t->sport;
+    k->dport = t->dport;
+    k->proto = t->proto;
+}
+enum dp_fragment_kind { DP_WHOLE = 0, DP_FIRST = 1, DP_LATER = 2 };
+
 /* Which check of a destination MAC the packet passed. */
 enum dp_l2 { DP_L2_ROUTED = 0, DP_L2_SWITCHED = 1 };
 
@@ -102,19 +114,24 @@ struct dp_packet {
     uint8_t *data;     /* first byte of the inner frame */
     uint32_t len;      /* bytes of it; trailing bytes beyond IP are cut */
     uint16_t l3;       /* offsets from .data */
-    uint16_t l4;       /* 0: no transport header within reach (non-first fragment, ARP) */
+    uint16_t l4;       /* 0: no transport header here (later fragment, ARP) */
     uint8_t family;    /* 4, 6, or 0 for ARP */
     uint8_t l2;        /* enum dp_l2 */
     uint8_t kind;      /* enum dp_port_kind of the ingress */
     uint8_t discovery; /* 1: ARP or neighbour discovery, which never goes further than here */
     uint8_t outer_tos;
-    uint8_t outer_odd;      /* enum dp_outer_odd: what only some networks accept */
-    uint8_t more_fragments; /* 1: first fragment */
-    uint16_t place;         /* endpoint ingress: endpoint index + 1 */
-    uint32_t network;       /* index, or DP_NONE on the host port */
+    uint8_t outer_odd; /* enum dp_outer_odd: what only some networks accept */
+    uint8_t fragment;  /* enum dp_fragment_kind */
+    uint16_t place;    /* endpoint ingress: endpoint index + 1 */
+    uint32_t network;  /* index, or DP_NONE on the host port */
     struct dp_addr outer_src;
     uint64_t hash;
     uint32_t candidate; /* reference of the flow it may belong to, or 0 */
+    /* of a fragment */
+    uint32_t datagram_id;
+    uint32_t part_len; /* bytes */
+    uint16_t part_at;  /* units of 8 bytes */
+    bool part_is_last;
 };
 
 static inline struct dp_eth *dp_packet_eth(const struct dp_packet *p) {

@@ -46,7 +46,7 @@ static dp_cold enum dp_reason check_ip4_options(const uint8_t *at, uint32_t left
 /* With a reason of "cut" replaced where a fragment ought to hold the whole header chain (RFC 7112,
  * RFC 3128). */
 static enum dp_reason cut(const struct dp_packet *p) {
-    return p->more_fragments ? DP_R_bad_fragment : DP_R_bad_transport;
+    return p->fragment == DP_FIRST ? DP_R_bad_fragment : DP_R_bad_transport;
 }
 
 static enum dp_reason parse_icmp(struct dp_packet *p, struct dp_cursor *c) {
@@ -76,7 +76,7 @@ static enum dp_reason parse_transport(struct dp_packet *p, struct dp_cursor *c) 
     } else if (proto == DP_IP_UDP) {
         const struct dp_udp *udp = dp_peek(c, sizeof *udp);
         if (!udp || be16_get(udp->len) < sizeof *udp ||
-            (!p->more_fragments && be16_get(udp->len) > c->left)) {
+            (p->fragment == DP_WHOLE && be16_get(udp->len) > c->left)) {
             return cut(p);
         }
         p->key.sport = be16_get(udp->sport);
@@ -87,14 +87,22 @@ static enum dp_reason parse_transport(struct dp_packet *p, struct dp_cursor *c) 
     return DP_R_none;
 }
 
-/* Notes a fragment; true if the transport header is in another one. */
-static enum dp_reason parse_fragment(struct dp_packet *p, const struct dp_cursor *c,
-                                     uint32_t offset, bool more) {
-    if (offset * 8 + c->left > 65535 || (p->key.proto == DP_IP_TCP && offset == 1)) {
+/* Notes which part of a datagram the rest is; all of one is none (RFC 6946). The last part alone
+ * may have any length (RFC 791 section 3.2, RFC 8200 section 4.5). */
+static enum dp_reason parse_fragment(struct dp_packet *p, const struct dp_cursor *c, uint32_t id,
+                                     uint32_t at, bool more) {
+    if (at == 0 && !more) {
+        return DP_R_none;
+    }
+    if (p->fragment || at * 8 + c->left > 65535 || c->left == 0 || (more && c->left % 8) ||
+        (p->key.proto == DP_IP_TCP && at == 1)) {
         return DP_R_bad_fragment;
     }
-    p->key.fragment = offset > 0;
-    p->more_fragments = more && offset == 0;
+    p->fragment = at ? DP_LATER : DP_FIRST;
+    p->datagram_id = id;
+    p->part_at = (uint16_t)at;
+    p->part_len = c->left;
+    p->part_is_last = !more;
     return DP_R_none;
 }
 
@@ -129,8 +137,9 @@ static enum dp_reason parse_ip4(struct dp_packet *p, struct dp_cursor *c) {
     p->key.proto = ip->proto;
     const uint32_t frag = be16_get(ip->frag);
     if (dp_unlikely(frag & (DP_IP4_MF | DP_IP4_OFFSET))) {
-        const enum dp_reason r = parse_fragment(p, c, frag & DP_IP4_OFFSET, frag & DP_IP4_MF);
-        if (r || p->key.fragment) {
+        const enum dp_reason r =
+            parse_fragment(p, c, be16_get(ip->id), frag & DP_IP4_OFFSET, frag & DP_IP4_MF);
+        if (r || p->fragment == DP_LATER) {
             return r;
         }
     }
@@ -154,7 +163,7 @@ static enum dp_reason parse_extension(struct dp_packet *p, struct dp_cursor *c, 
         const uint32_t field = be16_get(f->offset_more);
         *next = f->next;
         p->key.proto = f->next;
-        return parse_fragment(p, c, field >> 3, field & 1);
+        return parse_fragment(p, c, be32_get(f->id), field >> 3, field & 1);
     }
     if (*next == DP_IP_ROUTING && head[2] == 0) {
         return DP_R_source_route;
@@ -182,7 +191,7 @@ static enum dp_reason parse_ip6(struct dp_packet *p, struct dp_cursor *c) {
         return DP_R_bad_address;
     }
     uint8_t next = ip->next;
-    for (int nth = 0; is_extension(next, nth) && !p->key.fragment; nth++) {
+    for (int nth = 0; is_extension(next, nth) && p->fragment != DP_LATER; nth++) {
         const enum dp_reason r =
             nth < EXTENSIONS_MAX ? parse_extension(p, c, &next) : DP_R_bad_extension;
         if (r) {
@@ -193,7 +202,7 @@ static enum dp_reason parse_ip6(struct dp_packet *p, struct dp_cursor *c) {
         return DP_R_bad_extension;
     }
     p->key.proto = next;
-    const enum dp_reason r = p->key.fragment ? DP_R_none : parse_transport(p, c);
+    const enum dp_reason r = p->fragment == DP_LATER ? DP_R_none : parse_transport(p, c);
     return !r && dp_unlikely(dp_addr_is_zero(&p->key.src)) && !p->discovery ? DP_R_bad_address : r;
 }
 
@@ -226,7 +235,7 @@ enum dp_reason dp_parse(struct dp_packet *p) {
 void dp_parse_checksum_state(struct dp_packet *p) {
     struct dp_frame *f = p->frame;
     const uint8_t proto = p->key.proto;
-    if (!dp_proto_has_ports(proto) || p->key.fragment || p->more_fragments) {
+    if (!dp_proto_has_ports(proto) || p->fragment) {
         f->flags &= (uint8_t)~DP_CSUM_PARTIAL;
         return;
     }

@@ -27,8 +27,7 @@ void dp_respond_arp(struct dp_packet *p, const uint8_t mac[6]) {
 bool dp_is_echo_request(const struct dp_packet *p) {
     const uint16_t wanted = p->family == 4 ? DP_ICMP_ECHO << 8 : DP_ICMP6_ECHO << 8;
     const uint8_t proto = p->family == 4 ? DP_IP_ICMP : DP_IP_ICMP6;
-    return p->family && p->key.proto == proto && p->key.dport == wanted && !p->key.fragment &&
-           !p->more_fragments;
+    return p->family && p->key.proto == proto && p->key.dport == wanted && !p->fragment;
 }
 
 static void swap(void *a, void *b, size_t n) {
@@ -88,7 +87,7 @@ static uint8_t *put_ip(uint8_t *at, const struct dp_addr *src, const struct dp_a
 /* ---- resets ------------------------------------------------------------------------------- */
 
 bool dp_is_segment(const struct dp_packet *p) {
-    return p->key.proto == DP_IP_TCP && !p->key.fragment && !p->more_fragments;
+    return p->key.proto == DP_IP_TCP && !p->fragment;
 }
 
 static bool sum_is_right(const struct dp_packet *p) {
@@ -194,7 +193,7 @@ bool dp_error_is_due(const struct dp_packet *p, enum dp_reason reason,
     const struct dp_addr *src = v4 ? &speaker->ip4 : &speaker->ip6;
     struct error_kind kind;
     return kind_of(reason, v4, &kind) && p->kind != DP_PORT_UNDERLAY && !dp_addr_is_zero(src) &&
-           !p->key.fragment && !dp_key_is_icmp_error(&p->key);
+           p->fragment != DP_LATER && !dp_key_is_icmp_error(&p->key);
 }
 
 void dp_respond_error(struct dp_packet *p, enum dp_reason reason, uint16_t mtu,

@@ -80,6 +80,9 @@ static void translate(struct dp_packet *p, const struct dp_half *half,
         memcpy(ip->src, &mirror->dst, 16);
         memcpy(ip->dst, &mirror->src, 16);
     }
+    if (dp_unlikely(p->fragment == DP_LATER)) {
+        return; /* the first one has what there is above IP, the checksum of all of them included */
+    }
     if (dp_proto_has_ports(p->key.proto)) {
         struct dp_udp *ports = dp_packet_l4(p);
         ports->sport = be16_put(mirror->dport);
@@ -158,7 +161,7 @@ static void set_tos(struct dp_packet *p, uint8_t tos) {
 }
 
 static bool is_syn(const struct dp_packet *p) {
-    return p->key.proto == DP_IP_TCP && !p->key.fragment &&
+    return p->key.proto == DP_IP_TCP && p->fragment != DP_LATER &&
            (((struct dp_tcp *)dp_packet_l4(p))->flags & DP_TCP_SYN);
 }
 

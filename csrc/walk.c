@@ -31,7 +31,7 @@ static enum dp_reason guard_out(struct dp_walk *w) {
     if (!dp_endpoint_owns(w->policy, e, &id->src)) {
         return dp_layer_leave(w, DP_LAYER_GUARD, DP_OUT, DP_R_guard_ip);
     }
-    if (id->proto == DP_IP_UDP && !id->fragment && id->sport == server) {
+    if (id->proto == DP_IP_UDP && id->sport == server) {
         return dp_layer_leave(w, DP_LAYER_GUARD, DP_OUT, DP_R_guard_dhcp);
     }
     const struct dp_network *n = &w->policy->networks[w->network];
@@ -53,9 +53,6 @@ static enum dp_reason judge(struct dp_walk *w, const struct dp_endpoint *e,
         return DP_R_none;
     }
     w->rule = r->id;
-    if (w->id.fragment && dp_rule_needs_ports(r)) {
-        return DP_R_fragment_untracked;
-    }
     if (r->action == DP_BLOCK || r->action == DP_REJECT) {
         w->reject = r->action == DP_REJECT;
         return w->reject ? DP_R_acl_reject : DP_R_acl_deny;

@@ -101,6 +101,15 @@ class Batch:
         self.serial += 1
         return self._c_arena, self.arena.nbytes, self._c_frames, self.count
 
+    def open(self) -> tuple[Any, int, Any, int]:
+        """Arena and empty slots, as `dp_more` takes them."""
+        import numpy as np
+
+        self.clear()
+        starts = np.arange(self.capacity, dtype=np.uint32) * self.slot + self.headroom
+        self.frames["off"], self.frames["len"] = starts, self.slot - self.headroom
+        return self._c_arena, self.arena.nbytes, self._c_frames, self.capacity
+
     def view(self, place: int) -> memoryview:
         """The bytes of a frame as it stands now."""
         described = self.frames[place]

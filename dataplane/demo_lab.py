@@ -14,7 +14,8 @@ from dataplane.model import Document
 from dataplane.names import find_endpoint
 from dataplane.packet import build, describe, mirror, parse
 from dataplane.reasons import Verdict
-from dataplane.report import adds_up
+from dataplane.report import law
+from dataplane.stats import adds_up
 
 STREAM = 2000  # frames under which the policy changes
 
@@ -129,9 +130,8 @@ class InMemory:
         told = []
         for name, node in self._lab.nodes.items():
             totals = dict(node.engine.stats().totals)
-            expect(adds_up(totals), "rx = forwarded + dropped + consumed", totals)
-            parts = [f"{k} {totals[k]}" for k in ("forwarded", "dropped", "consumed")]
-            told.append(f"{name}: rx {totals['rx']} = {' + '.join(parts)}")
+            expect(adds_up(totals), "what came in to be what went out", totals)
+            told.append(f"{name}: {law(totals)}")
         return "; ".join(told)
 
 

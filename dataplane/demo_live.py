@@ -23,7 +23,8 @@ from dataplane.demo_node import NodeProcess
 from dataplane.document import dump
 from dataplane.errors import DataplaneError, DocumentError
 from dataplane.model import Document, Endpoint, Network, Node
-from dataplane.report import adds_up
+from dataplane.report import law
+from dataplane.stats import adds_up
 
 PODS = {("a", "blue"): "a1", ("a", "green"): "a2", ("b", "blue"): "b1", ("b", "green"): "b2"}
 NAT_ADDRESS = "192.0.2.1"
@@ -275,9 +276,8 @@ class Story:
         expect(code == 0, "exit code 0 after SIGTERM", code)
         stats = node.final()
         totals = stats["totals"]
-        parts = [f"{k} {totals[k]}" for k in ("forwarded", "dropped", "consumed")]
-        told = f"rx {totals['rx']} = {' + '.join(parts)}"
-        expect(adds_up(totals), "rx = forwarded + dropped + consumed", told)
+        told = law(totals)
+        expect(adds_up(totals), "what came in to be what went out", told)
         by_reason = sum(stats["reasons"].values())
         expect(by_reason == totals["dropped"], f"{totals['dropped']} drops with reason", by_reason)
         return told

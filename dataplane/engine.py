@@ -7,7 +7,7 @@ import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol, TypedDict
 
 from dataplane import flows, layers, validate
@@ -54,6 +54,7 @@ class Outcome:
     frame: bytes
     rule: str | None
     generation: int
+    more: tuple["Outcome", ...] = ()  # of frames that came out with it, see `Engine.more`
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +94,8 @@ class Engine:
         max_bindings: int = 65_536,
         max_ports: int = 65_535,
         max_rules: int = 65_536,
+        max_datagrams: int = 4_096,
+        max_kept: int = 1_024,
         icmp_rate: IcmpRate | None = None,
         timers: Timers | None = None,
         clock: Clock | None = None,
@@ -101,6 +104,7 @@ class Engine:
         """`timers`: where the policy names none, each by itself.
 
         `key`: 32 secret bytes that all tables are hashed under; by default random.
+        `max_datagrams`: incomplete ones; `max_kept`: frames that wait, see `more`.
         `icmp_rate`: of ICMP errors, where the policy says nothing of it.
         """
         key = os.urandom(32) if key is None else key
@@ -111,7 +115,15 @@ class Engine:
         self._control = threading.Lock()
         self._at = _Committed(0, None, None, None, {}, NOTHING, None)
         self._generations: dict[int, Ids] = {0: Ids()}
-        limits = max_flows, max_bindings, max_ports, max_rules, layers.icmp_rate(icmp_rate)
+        limits: dict[str, Any] = {
+            "max_flows": max_flows,
+            "max_bindings": max_bindings,
+            "max_ports": max_ports,
+            "max_rules": max_rules,
+            "max_datagrams": max_datagrams,
+            "max_kept": max_kept,
+            "icmp": layers.icmp_rate(icmp_rate),
+        }
         self._handle = _create(limits, timers, key)
         self._counters = Counters(self._handle, max_ports, max_rules)
         self._single: Batch | None = None
@@ -253,11 +265,22 @@ class Engine:
     def process(self, batch: Batch, now: int | None = None) -> Result:
         """Judges and rewrites all frames of the batch in place, without the GIL. `now` is in ns.
 
-        Raises BusyError, PortError.
+        Fetch what comes out besides with `more`. Raises BusyError, PortError.
         """
         now = self.clock.now_ns() if now is None else now
         with self.exclusive():
             check(lib.dp_process(self.handle, *batch.prepare(self.port_id), now))
+        return Result(batch, self._generations)
+
+    def more(self, batch: Batch, now: int | None = None) -> Result:
+        """Frames that came out with others: fragments whose first one has come, pieces of packets.
+
+        Replaces what is in the batch, with as many of them as fit; to be called after `process`
+        until there are none. Raises BusyError, and EngineError where a slot is too small.
+        """
+        now = self.clock.now_ns() if now is None else now
+        with self.exclusive():
+            batch.count = check(lib.dp_more(self.handle, *batch.open(), now))
         return Result(batch, self._generations)
 
     def process_one(
@@ -268,7 +291,9 @@ class Engine:
             batch = self._one(frame, port, flags)
             now = self.clock.now_ns() if now is None else now
             check(lib.dp_process(self.handle, *batch.prepare(self.port_id), now))
-            return self._outcome(batch)
+            outcome = self._outcome(batch)
+            more = tuple(self._rest(batch, now))
+        return replace(outcome, more=more) if more else outcome
 
     def trace(
         self, frame: Frame, port: int | str, *, now: int | None = None, flags: int = 0
@@ -293,9 +318,14 @@ class Engine:
             return check(lib.dp_expire(self.handle, now, budget))
 
     def flush(self) -> None:
-        """Forgets all flows and bindings."""
+        """Forgets all flows and bindings, and drops the frames that wait."""
         with self.exclusive():
             check(lib.dp_flush(self.handle))
+
+    def _rest(self, batch: Batch, now: int) -> Iterator[Outcome]:
+        while check(lib.dp_more(self.handle, *batch.open(), now)):
+            batch.count = 1
+            yield self._outcome(batch)
 
     def _one(self, frame: Frame, port: int | str, flags: int) -> Batch:
         if self._single is None:
@@ -343,7 +373,7 @@ def choose(document: Document, name: str | None = None) -> Node:
     return found[0]
 
 
-def _create(limits: tuple[Any, ...], timers: Timers | None, key: bytes) -> Any:
+def _create(limits: dict[str, Any], timers: Timers | None, key: bytes) -> Any:
     error = ffi.new("struct dp_error *")
     try:
         c_limits = ffi.new("struct dp_limits *", limits)

@@ -5,7 +5,7 @@ reason, when `send` returns. Every hop is the engine that also forwards for real
 """
 
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -175,17 +175,23 @@ class Lab:
         self.settle()
         if node not in self.nodes:
             raise PortError(f"no node {node!r}; nodes are: {', '.join(self.nodes) or 'none'}")
-        at, octets = self.nodes[node], frame if isinstance(frame, bytes) else bytes(frame)
-        hops: list[Hop] = []
-        way: LabNode | None = at
-        while way is not None and len(hops) < MAX_HOPS:
-            walk = way.engine.trace(octets, port)
-            outcome = way.engine.process_one(octets, port)
-            hops.append(Hop(way.name, walk.port, outcome, walk))
-            octets, port = outcome.frame, UNDERLAY
-            way = self._deliver(way, outcome)
-        self._journey = Journey(tuple(hops))
+        octets = frame if isinstance(frame, bytes) else bytes(frame)
+        self._journey = Journey(tuple(self._follow(self.nodes[node], octets, port, MAX_HOPS)))
         return self._journey
+
+    def _follow(self, at: "LabNode", frame: bytes, port: str, hops: int) -> Iterator[Hop]:
+        """To the frame's end; what comes out with it on the way goes its own ways."""
+        walk = at.engine.trace(frame, port)
+        outcome = at.engine.process_one(frame, port)
+        yield Hop(at.name, walk.port, outcome, walk)
+        ways = [(out, self._deliver(at, out)) for out in (outcome, *outcome.more)]
+        for i, (out, node) in enumerate(ways):
+            if node is not None and hops > 1:
+                rest = self._follow(node, out.frame, UNDERLAY, hops - 1)
+                if i == 0:
+                    yield from rest
+                else:
+                    deque(rest, maxlen=0)
 
     def last_walk(self) -> Journey:
         """How the last frame went: text, `to_dict()` and `mermaid()`."""

@@ -257,6 +257,7 @@ class Timers(Model, frozen=True, kw_only=True):
     udp: int | None = None  # 300: RFC 4787 REQ-5
     icmp: int | None = None  # 60: RFC 5508 REQ-2
     other: int | None = None  # 300
+    fragment: int | None = None  # 30: until an incomplete datagram is given up
 
 
 class IcmpRate(Model, frozen=True, kw_only=True):

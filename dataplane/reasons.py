@@ -20,6 +20,7 @@ class Verdict(IntEnum):
     FORWARD = lib.DP_FORWARD
     DROP = lib.DP_DROP
     ANSWER = lib.DP_ANSWER
+    HELD = lib.DP_HELD
 
     def __str__(self) -> str:
         return self.name.lower()

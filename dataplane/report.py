@@ -1,8 +1,8 @@
 """Counters and tables as plain aligned text, greppable by the first word."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
-from dataplane.stats import Stats
+from dataplane.stats import EXITS, Stats, adds_up
 
 FRAMES = ("rx_frames", "rx_bytes", "tx_frames", "tx_bytes", "originated", "consumed", "dropped")
 
@@ -26,19 +26,15 @@ def counters(stats: Stats) -> str:
     ]
     rules = [("rule", name, count) for name, count in sorted(stats.rules.items())]
     totals = [("total", name, count) for name, count in stats.totals.items()]
-    return "\n".join([*table(ports), *table(drops), *table(rules), *table(totals), law(stats)])
+    told = [*table(ports), *table(drops), *table(rules), *table(totals)]
+    return "\n".join([*told, f"law    {law(stats.totals)}"])
 
 
-def adds_up(stats: dict[str, int]) -> bool:
-    """The law, of totals: no frame is lost without a reason."""
-    return stats["rx"] == stats["forwarded"] + stats["dropped"] + stats["consumed"]
-
-
-def law(stats: Stats) -> str:
-    t = dict(stats.totals)
-    sign = "==" if adds_up(t) else "!="
-    parts = f"forwarded {t['forwarded']} + dropped {t['dropped']} + consumed {t['consumed']}"
-    return f"law    rx {t['rx']} {sign} {parts}"
+def law(totals: Mapping[str, int]) -> str:
+    """The law in numbers; what was seldom, only where it was at all."""
+    came = [f"{k} {totals[k]}" for k in ("rx", "copies") if k == "rx" or totals[k]]
+    went = [f"{k} {totals[k]}" for k in EXITS if k != "held" or totals[k]]
+    return f"{' + '.join(came)} {'==' if adds_up(totals) else '!='} {' + '.join(went)}"
 
 
 def _aligned(cell: str, width: int) -> str:

@@ -11,16 +11,23 @@ from dataplane.layers import LAYERS
 from dataplane.reasons import Reason, check
 from dataplane.records import dtype
 
-GAUGES = frozenset({"flows", "bindings", "generation"})
+GAUGES = frozenset({"held", "flows", "bindings", "generation"})
+EXITS = ("forwarded", "dropped", "consumed", "held")
 TRIES = 8
 ELIMIT = -4  # status.def
 
 Key = TypeVar("Key")
 
 
+def adds_up(totals: Mapping[str, int]) -> bool:
+    """The law: rx + copies == forwarded + dropped + consumed + held."""
+    went_in = totals["rx"] + totals["copies"]
+    return went_in == sum(totals[k] for k in EXITS)
+
+
 @dataclass(frozen=True, slots=True)
 class Stats:
-    """rx == forwarded + dropped + consumed. Reasons and rules that never counted are left out.
+    """See `adds_up`. Reasons and rules that never counted are left out.
 
     `now_ns` is the engine's time of the reading; of a difference, the time in between.
     """
@@ -33,7 +40,7 @@ class Stats:
     layers: Mapping[str, int]
 
     def __sub__(self, earlier: "Stats") -> "Stats":
-        """What was counted since; of gauges (flows, bindings, generation) the later value."""
+        """What was counted since; of gauges (held, flows, bindings, generation) the later value."""
         since = _minus(self.totals, earlier.totals)
         return Stats(
             now_ns=self.now_ns - earlier.now_ns,
@@ -106,7 +113,7 @@ class Counters:
         n_rules = max(ids.rules.values(), default=-1) + 1
         for _ in range(TRIES):
             totals = self._read(n_ports, n_rules)
-            if totals["rx"] == totals["forwarded"] + totals["dropped"] + totals["consumed"]:
+            if adds_up(totals):
                 break
         ports = self._port_columns() - self._base_ports
         fields = self._ports.dtype.names or ()

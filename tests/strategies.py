@@ -7,6 +7,7 @@ and a list of steps; `play` leads one through a dataplane. A state machine uses 
 from collections.abc import Callable
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 from hypothesis import strategies as st
@@ -467,6 +468,59 @@ def frames(draw: st.DrawFn, node: Node) -> Frame:
 
 
 @st.composite
+def datagrams(draw: st.DrawFn, node: Node) -> list[Frame]:
+    """The fragments of a packet in some order, some of them lost, twice there, or overlapping."""
+    site = Site(node)
+    port = draw(st.sampled_from([*site.endpoints, *site.endpoints, UNDERLAY]))
+    if port == UNDERLAY:
+        network = draw(st.sampled_from(list(site.networks.values())))
+        everyone, smac = _everyone(site, network), b"\x02\x0d\0\0\0\1"
+        remote = [a for a in everyone if getattr(network.route(_ip16(a)), "adjacency", None)]
+        src = draw(st.sampled_from(remote or everyone))
+    else:
+        sender = site.endpoints[port]
+        network, smac = site.networks[sender.vni], sender.mac
+        src = ip_of(draw(st.sampled_from(sorted(sender.addresses))))
+    met_at = UNDERLAY if port == UNDERLAY else "endpoint"
+    aims = _aims(site, met_at, network)
+    packet = draw(packets(src, _everyone(site, network), aims, whole=True))
+    frame = build.ethernet(network.dr_mac, smac, build.ip_type(packet), packet)
+    parts = [
+        build.part(frame, *draw(_overlapping(p)), ident=draw(_mostly([1], [2])))
+        for p in draw(_parts(frame))
+    ]
+    if port != UNDERLAY:
+        return [Frame(port, p) for p in parts]
+    return [Frame(UNDERLAY, _tunnelled(site, network, src, p)) for p in parts]
+
+
+@st.composite
+def _parts(draw: st.DrawFn, frame: bytes) -> list[tuple[int, int]]:
+    size = len(frame) - 54 if frame[14] >> 4 == 6 else len(frame) - 14 - (frame[14] & 15) * 4
+    cuts = draw(st.lists(st.integers(1, 8) | st.integers(1, max(1, size // 8)), max_size=5))
+    bounds = sorted({0, size, *(8 * c for c in cuts if 8 * c < size)})
+    parts = draw(st.permutations(list(pairwise(bounds))))
+    again = draw(st.lists(st.sampled_from(parts), max_size=1)) if draw(seldom) and parts else []
+    lost = draw(st.integers(0, 1)) if draw(seldom) else 0
+    return parts[lost:] + again
+
+
+def _overlapping(part: tuple[int, int]) -> st.SearchStrategy[tuple[int, int]]:
+    begin, end = part
+    return _mostly(
+        [part], [(begin, end + 8), (max(0, begin - 8), end), (begin, max(end - 8, begin + 8))]
+    )
+
+
+def _tunnelled(site: Site, network: Mesh, src: IP, inner: bytes) -> bytes:
+    route = network.route(_ip16(src))
+    vtep = ip_of(route.adjacency.remote) if route and route.adjacency else VTEPS4[0]
+    own = site.underlay.ip4 if vtep.version == 4 else site.underlay.ip6
+    dst = unmapped(own) if own else vtep.packed
+    return build.vxlan(vtep.packed, dst, site.underlay.udp_port, network.vni, inner, 0)
+
+
+@st.composite
 def _from_endpoint(draw: st.DrawFn, site: Site, sender: Place) -> Frame:
     network = site.networks[sender.vni]
     neighbours = [e.mac for e in site.endpoints.values() if e.vni == sender.vni]
@@ -583,10 +637,14 @@ def _aims(site: Site, met_at: str, network: Mesh | None) -> list[Aim]:
 
 @st.composite
 def packets(
-    draw: st.DrawFn, src: IP, targets: list[IP] | None = None, aims: list[Aim] | None = None
+    draw: st.DrawFn,
+    src: IP,
+    targets: list[IP] | None = None,
+    aims: list[Aim] | None = None,
+    whole: bool = False,
 ) -> bytes:
     """An IP packet from `src` to an address of its family, with right checksums; often to one of
-    the aims."""
+    the aims. `whole`: no fragment."""
     near = [a for a in aims or [] if a[0].version == src.version]
     aim = draw(st.sampled_from(near)) if near and draw(st.booleans()) else None
     dst = draw(
@@ -602,7 +660,7 @@ def packets(
     if proto == UDP and draw(_mostly([False], [True])):
         segment = segment[:6] + b"\0\0" + segment[8:]
     options = b""
-    fragment = draw(_mostly([0x4000, 0], [0x2000, 1, 3, 0x2001, 0x1FFF]))
+    fragment = draw(_mostly([0x4000, 0], [] if whole else [0x2000, 1, 3, 0x2001, 0x1FFF]))
     if src.version == 4:
         options = draw(_mostly([b""], [b"\1\1\1\0", b"\x07\3\4\0", b"\x83\3\4\0", b"\x07\1\0\0"]))
     elif fragment not in (0, 0x4000):
@@ -840,6 +898,7 @@ KINDS = (
     ["send"] * 4
     + ["reply"] * 4
     + ["proceed"] * 2
+    + ["datagram"] * 2
     + ["repeat", "complain", "wait", "commit", "expire"]
 )
 
@@ -856,6 +915,10 @@ def scenarios(draw: st.DrawFn, max_steps: int = 20) -> tuple[Node, list[Step]]:
             steps.append(Commit(node))
         elif kind == "send":
             steps.append(Send(draw(frames(node))))
+        elif kind == "datagram":
+            for frame in draw(datagrams(node)):
+                steps += [Wait(9 * SECOND)] if draw(seldom) else []
+                steps.append(Send(frame))
         elif kind == "expire":
             steps.append(Expire())
         else:

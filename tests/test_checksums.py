@@ -11,6 +11,7 @@ from dataplane.model import OutboundNat
 from dataplane.packet import describe, parse
 from tests import blue
 from tests.blue import ETH, forwarded, patched, udp_summed, web
+from tests.reference.build import part
 from tests.reference.checksum import checksum
 
 VIP6 = ip_address("2001:db8:77::1")
@@ -114,14 +115,14 @@ def test_a_udp_zero_over_ipv6_is_not_repaired() -> None:
 def test_a_first_fragment_is_adjusted_in_its_transport_header(kind: str) -> None:
     """As the whole datagram would be; a later one has none."""
     whole = web(f"{kind} 10.1.0.2:777 > 203.0.113.9:80 len 100")
-    size = len(whole) - ETH - 20
     with engine_for(4) as engine:
-        sent = forwarded(engine.process_one(whole, "web"), "host")
-        first = blue.mended(
-            patched(patched(whole[:-60], 16, (size - 40).to_bytes(2)), 20, b"\x20\0")
-        )
+        sent = forwarded(engine.process_one(whole, "web"), "host")[ETH + 20 :]
+        first, later = part(whole, 0, 48, 9), part(whole, 48, len(sent), 9)
         got = forwarded(engine.process_one(first, "web"), "host")
-        assert got[ETH + 20 :] == sent[ETH + 20 : -60] and checksum(got[ETH : ETH + 20]) == 0
+        assert got[ETH + 20 :] == sent[:48] and checksum(got[ETH : ETH + 20]) == 0
+        rest = forwarded(engine.process_one(later, "web"), "host")
+        assert rest[ETH + 20 :] == sent[48:] and checksum(rest[ETH : ETH + 20]) == 0
+        assert rest[ETH + 12 : ETH + 20] == got[ETH + 12 : ETH + 20]
 
 
 @pytest.mark.conformance("C5")

@@ -11,8 +11,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dataplane.engine import Engine, Timers
+from dataplane.engine import Outcome as EngineOutcome
 from dataplane.model import Node
 from dataplane.reasons import Verdict
+from dataplane.stats import adds_up
 from tests import strategies
 from tests.reference import Choices, Outcome, Twin
 from tests.reference.flows import Key
@@ -27,10 +29,11 @@ SECONDS = {
     "udp": 10,
     "icmp": 5,
     "other": 10,
+    "fragment": 8,
 }
 SMALL = 64  # pairs, or bindings: an eviction looks at no more, so it finds one if there is one
 KEY = bytes(range(32))
-VERDICTS = {Verdict.FORWARD: "forward", Verdict.DROP: "drop", Verdict.ANSWER: "answer"}
+VERDICTS = {verdict: str(verdict) for verdict in Verdict}
 
 
 class Pair:
@@ -92,21 +95,29 @@ class Pair:
         assert (walk.verdict, walk.reason, walk.egress, walk.after, walk.rule) == (
             (got.verdict, got.reason, got.port, got.frame, got.rule)
         )
-        data = got.frame if got.port is not None else None
-        seen = Outcome(
-            VERDICTS[got.verdict],
-            str(got.reason) if got.verdict is Verdict.DROP else None,
-            got.port,
-            data,
-            got.rule,
-        )
-        choices = Choices(data, self.evicted, self.outside_port)
+        seen = as_twin_says(got)
+        choices = Choices(seen.frame, self.evicted, self.outside_port)
         wanted = self.twin.process(frame.data, frame.port, now, frame.flags, choices=choices)
         assert seen == wanted._replace(partial=False)
+        for out in map(as_twin_says, got.more):
+            told = self.twin.more(Choices(out.frame, self.evicted, self.outside_port))
+            assert told and out == told._replace(partial=False)
+        assert self.twin.more() is None
         totals = self.engine.stats().totals
         assert totals["icmp_limited"] == self.twin.icmp_limited
-        assert totals["rx"] == totals["forwarded"] + totals["dropped"] + totals["consumed"]
+        assert totals["held"] == self.twin.fragments.held
+        assert adds_up(totals)
         return seen
+
+
+def as_twin_says(got: EngineOutcome) -> Outcome:
+    return Outcome(
+        VERDICTS[got.verdict],
+        str(got.reason) if got.verdict is Verdict.DROP else None,
+        got.port,
+        got.frame if got.port is not None else None,
+        got.rule,
+    )
 
 
 @pytest.mark.conformance("T5")

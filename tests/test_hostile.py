@@ -164,7 +164,8 @@ def totals_of(engine: Any) -> Any:
     ports = ffi.new("struct dp_port_counters[]", PORTS)
     tail = (ffi.NULL, 0, ffi.NULL, 0)
     assert lib.dp_counters(engine, totals, reasons, len(Reason), ports, PORTS, *tail) == 0
-    assert totals.rx == totals.forwarded + totals.dropped + totals.consumed
+    went = totals.forwarded + totals.dropped + totals.consumed + totals.held
+    assert totals.rx + totals.copies == went
     assert reasons[0] == 0 and sum(reasons) == totals.dropped
     assert sum(p.tx_frames for p in ports) == totals.forwarded + totals.originated
     return totals

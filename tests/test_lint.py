@@ -241,7 +241,7 @@ def reached(own: tuple[Acl, ...], network: tuple[Acl, ...]) -> set[str]:
         ]
         for here, there, proto, one, two in PACKETS:
             ends = (here, there) if direction == "out" else (there, here)
-            flow = FlowId(*ends, proto, one, two, False)
+            flow = FlowId(*ends, proto, one, two)
             for tier in tiers:
                 first = next((r for r in tier if oracle._matches(r, flow)), None)
                 if first:

@@ -8,9 +8,9 @@ import pytest
 
 from dataplane.address import Mac
 from dataplane.errors import DocumentError
-from dataplane.model import PortRange
 from dataplane.packet import build, describe, parse
 from dataplane.reasons import Reason, Verdict
+from dataplane.stats import adds_up
 from tests import blue
 from tests.blue import ETH, IP6, dropped, forwarded, inner_of, mended, patched, peer, told, web
 from tests.reference.checksum import checksum, pseudo_header
@@ -156,8 +156,6 @@ ERRORS6 = (1, 2, 3, 4, 100, 127, 137)
 NEVER = {
     **{f"icmp error {n}": f"icmp 10.1.0.2 > 10.2.0.9 type {n} code 0" for n in ERRORS4},
     **{f"icmp6 error {n}": f"icmp6 fd00:1::2 > fd00:2::9 type {n} code 0" for n in ERRORS6},
-    "later fragment": "ip 17 10.1.0.2 > 10.2.0.9 frag 64 len 64",
-    "later fragment 6": "ip 17 fd00:1::2 > fd00:2::9 frag 64 len 64",
     "broadcast": "udp 10.1.0.2:7 > 255.255.255.255:9",
     "multicast": "udp 10.1.0.2:7 > 224.1.2.3:9",
     "multicast 6": "udp [fd00:1::2]:7 > [ff05::9]:9",
@@ -242,10 +240,27 @@ def test_an_underlay_that_cannot_carry_ip_is_refused() -> None:
 
 
 @pytest.mark.conformance("R6")
-def test_too_big_without_df_is_dropped_and_counted(engine) -> None:
-    """Said so: inner fragmentation is not done."""
-    frame = web(f"{OUT} len 1500")
-    assert dropped(engine.process_one(frame, "web")) == "needs_fragmentation"
+@pytest.mark.parametrize("options", [b"", b"\x94\4\0\0\x07\7\4\0\0\0\0\0"])
+@pytest.mark.parametrize("size", [1423, 1500, 4000, 9000])
+def test_too_big_without_df_is_cut_by_the_router(engine, size: int, options: bytes) -> None:
+    """RFC 1812 section 5.2.6: what comes out of all pieces is what went in, a hop later."""
+    words = f"{OUT} len {size} ipid 321"
+    whole = with_options(web(words), options)
+    first = engine.process_one(whole, "web")
+    pieces = [inner_of(forwarded(piece, "underlay")) for piece in (first, *first.more)]
+    assert len(pieces) > 1
+    payload, copied = b"", options[:4]
+    for i, piece in enumerate(pieces):
+        head = (piece[ETH] & 15) * 4
+        assert len(piece) - ETH <= 1450 and checksum(piece[ETH : ETH + head]) == 0
+        assert piece[ETH + 20 : ETH + head] == (copied if i else options)
+        flags = int.from_bytes(piece[ETH + 6 : ETH + 8])
+        assert flags == len(payload) // 8 | (i + 1 < len(pieces)) << 13
+        assert piece[ETH + 4 : ETH + 6] == (321).to_bytes(2) and piece[ETH + 8] == 63
+        payload += piece[ETH + head :]
+    assert payload == whole[ETH + 20 + len(options) :]
+    totals = engine.stats().totals
+    assert (totals["copies"], totals["held"]) == (len(pieces) - 1, 0) and adds_up(totals)
 
 
 @pytest.mark.conformance("R6", "N1")
@@ -337,7 +352,10 @@ def test_tiny_fragments_are_dropped(engine) -> None:
 @pytest.mark.conformance("R10")
 def test_a_first_fragment_holds_the_whole_header_chain(engine) -> None:
     """RFC 7112: extension headers that run into the next fragment."""
-    for chain in (b"\x3c\0\0\1\0\0\0\5\x11\4" + bytes(6), b"\x3c\0\0\1\0\0\0\5"):
+    for chain in (
+        b"\x3c\0\0\1\0\0\0\5\x11\4" + bytes(6),
+        b"\x3c\0\0\1\0\0\0\5" + b"\x11\1" + bytes(6),
+    ):
         head = b"\x60\0\0\0" + len(chain).to_bytes(2) + b"\x2c\x40"
         ends = ip_address("fd00:1::2").packed + ip_address("fd00:2::9").packed
         frame = blue.DR.packed + blue.WEB.packed + b"\x86\xdd" + head + ends + chain
@@ -353,41 +371,6 @@ def test_an_atomic_fragment_is_a_packet_by_itself() -> None:
             words = f"udp [fd00:1::2]:7 > [fd00:2::9]:{port} frag 0 ipid 5 len 20"
             outcome = engine.process_one(web(words), "web")
             assert outcome.port == "underlay" if reason is None else dropped(outcome) == reason
-
-
-@pytest.mark.conformance("R10")
-@pytest.mark.parametrize("ends", ["10.1.0.2 > 10.2.0.9", "fd00:1::2 > fd00:2::9"])
-@pytest.mark.parametrize("proto", [6, 17])
-def test_deny_a_port_permit_the_rest_stops_later_fragments(ends: str, proto: int) -> None:
-    """VPP's test 0021: the fragment that has no ports must not slip past the rule that has."""
-    name = {6: "tcp", 17: "udp"}[proto]
-    deny = blue.rule("no", "out", "block", 99, protocol=name, priority=1)
-    later = [f"ip {proto} {ends} frag {at} len 64 {mf}" for at in (64, 1400) for mf in ("", "mf")]
-    with blue.engine(blue.node(acls=(deny, *ANY))) as engine:
-        for words in later:
-            assert dropped(engine.process_one(web(words), "web")) == "fragment_untracked"
-    allow = blue.rule("yes", "out", "allow", 53, protocol=name)
-    with blue.engine(blue.node(acls=(allow,))) as engine:
-        for words in later:
-            assert dropped(engine.process_one(web(words), "web")) == "fragment_untracked"
-    host = blue.rule("no", "out", "block", protocol="sctp")
-    with blue.engine(blue.node(acls=(host, *ANY))) as engine:
-        for words in later:
-            assert engine.process_one(web(words), "web").port == "underlay"
-
-
-@pytest.mark.conformance("R10")
-def test_a_range_of_ports_stops_later_fragments_too() -> None:
-    """A pass or allow rule with ports is no way around one that blocks."""
-    ports = (PortRange(0, 65535),)
-    rules = (
-        blue.rule("pass", "out", "pass", protocol="udp", remote_ports=ports),
-        blue.rule("open", "out", "allow", protocol="udp", local_ports=ports),
-    )
-    for each in rules:
-        with blue.engine(blue.node(acls=(each,))) as engine:
-            frame = web("ip 17 10.1.0.2 > 10.2.0.9 frag 64 len 64")
-            assert dropped(engine.process_one(frame, "web")) == "fragment_untracked"
 
 
 # ---- longest prefix ----------------------------------------------------------------------------

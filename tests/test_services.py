@@ -167,8 +167,6 @@ def test_what_no_service_takes() -> None:
     outcome = world.at(WEB, f"tcp 10.1.1.2:4000 > {VIP}:81 syn")
     assert outcome.reason is Reason["LB_NO_BACKEND"]
     assert (describe(outcome.frame)["type"], describe(outcome.frame)["code"]) == (3, 3)
-    outcome = world.at(WEB, f"ip 17 10.1.1.2 > {VIP} frag 8 len 8")
-    assert outcome.reason is Reason["FRAGMENT_UNTRACKED"]
 
 
 def spread(world: World, count: int = 2000) -> dict[int, str]:

@@ -24,6 +24,7 @@ from tests.blue import (
     udp_summed,
     web,
 )
+from tests.reference.build import part
 from tests.reference.checksum import checksum
 
 OUT4, OUT6 = "udp 10.1.0.2:7 > 10.2.0.9:53 len 20", "udp [fd00:1::2]:7 > [fd00:2::9]:53 len 20"
@@ -160,10 +161,10 @@ def test_a_flow_keeps_its_source_port_for_its_life(engine) -> None:
 
 @pytest.mark.conformance("V5")
 def test_later_fragments_of_a_datagram_share_a_port(engine) -> None:
-    """The first one has that of its flow; the rest, without ports, that of their hosts."""
-    later = [web(f"ip 17 10.1.0.2 > 10.2.0.9 frag {at} mf len 16 ipid 5") for at in (16, 32)]
-    later.append(web("ip 17 10.1.0.2 > 10.2.0.9 frag 48 len 3 ipid 9"))
-    assert len(set(sports(engine, later))) == 1
+    """That of its flow, for which the first one stands."""
+    whole = web("udp 10.1.0.2:7 > 10.2.0.9:53 len 60")
+    pieces = [part(whole, at, at + 24, ident=5) for at in (0, 48, 24)]
+    assert len(set(sports(engine, [whole, *pieces]))) == 1
 
 
 # ---- UDP checksum ------------------------------------------------------------------------------
@@ -229,15 +230,18 @@ def test_outer_packets_are_atomic() -> None:
     for mtu in (1500, 1350):
         with blue.engine(blue.node(underlay={"mtu": mtu})) as engine:
             for size in (0, 1, 500, mtu - 70 - 28):
-                for inner in ("", "df", "mf", "ipid 777"):
+                for inner in ("", "df", "ipid 777"):
                     words = f"udp 10.1.0.2:7 > 10.2.0.9:53 len {size} {inner}"
                     frame = forwarded(engine.process_one(web(words), "web"), "underlay")
                     assert frame[ETH + 4 : ETH + 8] == b"\0\0\x40\0"
                     assert len(frame) - ETH <= mtu
             for size in (mtu - 70 - 27, 1500, 9000):
-                for inner in ("", "df"):
-                    words = f"udp 10.1.0.2:7 > 10.2.0.9:53 len {size} {inner}"
-                    assert engine.process_one(web(words), "web").port != "underlay"
+                words = f"udp 10.1.0.2:7 > 10.2.0.9:53 len {size}"
+                assert engine.process_one(web(f"{words} df"), "web").port != "underlay"
+                first = engine.process_one(web(words), "web")
+                for frame in (forwarded(piece, "underlay") for piece in (first, *first.more)):
+                    assert frame[ETH + 4 : ETH + 8] == b"\0\0\x40\0"
+                    assert len(frame) - ETH <= mtu
 
 
 @pytest.mark.conformance("V7")

@@ -185,7 +185,6 @@ def test_outer_ttl(outer: int, ttl: int) -> None:
         ("clear", 6, 0, False),
         ("inherit", 4, 0, False),
         ("inherit", 4, 0x4000, True),
-        ("inherit", 4, 0x2000, False),  # a fragment inside says nothing about the outside
         ("inherit", 6, 0, True),
     ],
 )

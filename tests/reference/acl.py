@@ -21,7 +21,7 @@ def judge(endpoint: Endpoint, direction: str, flow: FlowId) -> Decision:
     """Allowed, or Drop. In each group the first match counts; the last group has the last word."""
     decided: tuple[Acl, str] | None = None
     for owner, rules in endpoint.groups[direction]:
-        rule = _first_match(rules, flow, owner)
+        rule = _first_match(rules, flow)
         if rule is None or rule.action == "pass":
             continue
         decided = rule, f"{owner}/{rule.name}"
@@ -37,22 +37,15 @@ def judge(endpoint: Endpoint, direction: str, flow: FlowId) -> Decision:
     return Decision(name, rule.stateful, rule.idle)
 
 
-def _first_match(rules: tuple[Acl, ...], flow: FlowId, owner: str) -> Acl | None:
+def _first_match(rules: tuple[Acl, ...], flow: FlowId) -> Acl | None:
     for rule in sorted(rules, key=lambda r: r.priority):  # stable: equals keep their order
         if _matches(rule, flow):
-            if flow.later and _has_ports(rule):
-                raise Drop("fragment_untracked", f"{owner}/{rule.name}")
             return rule
     return None
 
 
-def _has_ports(rule: Acl) -> bool:
-    icmp = rule.icmp_type is not None or rule.icmp_code is not None
-    return bool(rule.local_ports or rule.remote_ports or icmp)
-
-
 def _matches(rule: Acl, flow: FlowId) -> bool:
-    """All conditions that are given hold. Ports of non-first fragments are taken to match."""
+    """All conditions that are given hold."""
     out = rule.direction == "out"
     local, remote = (flow.src, flow.dst) if out else (flow.dst, flow.src)
     local_port, remote_port = (flow.sport, flow.dport) if out else (flow.dport, flow.sport)
@@ -60,7 +53,7 @@ def _matches(rule: Acl, flow: FlowId) -> bool:
         return False
     if not _any_prefix(rule.local, local) or not _any_prefix(rule.remote, remote):
         return False
-    return flow.later or (
+    return (
         _any_port(rule.local_ports, local_port)
         and _any_port(rule.remote_ports, remote_port)
         and rule.icmp_type in (None, flow.dport >> 8)

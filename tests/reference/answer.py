@@ -86,7 +86,7 @@ KINDS = {  # IPv4 and IPv6: type and code
 
 def error(packet: Packet, reason: str, mtu: int, src: bytes, mac: bytes) -> bytes | None:
     """An ICMP error to the sender, quoting its packet as it came; None where none may be sent."""
-    if packet.flow.later or is_icmp_error(packet.flow):
+    if packet.later or is_icmp_error(packet.flow):
         return None
     kind = KINDS[reason][0 if packet.version == 4 else 1]
     make = _error4 if packet.version == 4 else _error6

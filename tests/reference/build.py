@@ -107,6 +107,23 @@ def vxlan(src: bytes, dst: bytes, port: int, vni: int, inner: bytes, tos: int = 
     return ethernet(bytes(6), bytes(6), ip_type(packet), packet)
 
 
+def part(frame: bytes, begin: int, end: int, ident: int) -> bytes:
+    """The fragment with bytes `begin` to `end` of what follows the IP header."""
+    version = frame[ETHERNET] >> 4
+    head = (frame[ETHERNET] & 15) * 4 if version == 4 else 40
+    header, payload = frame[ETHERNET : ETHERNET + head], frame[ETHERNET + head :]
+    more = end < len(payload)
+    if version == 6:
+        field = (begin | more).to_bytes(2)
+        piece = bytes([header[6], 0]) + field + ident.to_bytes(4) + payload[begin:end]
+        return frame[:ETHERNET] + header[:4] + len(piece).to_bytes(2) + b"\x2c" + header[7:] + piece
+    total = (head + len(payload[begin:end])).to_bytes(2)
+    place = (begin // 8 | more << 13).to_bytes(2)
+    blank = header[:2] + total + ident.to_bytes(2) + place + header[8:10] + b"\0\0" + header[12:]
+    header = blank[:10] + checksum(blank).to_bytes(2) + blank[12:]
+    return frame[:ETHERNET] + header + payload[begin:end]
+
+
 def reply_to(frame: bytes, tcp_flags: int = ACK, skew: int = 0, ack_skew: int = 0) -> bytes | None:
     """The receiver's answer: everything mirrored, checksums made anew. None: there is none.
 
@@ -150,7 +167,7 @@ def next_after(frame: bytes, tcp_flags: int = ACK, skew: int = 0) -> bytes | Non
 def error_about(frame: bytes) -> bytes | None:
     """The receiver's ICMP port unreachable, quoting what it got. None: not about this."""
     packet = parse(frame)
-    if not isinstance(packet, Packet) or packet.flow.later:
+    if not isinstance(packet, Packet) or packet.later:
         return None
     src, dst = unmapped(packet.flow.dst), unmapped(packet.flow.src)
     proto, kind, code = (ICMP, 3, 3) if packet.version == 4 else (ICMP6, 1, 4)

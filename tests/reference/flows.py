@@ -23,6 +23,7 @@ class Timers:
     udp: int = 300
     icmp: int = 60
     other: int = 300
+    fragment: int = 30
 
     def of(self, proto: int, state: int) -> int:
         if proto == TCP:

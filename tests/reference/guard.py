@@ -159,7 +159,7 @@ def check_source(endpoint: Endpoint, flow: FlowId) -> None:
     if flow.src not in endpoint.addresses:
         raise Drop("guard_ip")
     dhcp = 67 if is_mapped(flow.src) else 547
-    if flow.proto == UDP and flow.sport == dhcp and not flow.later:
+    if flow.proto == UDP and flow.sport == dhcp:
         raise Drop("guard_dhcp")
 
 

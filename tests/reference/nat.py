@@ -44,8 +44,6 @@ def translates(nat: Nat, flow: FlowId) -> bool:
 
 def check_translatable(flow: FlowId, vxlan_port: int) -> None:
     """UDP to the VXLAN port would pass for a packet of this node's VTEP outside."""
-    if flow.later:
-        raise Drop("fragment_untracked")
     if flow.is_icmp and not flow.is_echo_request:
         raise Drop("nat_untranslatable")
     if flow.proto == UDP and flow.dport == vxlan_port:

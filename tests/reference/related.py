@@ -30,14 +30,14 @@ class Quote(NamedTuple):
 def is_icmp_error(flow: FlowId) -> bool:
     """Of a packet that is no fragment (RFC 1122 section 3.2.2, RFC 4443 section 2.4)."""
     kind = flow.dport >> 8
-    if not flow.is_icmp or flow.later:
+    if not flow.is_icmp:
         return False
     return kind < 128 or kind == REDIRECT6 if flow.proto == ICMP6 else kind in ERRORS4
 
 
 def is_redirect(flow: FlowId) -> bool:
     """From a router to its neighbour: of no flow's concern."""
-    return flow.is_icmp and not flow.later and flow.dport >> 8 in (5, REDIRECT6)
+    return flow.is_icmp and flow.dport >> 8 in (5, REDIRECT6)
 
 
 def quoted(packet: Packet) -> Quote | None:
@@ -50,7 +50,7 @@ def quoted(packet: Packet) -> Quote | None:
     if header is None or len(quote) < header + 8:
         return None
     addresses, proto = _addresses(packet.version, quote)
-    ports = _ports(FlowId(*addresses, proto, 0, 0, False), quote[header:])
+    ports = _ports(FlowId(*addresses, proto, 0, 0), quote[header:])
     return ports and Quote(ports, l3, l3 + header)
 
 

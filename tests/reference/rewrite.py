@@ -91,7 +91,7 @@ def _set_tos(packet: Packet, tos: int) -> None:
 
 def _clamp_mss(packet: Packet, limit: int) -> None:
     """Lowers the first MSS option of a SYN; options after one of bad length are not looked at."""
-    if packet.flow.proto != TCP or packet.flow.later or not packet.data[packet.l4 + 13] & SYN:
+    if packet.flow.proto != TCP or packet.later or not packet.data[packet.l4 + 13] & SYN:
         return
     at, end = packet.l4 + 20, packet.l4 + (packet.data[packet.l4 + 12] >> 4) * 4
     while at + 1 < end and packet.data[at] != 0:
@@ -117,12 +117,12 @@ def _translate(packet: Packet, new: FlowId) -> None:
     if packet.partial:
         _translate_partial(packet, addresses, src_at)
         check_at = None
-    elif old.proto == UDP and packet.version == 4 and _is_zero(packet):
+    elif old.proto == UDP and packet.version == 4 and not packet.later and _is_zero(packet):
         check_at = None
     pseudo_check = None if old.proto == ICMP or not has_port(old) else check_at
     if not packet.partial:
         edit(data, src_at, addresses, packet.ip_check_at, pseudo_check)
-    if not has_port(old):
+    if not has_port(old) or packet.later:
         return
     if old.proto in (TCP, UDP):
         edit(data, packet.l4, new.sport.to_bytes(2) + new.dport.to_bytes(2), check_at)
@@ -160,16 +160,16 @@ def outgoing(
     assert way.adjacency
     sport = pair.entropy[half]
     assert sport is not None
-    on_wire = _completed(packet) if packet.partial else frame
+    on_wire = completed(packet) if packet.partial else frame
     inside = Inside(frame, on_wire, packet.tos, packet.dont_fragment)
     ident = 0 if sets_df(inside, way.adjacency) else next(ids)
     return encapsulate(inside, sport, way.adjacency, site.underlay, ident)
 
 
-def _completed(packet: Packet) -> bytes:
+def completed(packet: Packet) -> bytes:
     """As the device will send it: the sum that stands in the field is part of what is summed."""
     data = bytearray(packet.data)
     assert packet.check_at is not None
     sum_of_all = checksum(bytes(data[packet.l4 :]))
-    data[packet.check_at : packet.check_at + 2] = sum_of_all.to_bytes(2)
+    data[packet.check_at : packet.check_at + 2] = (sum_of_all or 0xFFFF).to_bytes(2)
     return bytes(data)

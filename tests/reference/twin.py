@@ -15,6 +15,7 @@ from itertools import count
 from dataplane.model import Node
 from tests.reference import answer, guard, rewrite
 from tests.reference.flows import Chooser, FlowTable, Key, Pair, Timers, Way
+from tests.reference.fragments import Fragments, Held, Ready, pieces, take_flow
 from tests.reference.guard import Arrival
 from tests.reference.keyed import stretched
 from tests.reference.limit import Limit
@@ -24,7 +25,7 @@ from tests.reference.site import HOST, UNDERLAY, Site
 from tests.reference.tcp import BOTH, CLOSING, SIDES, judge, segment_of
 from tests.reference.verdict import Drop, Outcome
 from tests.reference.walk import Walk, World
-from tests.reference.wire import ETHERNET, IP4, TCP, Packet, is_mapped
+from tests.reference.wire import ETHERNET, IP4, TCP, FlowId, Packet, is_mapped, parse
 
 
 @dataclass
@@ -49,6 +50,8 @@ class Twin:
         max_flows: int = 1 << 16,
         max_bindings: int = 1 << 16,
         key: bytes = bytes(32),
+        max_datagrams: int = 4096,
+        max_kept: int = 1024,
         number: Callable[[str], int] | None = None,
     ) -> None:
         """`key`: the engine's. `number`: its ports' numbers, which its limits go by."""
@@ -64,6 +67,7 @@ class Twin:
         self.spread = stretched(key, SPREAD)
         self.number = number or defaultdict(count(2).__next__).__getitem__
         self.icmp_limited = 0
+        self.fragments = Fragments(max_datagrams, max_kept)
         self.outer_ids = (n & 0xFFFF for n in count(1))
 
     def commit(self, node: Node) -> None:
@@ -86,6 +90,7 @@ class Twin:
     def expire(self, now_ns: int) -> int:
         """Forgets idle flows and bindings; returns how many."""
         self.now = max(self.now, now_ns)
+        self.fragments.expire(self.now, self.flows.timers.fragment)
         return self.flows.expire(self.now) + self.bindings.expire(self.now, self._held())
 
     def process(
@@ -101,16 +106,52 @@ class Twin:
         """`flags`: enum dp_frame_flag."""
         self.choices = choices or Choices()
         self.now = max(self.now, now_ns)
+        return self._judge(frame, port, flags, gso_size)
+
+    def more(self, choices: Choices | None = None) -> Outcome | None:
+        """What came out with the frame before: the next of them, or None."""
+        self.choices = choices or Choices()
+        if not self.fragments.queue:
+            return None
+        ready = self.fragments.queue.pop(0)
+        return self._judge(ready.frame, ready.port, ready.flags, 0, ready.flow)
+
+    def _judge(
+        self,
+        frame: bytes,
+        port: str,
+        flags: int,
+        gso_size: int,
+        known: FlowId | None = None,
+    ) -> Outcome:
+        """`known`: the flow of the datagram that the frame is a later fragment of."""
         arrival: Arrival | None = None
         try:
             arrival = guard.receive(self.site, frame, port, flags)
             reply = guard.check_frame(self.site, arrival)
             if reply is None:
+                self._track(arrival, frame, flags, known)
                 return self._by_flow(arrival, gso_size)
             return Outcome("answer", egress=port, frame=reply)
+        except Held:
+            return Outcome("held")
         except Drop as drop:
             told = arrival and self._tell_sender(arrival, drop)
             return Outcome("drop", drop.reason, port if told else None, told or None, drop.rule)
+
+    def _track(self, arrival: Arrival, frame: bytes, flags: int, known: FlowId | None) -> None:
+        """A later fragment gets the flow of its datagram. Raises Drop or Held."""
+        packet = arrival.packet
+        if not isinstance(packet, Packet) or packet.part is None:
+            return
+        if arrival.endpoint and packet.flow.src not in arrival.endpoint.addresses:
+            raise Drop("guard_ip")
+        if known:
+            take_flow(packet, known)
+            return
+        self.fragments.expire(self.now, self.flows.timers.fragment)
+        arrived = frame if arrival.outer else bytes(packet.data)
+        self.fragments.judge(arrival, arrived, flags, self.now)
 
     def _tell_sender(self, arrival: Arrival, drop: Drop) -> bytes | None:
         """The ICMP error or the reset that goes with the drop, never into the underlay."""
@@ -152,10 +193,12 @@ class Twin:
         try:
             self._check_vtep(arrival, way)
             self._note(pair, half, packet)
-            self._check_way(arrival, pair, way, gso_size)
+            self._check_or_cut(arrival, pair, way, gso_size)
         except Drop as drop:
             drop.rule = pair.rule
             raise
+        packet = arrival.packet
+        assert isinstance(packet, Packet)
         self._settle(pair, half, way)
         leaves_as = pair.leaves_as if half == 0 else pair.key.flow.reply()
         rewrite.rewrite(self.site, arrival, way, leaves_as)
@@ -241,6 +284,28 @@ class Twin:
             raise Drop("not_our_mac")
         rewrite.check(arrival, way, gso_size)
 
+    def _check_or_cut(self, arrival: Arrival, pair: Pair, way: Way, gso_size: int) -> None:
+        try:
+            self._check_way(arrival, pair, way, gso_size)
+        except Drop as drop:
+            if drop.reason != "needs_fragmentation" or gso_size or not self._cut(arrival, way):
+                raise
+            self._check_way(arrival, pair, way, gso_size)
+
+    def _cut(self, arrival: Arrival, way: Way) -> bool:
+        """The first piece goes on, the others come after it; not if there is no room for them."""
+        whole = arrival.packet
+        assert isinstance(whole, Packet) and way.mtu is not None
+        cut = pieces(rewrite.completed(whole) if whole.partial else bytes(whole.data), way.mtu)
+        if not cut or len(cut) - 1 > self.fragments.max_kept - self.fragments.held:
+            return False
+        self.fragments.queue += [Ready(piece, arrival.port, 0, whole.flow) for piece in cut[1:]]
+        first = parse(cut[0])
+        assert isinstance(first, Packet)
+        take_flow(first, whole.flow)
+        arrival.packet = first
+        return True
+
     def _new_flow(self, arrival: Arrival, key: Key) -> Pair:
         walk = self._walk(key, outer_src=arrival.outer.src if arrival.outer else None)
         pair = walk.pair(self.generation)
@@ -283,7 +348,9 @@ class Twin:
 
     def _note(self, pair: Pair, half: int, packet: Packet) -> None:
         pair.packets[half] += 1
-        if packet.flow.proto == TCP and not packet.flow.later:
+        if packet.flow.proto == TCP:
+            if packet.later:
+                return
             rested = self.now - pair.last > self.flows.timers.tcp_transitory * SECOND
             state = judge(pair.state, half, pair.tcp, segment_of(packet), rested)
             if state is None:

@@ -16,7 +16,7 @@ class Drop(Exception):
 class Outcome(NamedTuple):
     """`frame` leaves by port `egress`: the frame itself, its answer, or an ICMP error about it."""
 
-    verdict: str  # forward, drop, answer
+    verdict: str  # forward, drop, answer, held
     reason: str | None = None
     egress: str | None = None
     frame: bytes | None = None

@@ -190,8 +190,6 @@ class Walk:
     def _balance(self, met_at: str) -> None:
         flow = self.flow
         met = self._services(met_at)
-        if met and flow.later:
-            raise Drop("fragment_untracked")
         found = [s for s in met if (s.proto, s.port) == (flow.proto, flow.dport)]
         if not found:
             return
@@ -246,7 +244,7 @@ class Walk:
         if flow.dst not in site.pool_addresses:
             return None
         known = self.world.bindings.of(flow.dst, flow.proto, flow.dport)
-        if known is None or known in self.made or flow.later or flow.proto not in (TCP, UDP):
+        if known is None or known in self.made or flow.proto not in (TCP, UDP):
             raise Drop("nat_no_binding")
         end = site.endpoints.get(known.inside.port)
         if end is None or end.nat is None or known.inside.address not in end.addresses:

@@ -24,15 +24,12 @@ class FlowId(NamedTuple):
     proto: int
     sport: int
     dport: int
-    later: bool  # a non-first fragment: its ports are unknown
 
     def reply(self) -> "FlowId":
         """Of the packets that come back."""
-        if self.later:
-            return self._replace(src=self.dst, dst=self.src)
         if self.is_icmp:
             return self._replace(src=self.dst, dst=self.src, dport=mirrored(self.proto, self.dport))
-        return FlowId(self.dst, self.src, self.proto, self.dport, self.sport, self.later)
+        return FlowId(self.dst, self.src, self.proto, self.dport, self.sport)
 
     @property
     def is_icmp(self) -> bool:
@@ -41,12 +38,12 @@ class FlowId(NamedTuple):
 
     @property
     def is_echo_request(self) -> bool:
-        return self.is_icmp and not self.later and self.dport == ECHO_REQUEST[self.proto] << 8
+        return self.is_icmp and self.dport == ECHO_REQUEST[self.proto] << 8
 
     @property
     def is_echo(self) -> bool:
         """Request or reply: its id is a port in all but name."""
-        reply = self.is_icmp and not self.later and self.dport == ECHO_REPLY[self.proto] << 8
+        reply = self.is_icmp and self.dport == ECHO_REPLY[self.proto] << 8
         return reply or self.is_echo_request
 
 
@@ -69,6 +66,15 @@ class Arp:
         return int.from_bytes(self.frame[at : at + size])
 
 
+class Part(NamedTuple):
+    """Of a datagram: `at` in units of 8 bytes, `size` in bytes."""
+
+    ident: int
+    at: int
+    size: int
+    last: bool
+
+
 @dataclass
 class Packet:
     """An IP packet in its Ethernet frame; offsets count from the start of the frame."""
@@ -77,13 +83,22 @@ class Packet:
     version: int
     flow: FlowId
     l4: int  # of the transport header
-    fragment: bool  # first or later
+    part: Part | None  # None: a whole datagram
     partial: bool = False
+
+    @property
+    def fragment(self) -> bool:
+        return self.part is not None
+
+    @property
+    def later(self) -> bool:
+        """A fragment without transport header."""
+        return self.part is not None and self.part.at > 0
 
     @property
     def is_nd(self) -> bool:
         """Neighbour discovery (RFC 4861): ICMPv6 types 133 to 137, as far as this piece tells."""
-        known = self.flow.proto == ICMP6 and self.version == 6 and not self.flow.later
+        known = self.flow.proto == ICMP6 and self.version == 6 and not self.later
         return known and 133 <= self.data[self.l4] <= 137
 
     @property
@@ -120,12 +135,12 @@ class Packet:
         """Of the transport checksum, where this packet carries one we know."""
         offsets = {TCP: 16, UDP: 6, ICMP: 2, ICMP6: 2}
         known = self.flow.proto in (TCP, UDP) or self.flow.is_icmp
-        return self.l4 + offsets[self.flow.proto] if known and not self.flow.later else None
+        return self.l4 + offsets[self.flow.proto] if known and not self.later else None
 
     @property
     def headers_len(self) -> int:
         """IP and transport headers: what each segment of a super-frame repeats."""
-        transport = {TCP: self.data[self.l4 + 12] >> 2 & 60, UDP: 8} if not self.flow.later else {}
+        transport = {TCP: self.data[self.l4 + 12] >> 2 & 60, UDP: 8} if not self.later else {}
         return self.l4 - ETHERNET + transport.get(self.flow.proto, 0)
 
 
@@ -192,18 +207,9 @@ def _parse_ip4(frame: bytes) -> Packet:
         raise Drop("bad_address")
     more = bool(ip[6] & 0x20)
     offset = int.from_bytes(ip[6:8]) & 0x1FFF
-    check_fragment(ip[9], offset, total - header)
-    return _finish(
-        frame,
-        4,
-        MAPPED + src,
-        MAPPED + dst,
-        ip[9],
-        ETHERNET + header,
-        ETHERNET + total,
-        offset,
-        more,
-    )
+    part = part_of(ip[9], Part(int.from_bytes(ip[4:6]), offset, total - header, not more))
+    ends = ETHERNET + header, ETHERNET + total
+    return _finish(frame, 4, MAPPED + src, MAPPED + dst, ip[9], *ends, part)
 
 
 def _check_options(options: bytes) -> None:
@@ -241,16 +247,16 @@ def _parse_ip6(frame: bytes) -> Packet:
         raise Drop("bad_address")
     if dst in (bytes(16), loopback) or dst.startswith(MAPPED):
         raise Drop("bad_address")
-    proto, at, offset, more = _walk_extensions(ip)
-    packet = _finish(frame, 6, src, dst, proto, ETHERNET + at, ETHERNET + total, offset, more)
+    proto, at, part = _walk_extensions(ip)
+    packet = _finish(frame, 6, src, dst, proto, ETHERNET + at, ETHERNET + total, part)
     if src == bytes(16) and not packet.is_nd:
         raise Drop("bad_address")  # only who has no address yet asks from it
     return packet
 
 
-def _walk_extensions(ip: bytes) -> tuple[int, int, int, bool]:
-    """Upper protocol, where it starts, and the fragment's offset and more-fragments flag."""
-    proto, at, offset, more = ip[6], 40, 0, False
+def _walk_extensions(ip: bytes) -> tuple[int, int, Part | None]:
+    """Upper protocol, where it starts, and which part of a datagram it is."""
+    proto, at, part = ip[6], 40, None
     for count in range(9):
         if proto not in (HOP_BY_HOP, ROUTING, FRAGMENT, AH, DESTINATION):
             break
@@ -262,24 +268,32 @@ def _walk_extensions(ip: bytes) -> tuple[int, int, int, bool]:
         if at + size > len(ip):
             raise Drop("bad_extension")
         if proto == FRAGMENT:
-            field = int.from_bytes(ip[at + 2 : at + 4])
-            offset, more = field >> 3, bool(field & 1)
-            check_fragment(ip[at], offset, len(ip) - at - size)
+            place, ident = int.from_bytes(ip[at + 2 : at + 4]), int.from_bytes(ip[at + 4 : at + 8])
+            here = Part(ident, place >> 3, len(ip) - at - size, not place & 1)
+            found = part_of(ip[at], here)
+            if found and part:
+                raise Drop("bad_fragment")  # in two datagrams at once
+            part = part or found
         proto, at = ip[at], at + size
-        if offset:
+        if part and part.at:
             break
     if proto == HOP_BY_HOP:
         raise Drop("bad_extension")
-    return proto, at, offset, more
+    return proto, at, part
 
 
 # ---- both ----------------------------------------------------------------------------------
 
 
-def check_fragment(proto: int, offset: int, size: int) -> None:
-    """Offset in units of 8 bytes, size of this piece (RFC 791, RFC 3128)."""
-    if offset * 8 + size > 65535 or (proto == TCP and offset == 1):
+def part_of(proto: int, part: Part) -> Part | None:
+    """None: all of a datagram (RFC 6946). Raises Drop (RFC 791, RFC 3128, RFC 8200)."""
+    if part.at == 0 and part.last:
+        return None
+    if part.at * 8 + part.size > 65535 or (proto == TCP and part.at == 1):
         raise Drop("bad_fragment")
+    if part.size == 0 or (part.size % 8 and not part.last):
+        raise Drop("bad_fragment")
+    return part
 
 
 def _finish(
@@ -290,17 +304,16 @@ def _finish(
     proto: int,
     l4: int,
     end: int,
-    offset: int,
-    more: bool,
+    part: Part | None,
 ) -> Packet:
-    """The transport header. An atomic fragment (offset 0, no more) is a whole packet."""
-    later, first = offset > 0, more and offset == 0
+    """The transport header."""
+    later, first = part is not None and part.at > 0, part is not None and part.at == 0
     sport = dport = 0
     if not later:
         reason = "bad_fragment" if first else "bad_transport"
         sport, dport = _ports(frame[l4:end], proto, version, first, reason)
-    flow = FlowId(src, dst, proto, sport, dport, later)
-    return Packet(bytearray(frame[:end]), version, flow, l4, later or first)
+    flow = FlowId(src, dst, proto, sport, dport)
+    return Packet(bytearray(frame[:end]), version, flow, l4, part)
 
 
 def _ports(l4: bytes, proto: int, version: int, first: bool, reason: str) -> tuple[int, int]:
