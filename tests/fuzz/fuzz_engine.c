@@ -19,7 +19,7 @@
                  : (fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, #condition), abort()))
 
 enum op { OP_FRAME, OP_TRACE, OP_COMMIT, OP_EXPIRE };
-enum { REASONS = 256, STEPS = 128, MAX_EVENTS = 64 };
+enum { REASONS = 256, STEPS = 128, MAX_EVENTS = 64, ROOM = 10000 };
 
 struct event {
     struct dp_frame frame;
@@ -90,7 +90,7 @@ static void check_law(struct dp_engine *engine) {
     struct dp_port_counters ports[FUZZ_PORTS];
     CHECK(dp_counters(engine, &t, reasons, dp_reason_count(), ports, FUZZ_PORTS, NULL, 0, NULL,
                       0) == 0);
-    CHECK(t.rx == t.forwarded + t.dropped + t.consumed);
+    CHECK(t.rx + t.copies == t.forwarded + t.dropped + t.consumed + t.held);
     uint64_t dropped = 0;
     for (uint32_t i = 1; i < dp_reason_count(); i++) {
         dropped += reasons[i];
@@ -98,7 +98,7 @@ static void check_law(struct dp_engine *engine) {
     CHECK(reasons[0] == 0 && dropped == t.dropped);
     uint64_t tx = 0;
     for (int i = 0; i < FUZZ_PORTS; i++) {
-        CHECK(ports[i].rx_frames >= ports[i].dropped + ports[i].consumed);
+        CHECK(ports[i].rx_frames + t.copies >= ports[i].dropped + ports[i].consumed);
         tx += ports[i].tx_frames;
     }
     CHECK(tx == t.forwarded + t.originated);
@@ -116,11 +116,22 @@ static void check_sent(uint8_t *arena, size_t arena_len, struct dp_frame f) {
 }
 
 static void check_outcome(uint8_t *arena, size_t arena_len, const struct dp_frame *f) {
-    CHECK(f->verdict <= DP_ANSWER && f->reason < dp_reason_count());
+    CHECK(f->verdict <= DP_HELD && f->reason < dp_reason_count());
     CHECK((f->verdict == DP_DROP) == (f->reason != 0));
-    CHECK(f->verdict == DP_DROP || f->port < FUZZ_PORTS);
+    CHECK(f->verdict == DP_DROP || f->verdict == DP_HELD || f->port < FUZZ_PORTS);
     if (f->port != DP_PORT_NONE) {
         check_sent(arena, arena_len, *f);
+    }
+}
+
+/* What came out with the frame. */
+static void fetch(struct dp_engine *engine, uint64_t now_ns) {
+    static uint8_t arena[DP_HEADROOM + ROOM];
+    struct dp_frame frame = {.off = DP_HEADROOM, .len = ROOM};
+    while (dp_more(engine, arena, sizeof arena, &frame, 1, now_ns) == 1) {
+        check_outcome(arena, sizeof arena, &frame);
+        CHECK(frame.verdict != DP_HELD);
+        frame = (struct dp_frame){.off = DP_HEADROOM, .len = ROOM};
     }
 }
 
@@ -143,6 +154,7 @@ static void process(struct dp_engine *engine, const struct event *e, uint64_t no
         CHECK(frame.port == DP_PORT_NONE ||
               memcmp(told_arena + told.off, arena + frame.off, frame.len) == 0);
     }
+    fetch(engine, now_ns);
     free(told_arena);
     free(arena);
 }
@@ -166,8 +178,12 @@ static void commit(struct dp_engine *engine, uint32_t generation) {
 }
 
 static struct dp_engine *engine_of_little(void) {
-    const struct dp_limits limits = {
-        .max_flows = 8, .max_bindings = 8, .max_ports = FUZZ_PORTS, .max_rules = FUZZ_RULES};
+    const struct dp_limits limits = {.max_flows = 8,
+                                     .max_bindings = 8,
+                                     .max_datagrams = 8,
+                                     .max_kept = 16,
+                                     .max_ports = FUZZ_PORTS,
+                                     .max_rules = FUZZ_RULES};
     const struct dp_timers timers = {0};
     const uint8_t key[32] = {1, 2, 3};
     struct dp_error err;

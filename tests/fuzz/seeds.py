@@ -5,6 +5,7 @@ in the engine. Into FOLDER/corpus-parse and FOLDER/corpus-engine, one file each,
 """
 
 import hashlib
+import re
 import sys
 from ipaddress import ip_address
 from pathlib import Path
@@ -44,8 +45,11 @@ FRAMES = {  # by the port they come in at: source and destination MAC, packets
         "udp 10.1.1.2:40000 > 203.0.113.9:53000",
         "tcp 10.1.1.2:40000 > 203.0.113.9:443 syn mss 1460",
         "icmp 10.1.1.2 > 203.0.113.9 echo id 9",
-        "udp 10.1.1.2:40000 > 10.1.2.2:99 len 64 mf",
+        "udp 10.1.1.2:40000 > 10.1.2.2:99 len 56 mf",
         "ip 17 10.1.1.2 > 10.1.2.2 len 64 frag 64",
+        "udp 10.1.1.2:40000 > 10.1.2.2:99 len 3000",
+        "udp [fd00:0:0:1::2]:40000 > [fd00:0:0:2::2]:99 len 56 frag 0 mf ipid 1",
+        "ip 17 fd00:0:0:1::2 > fd00:0:0:2::2 len 64 frag 64 ipid 1",
         "udp [fd00:0:0:1::2]:40000 > [fd00:0:0:2::2]:99",
         "tcp [fd00:0:0:1::2]:40000 > [fd00:0:0:2::2]:80 syn mss 1440",
     ),
@@ -72,6 +76,7 @@ FRAMES = {  # by the port they come in at: source and destination MAC, packets
         "tcp 203.0.113.9:443 > 198.51.100.1:30080 syn",
     ),
 }
+PIECE = re.compile(r"\b(mf|frag \d+)\b").search
 UNDERLAYS = (("192.0.2.2", "192.0.2.1"), ("2001:db8::2", "2001:db8::1"))
 
 
@@ -99,9 +104,11 @@ def conversations() -> list[bytes]:
     there_and_back = [
         out + back for out in events[WEB] for back in (*events[UNDERLAY], *events[HOST])
     ]
+    pieces = [e for e, words in zip(events[WEB], FRAMES[WEB][2:], strict=True) if PIECE(words)]
     judged = [e + event(WEB, f, op, 1) for e, f in zip(events[WEB], frames(WEB), strict=True)
               for op in (COMMIT, EXPIRE)]  # fmt: skip
-    return [*alone, *known, *there_and_back, *judged]
+    both = [a + b for a in pieces for b in pieces]
+    return [*alone, *known, *there_and_back, *judged, *both]
 
 
 def write(folder: Path, seeds: list[bytes]) -> None:
