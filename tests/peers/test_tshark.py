@@ -32,7 +32,6 @@ from dataplane.model import (
     Tap,
     Underlay,
 )
-from dataplane.reasons import Verdict
 from tests import strategies
 from tests.reference import Outcome, build
 from tests.reference.wire import ICMP, ICMP6, TCP, UDP
@@ -156,9 +155,6 @@ def of_scenarios() -> list[Passage]:
     return found
 
 
-VERDICTS = {Verdict.FORWARD: "forward", Verdict.DROP: "drop", Verdict.ANSWER: "answer"}
-
-
 def passed(engine: Engine, event: strategies.Event, found: list[Passage]) -> Outcome | None:
     """What the engine does with the event. All checksums are complete: no flags of a port."""
     if event.commit is not None:
@@ -168,10 +164,11 @@ def passed(engine: Engine, event: strategies.Event, found: list[Passage]) -> Out
     if event.frame is None or event.frame.port not in engine.ids.ports:
         return None
     got = engine.process_one(event.frame.data, event.frame.port, now=event.now_ns)
-    if got.port is not None:
-        assert engine.node is not None
-        found.append(Passage(event.frame.data, got.frame, got.port, engine.node))
-    return Outcome(VERDICTS[got.verdict], None, got.port, got.frame if got.port else None)
+    for out in (got, *got.more):
+        if out.port is not None:
+            assert engine.node is not None
+            found.append(Passage(event.frame.data, out.frame, out.port, engine.node))
+    return Outcome(str(got.verdict), None, got.port, got.frame if got.port else None)
 
 
 def of_policies() -> list[Passage]:
