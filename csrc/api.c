@@ -4,6 +4,8 @@
 #include <sched.h>
 #include <stdlib.h>
 
+enum { IP_MTU_MIN = 68 }; /* RFC 791 */
+
 /* ---- life --------------------------------------------------------------------------------- */
 
 static bool counters_init(struct dp_counters *c, const struct dp_limits *limits) {
@@ -54,6 +56,7 @@ static bool init(struct dp_engine *e, const struct dp_timers *timers, const uint
     atomic_flag_clear(&e->worker.busy);
     dp_hash_key_init(&e->entropy, key, 2);
     dp_hash_key_init(&e->spread, key, 4);
+    dp_paths_init(&e->paths, key);
     struct dp_snapshot *none = dp_snapshot_create(&empty, err);
     atomic_store(&e->policy, none);
     return none && counters_init(&e->worker.count, &e->limits) &&
@@ -151,6 +154,7 @@ int dp_expire(struct dp_engine *e, uint64_t now_ns, uint32_t budget) {
     dp_read_policy(e);
     w->now_ns = now_ns > w->now_ns ? now_ns : w->now_ns;
     dp_engine_drop_kept(e, false);
+    dp_paths_expire(&e->paths, w->now_ns);
     uint32_t left = budget < e->flows.max ? budget : e->flows.max;
     uint32_t gone = 0;
     struct dp_pair *idle;
@@ -162,6 +166,46 @@ int dp_expire(struct dp_engine *e, uint64_t now_ns, uint32_t budget) {
     gone += dp_bindings_expire(&e->bindings, w->now_ns, budget);
     dp_leave(e);
     return gone > INT32_MAX ? INT32_MAX : (int)gone;
+}
+
+/* The largest outer packet that may be sent at all. */
+static uint16_t underlay_mtu(const struct dp_snapshot *s) {
+    uint16_t mtu = 0;
+    for (uint32_t i = 0; i < s->n_ports; i++) {
+        mtu = s->ports[i].kind == DP_PORT_UNDERLAY ? s->ports[i].mtu : mtu;
+    }
+    return mtu;
+}
+
+static bool is_vtep(const struct dp_snapshot *s, const struct dp_addr *remote, uint32_t vni) {
+    const uint32_t n = vni == DP_NONE ? DP_NONE : dp_snapshot_network(s, vni);
+    if (vni != DP_NONE) {
+        return n != DP_NONE && dp_snapshot_has_vtep(s, n, remote);
+    }
+    for (uint32_t i = 0; i < s->n_networks; i++) {
+        if (dp_snapshot_has_vtep(s, i, remote)) {
+            return true;
+        }
+    }
+    return false;
+}
+
+int dp_learn_path(struct dp_engine *e, const uint8_t remote[16], uint32_t vni, uint16_t mtu,
+                  uint64_t now_ns) {
+    if (!e || !remote) {
+        return DP_EINVAL;
+    }
+    if (!dp_enter(e)) {
+        return DP_EBUSY;
+    }
+    const struct dp_snapshot *s = dp_read_policy(e);
+    const struct dp_addr to = dp_addr_load(remote);
+    struct dp_worker *w = &e->worker;
+    w->now_ns = now_ns > w->now_ns ? now_ns : w->now_ns;
+    const bool learned = mtu >= IP_MTU_MIN && mtu < underlay_mtu(s) && is_vtep(s, &to, vni) &&
+                         dp_paths_learn(&e->paths, &to, mtu, w->now_ns);
+    dp_leave(e);
+    return learned;
 }
 
 int dp_flush(struct dp_engine *e) {
@@ -264,6 +308,7 @@ int dp_counters(struct dp_engine *e, struct dp_totals *totals, uint64_t *reasons
         read_words(totals, &c->totals, sizeof *totals);
         totals->held = e->fragments.store.used;
         totals->flows = e->flows.used;
+        totals->paths = e->paths.used;
         totals->bindings = e->bindings.used;
         totals->generation = atomic_load(&e->policy)->generation;
     }

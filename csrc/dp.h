@@ -256,6 +256,7 @@ struct dp_timers {
     uint32_t icmp;            /* 60: RFC 5508 REQ-2 */
     uint32_t other;           /* 300 */
     uint32_t fragment;        /* 30: how long a datagram may be incomplete */
+    uint32_t path_mtu;        /* 600: how long a learned one holds (RFC 1191 section 6.3) */
 };
 
 struct dp_policy {
@@ -337,6 +338,12 @@ int dp_more(struct dp_engine *engine, uint8_t *arena, size_t arena_len, struct d
 /* Looks at up to budget flow pairs and bindings and removes the idle ones; returns how many, or a
  * status. */
 int dp_expire(struct dp_engine *engine, uint64_t now_ns, uint32_t budget);
+/* An ICMP message about a packet of ours to a provider address: its path carries mtu bytes, outer
+ * IP header included. vni: of the packet it quotes, or DP_NONE where it quotes too little. Believed
+ * if the policy has the address as a VTEP of that network (or of any), never below 576 bytes (IPv6:
+ * 1280), and only where it is less than what is known; returns whether it was. */
+int dp_learn_path(struct dp_engine *engine, const uint8_t remote[16], uint32_t vni, uint16_t mtu,
+                  uint64_t now_ns);
 /* Forgets all flows and bindings, and drops what is held. */
 int dp_flush(struct dp_engine *engine);
 /* A frame that an egress port could not send: its forward count becomes a drop for the reason. */
@@ -369,6 +376,7 @@ struct dp_totals {
     uint64_t held;   /* kept now, see dp_more */
     uint64_t flows;  /* pairs alive */
     uint64_t bindings; /* alive */
+    uint64_t paths;    /* whose MTU was learned */
     uint64_t expired;
     uint64_t evicted;     /* half-open pairs that gave way to new ones */
     uint64_t rule_blocks; /* searched by walks: 512 rules each, in five binary searches */

@@ -365,7 +365,7 @@ static void conclude(const struct pass *x, struct dp_packet *p, const struct dp_
         number(x, p);
         forward(x, p, act->egress);
     } else {
-        drop_loudly(x, p, (enum dp_reason)r, act->mtu);
+        drop_loudly(x, p, (enum dp_reason)r, dp_way_mtu(p, act));
     }
 }
 
@@ -383,6 +383,19 @@ static dp_cold bool split(const struct pass *x, struct dp_packet *p, uint16_t mt
     return more;
 }
 
+/* What the tunnel's path carries, of inner packet. IPv6 needs 1280 bytes (RFC 8200 section 5); a
+ * message that says less is no reason to stop it. */
+static dp_cold uint16_t path_mtu(const struct pass *x, const struct dp_packet *p,
+                                 const struct dp_act *act) {
+    if (act->adjacency == DP_NONE) {
+        return 0;
+    }
+    const struct dp_tunnel *t = &x->policy->tunnels[act->adjacency];
+    const uint16_t outer = dp_paths_mtu(&x->e->paths, &t->remote, x->w->now_ns);
+    const uint16_t inner = outer ? (uint16_t)(outer - t->head_len) : 0;
+    return inner && p->family == 6 && inner < DP_IP6_MTU_MIN ? DP_IP6_MTU_MIN : inner;
+}
+
 /* Applies a flow that stands: the last checks are per packet, so they are made here. */
 static void apply(const struct pass *x, struct dp_packet *p, const struct dp_half *half,
                   const struct dp_half *other) {
@@ -391,8 +404,9 @@ static void apply(const struct pass *x, struct dp_packet *p, const struct dp_hal
         drop(x, p, DP_R_source_not_behind_vtep);
         return;
     }
+    p->path_mtu = dp_unlikely(x->e->paths.used) ? path_mtu(x, p, &half->act) : 0;
     int r = dp_transpose(p, half, other, x->policy);
-    if (dp_unlikely(r == DP_R_needs_fragmentation) && split(x, p, half->act.mtu)) {
+    if (dp_unlikely(r == DP_R_needs_fragmentation) && split(x, p, dp_way_mtu(p, &half->act))) {
         r = dp_transpose(p, half, other, x->policy);
     }
     conclude(x, p, &half->act, r);
@@ -647,6 +661,7 @@ static dp_cold bool relate(const struct pass *x, struct dp_packet *p) {
         return false;
     }
     p->frame->rule = half->act.rule;
+    p->path_mtu = x->e->paths.used ? path_mtu(x, p, &half->act) : 0;
     dp_count(&x->count->totals.hits, 1);
     conclude(x, p, &half->act,
              dp_transpose_error(p, &q, half, &pair->half[half == &pair->half[0]], x->policy));
@@ -805,6 +820,7 @@ static void set_timers(struct dp_engine *e, const struct dp_snapshot *s) {
         .icmp = nanoseconds(a->icmp, b->icmp, 60),
         .other = nanoseconds(a->other, b->other, 300)};
     e->fragments.timeout_ns = nanoseconds(a->fragment, b->fragment, 30);
+    e->paths.age_ns = nanoseconds(a->path_mtu, b->path_mtu, 600);
 }
 
 /* Named first, then looked at again, so that a commit that swapped it in between sees the name or

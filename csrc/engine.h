@@ -4,6 +4,7 @@
 #define DP_ENGINE_H
 #include "fragment.h"
 #include "limit.h"
+#include "path.h"
 #include "walk.h"
 
 /* What belongs to one thread at a time: scratch, counters, and the policy it is reading just now.
@@ -26,6 +27,7 @@ struct dp_engine {
     struct dp_flows flows;
     struct dp_bindings bindings;
     struct dp_fragments fragments;
+    struct dp_paths paths;
     struct dp_limit limit; /* of ICMP errors */
     struct dp_hash_key
         entropy;               /* of outer source ports; not the tables' key, which must not leak */

@@ -38,6 +38,15 @@ static inline uint8_t *io_slot(const struct io_burst *b, uint32_t i) {
 bool io_tap_receive(struct io_port *p, struct io_burst *b);
 void io_underlay_receive(struct io_port *p, int fd, struct io_burst *b);
 
+/* What ICMP said of the way to a provider address; mtu 0: nothing of its size. */
+struct io_path {
+    struct dp_addr remote;
+    uint32_t vni; /* of the packet quoted, or DP_NONE */
+    uint16_t mtu;
+};
+/* Takes one error off a sending socket's queue; false: there is none. */
+bool io_underlay_error(struct io_port *p, int fd, struct io_path *path);
+
 /* Send frames of the burst; what the device refuses is counted with dp_egress_drop. */
 void io_tap_send(struct io_port *p, struct dp_engine *e, uint8_t *arena,
                  struct dp_frame *const *frames, uint32_t n);

@@ -13,8 +13,10 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { EVENTS = 64, TURN_MS = 100, EXPIRE_BUDGET = 8192 };
-enum { ON_STOP = INT32_MAX, ON_V6 = 1 }; /* epoll data: port id * 2 + family, or the stop */
+enum { EVENTS = 64, TURN_MS = 100, EXPIRE_BUDGET = 8192, ERRORS_A_TURN = 16 };
+enum { ON_STOP = INT32_MAX, ON_V6 = 1, ERRORS = 32 };
+/* epoll data: port id * 2 + family, or the stop; from bit ERRORS on the place + 1 of a sending
+ * socket */
 enum { GO_ON = 0, STOPPED = 1, INTERRUPTED = 2 };
 
 struct dp_loop {
@@ -118,6 +120,17 @@ static void serve(struct dp_loop *l, struct io_port *p, bool v6) {
     }
 }
 
+/* Of what ICMP tells about packets sent before, the path MTUs are for the engine. */
+static void serve_errors(struct dp_loop *l, struct io_port *p, uint32_t place) {
+    struct io_path path;
+    for (int i = 0; i < ERRORS_A_TURN && io_underlay_error(p, p->sending[place], &path); i++) {
+        while (path.mtu && dp_learn_path(l->engine, dp_addr_bytes(&path.remote), path.vni, path.mtu,
+                                         clock_ns()) == DP_EBUSY) {
+            sched_yield();
+        }
+    }
+}
+
 static void housekeeping(struct dp_loop *l, uint64_t now) {
     if (now - l->expired_ns >= TURN_MS * 1000000u) {
         l->expired_ns = now;
@@ -138,7 +151,12 @@ static int turn(struct dp_loop *l, int wait_ms) {
             uint64_t count;
             return read(l->stop, &count, sizeof count) > 0 ? STOPPED : DP_EIO;
         }
-        serve(l, l->ports[what >> 1], what & ON_V6);
+        struct io_port *port = l->ports[(uint32_t)what >> 1];
+        if (what >> ERRORS) {
+            serve_errors(l, port, (uint32_t)(what >> ERRORS) - 1);
+        } else {
+            serve(l, port, what & ON_V6);
+        }
     }
     housekeeping(l, clock_ns());
     return GO_ON;
@@ -192,9 +210,23 @@ void dp_loop_stop(struct dp_loop *l) {
 
 /* ---- life --------------------------------------------------------------------------------- */
 
-static bool watch(const struct dp_loop *l, int fd, uint64_t what) {
-    struct epoll_event event = {.events = EPOLLIN, .data.u64 = what};
+/* Errors are waited for in any case. */
+static bool watch_for(const struct dp_loop *l, int fd, uint32_t events, uint64_t what) {
+    struct epoll_event event = {.events = events, .data.u64 = what};
     return epoll_ctl(l->epoll, EPOLL_CTL_ADD, fd, &event) == 0;
+}
+
+static bool watch(const struct dp_loop *l, int fd, uint64_t what) {
+    return watch_for(l, fd, EPOLLIN, what);
+}
+
+static bool watch_errors(const struct dp_loop *l, const struct io_port *p) {
+    bool all = true;
+    for (uint32_t i = 0; i < p->sockets.n_send * 2; i++) {
+        const uint64_t what = ((uint64_t)i + 1) << ERRORS | (uint64_t)p->id << 1;
+        all = all && (p->sending[i] < 0 || watch_for(l, p->sending[i], 0, what));
+    }
+    return all;
 }
 
 static void *touched_arena(void) {
@@ -312,7 +344,8 @@ int dp_loop_add_underlay(struct dp_loop *l, uint16_t port, const struct dp_under
     }
     const uint64_t what = (uint64_t)port << 1;
     const bool polled = p->sending && (s->receive4 < 0 || watch(l, s->receive4, what)) &&
-                        (s->receive6 < 0 || watch(l, s->receive6, what | ON_V6));
+                        (s->receive6 < 0 || watch(l, s->receive6, what | ON_V6)) &&
+                        watch_errors(l, p);
     return join(l, p, polled, err);
 }
 

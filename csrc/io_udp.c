@@ -5,7 +5,9 @@
 #include "wire.h"
 #include <arpa/inet.h>
 #include <errno.h>
+#include <linux/errqueue.h>
 #include <netinet/in.h>
+#include <netinet/ip_icmp.h>
 #include <sys/socket.h>
 
 enum { CONTROL = 128, FRONT4 = 42, FRONT6 = 62, SOCKET_TTL = 64 };
@@ -126,6 +128,61 @@ void io_underlay_receive(struct io_port *p, int fd, struct io_burst *b) {
     }
 }
 
+/* ---- errors ------------------------------------------------------------------------------- */
+
+static bool is_path_mtu(const struct sock_extended_err *e) {
+    const bool v4 = e->ee_origin == SO_EE_ORIGIN_ICMP && e->ee_type == DP_ICMP_UNREACHABLE &&
+                    e->ee_code == ICMP_FRAG_NEEDED;
+    const bool v6 = e->ee_origin == SO_EE_ORIGIN_ICMP6 && e->ee_type == DP_ICMP6_TOO_BIG;
+    return e->ee_errno == EMSGSIZE && (v4 || v6);
+}
+
+/* Where the packet that was quoted had gone to. */
+static struct dp_addr destination(const union io_address *to, uint16_t *port) {
+    if (to->any.sa_family == AF_INET) {
+        *port = be16_get((be16){to->v4.sin_port});
+        return dp_addr_from4((const uint8_t *)&to->v4.sin_addr);
+    }
+    *port = be16_get((be16){to->v6.sin6_port});
+    return dp_addr_load((const uint8_t *)&to->v6.sin6_addr);
+}
+
+bool io_underlay_error(struct io_port *p, int fd, struct io_path *path) {
+    union io_address to;
+    struct dp_vxlan quoted;
+    _Alignas(struct cmsghdr) uint8_t control[2 * CONTROL];
+    struct iovec data = {&quoted, sizeof quoted};
+    struct msghdr h = {.msg_name = &to,
+                       .msg_namelen = sizeof to,
+                       .msg_iov = &data,
+                       .msg_iovlen = 1,
+                       .msg_control = control,
+                       .msg_controllen = sizeof control};
+    const ssize_t got = recvmsg(fd, &h, MSG_ERRQUEUE | MSG_DONTWAIT);
+    if (got < 0) {
+        return false;
+    }
+    dp_count(&p->count.rx_errors, 1);
+    *path = (struct io_path){.vni = DP_NONE};
+    for (struct cmsghdr *c = CMSG_FIRSTHDR(&h); c; c = CMSG_NXTHDR(&h, c)) {
+        struct sock_extended_err e;
+        uint16_t port;
+        if (!(c->cmsg_level == IPPROTO_IP && c->cmsg_type == IP_RECVERR) &&
+            !(c->cmsg_level == IPPROTO_IPV6 && c->cmsg_type == IPV6_RECVERR)) {
+            continue;
+        }
+        memcpy(&e, CMSG_DATA(c), sizeof e);
+        path->remote = destination(&to, &port);
+        if (is_path_mtu(&e) && port == p->sockets.udp_port) {
+            path->mtu = (uint16_t)(e.ee_info < UINT16_MAX ? e.ee_info : UINT16_MAX);
+        }
+    }
+    if (got == sizeof quoted) {
+        path->vni = dp_vxlan_vni(&quoted);
+    }
+    return true;
+}
+
 /* ---- send --------------------------------------------------------------------------------- */
 
 static void append_control(struct msghdr *h, uint8_t *control, int level, int type, int value) {
@@ -184,8 +241,8 @@ static int address(const struct io_port *p, struct io_messages *m, uint32_t i,
 }
 
 static bool is_echo_of_icmp(int error) {
-    return error == ECONNREFUSED || error == EHOSTUNREACH || error == ENETUNREACH ||
-           error == EHOSTDOWN;
+    return error == ECONNREFUSED || error == EMSGSIZE || error == EHOSTUNREACH ||
+           error == ENETUNREACH || error == EHOSTDOWN;
 }
 
 /* Sends messages [first, last) through one socket. An error belongs to the first that was not sent;

@@ -127,6 +127,7 @@ struct dp_packet {
     struct dp_addr outer_src;
     uint64_t hash;
     uint32_t candidate; /* reference of the flow it may belong to, or 0 */
+    uint16_t path_mtu;  /* of the underlay's way, for the inner packet; 0 = nothing was learned */
     /* of a fragment */
     uint32_t datagram_id;
     uint32_t part_len; /* bytes */

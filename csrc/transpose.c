@@ -130,6 +130,13 @@ static void clamp_mss(struct dp_packet *p, uint16_t mss) {
     }
 }
 
+/* Both ways: what one side announces is what the other one will send. */
+static uint16_t mss_limit(const struct dp_packet *p, const struct dp_half *half) {
+    const uint16_t headers = p->family == 4 ? 40 : 60;
+    return p->path_mtu && p->path_mtu - headers < half->mss ? (uint16_t)(p->path_mtu - headers)
+                                                            : half->mss;
+}
+
 static void hop(struct dp_packet *p) {
     if (p->family == 6) {
         dp_packet_ip6(p)->hops--;
@@ -257,7 +264,7 @@ static enum dp_reason check(const struct dp_packet *p, const struct dp_act *act,
     if (act->flags & DP_ACT_DECAP) {
         return take_outer_tos(p, &policy->networks[p->network], tos);
     }
-    return check_size(p, act->mtu);
+    return check_size(p, dp_way_mtu(p, act));
 }
 
 /* The router's part: hop, MAC addresses, outer headers. Returns what dp_encap says. */
@@ -287,7 +294,7 @@ int dp_transpose(struct dp_packet *p, const struct dp_half *half, const struct d
         return r;
     }
     if (dp_unlikely(is_syn(p))) {
-        clamp_mss(p, half->mss);
+        clamp_mss(p, mss_limit(p, half));
     }
     if (half->act.flags & DP_ACT_NAT) {
         translate(p, half, &other->key);

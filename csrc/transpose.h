@@ -5,6 +5,13 @@
 #include "parse.h"
 #include "snapshot.h"
 
+/* Largest IP packet on the way of this one: the policy's, or what was learned of the path. */
+static inline uint16_t dp_way_mtu(const struct dp_packet *p, const struct dp_act *act) {
+    const bool narrower =
+        dp_unlikely(p->path_mtu) && (act->flags & DP_ACT_ENCAP) && p->path_mtu < act->mtu;
+    return narrower ? p->path_mtu : act->mtu;
+}
+
 /* Checks TTL and size, then rewrites the packet by half (whose mirror is other), pushing the outer
  * headers where the way asks for them. Returns 0, DP_UNNUMBERED of dp_encap,
  * or the reason with the packet untouched. */

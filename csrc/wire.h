@@ -91,6 +91,8 @@ struct dp_ip6 { /* RFC 8200 section 3 */
 } dp_packed;
 _Static_assert(sizeof(struct dp_ip6) == 40, "RFC 8200");
 
+enum { DP_IP6_MTU_MIN = 1280 }; /* RFC 8200 section 5 */
+
 struct dp_ip6_fragment { /* RFC 8200 section 4.5 */
     uint8_t next;
     uint8_t zero;

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypedDict
 
 from dataplane import flows, layers, validate
 from dataplane._engine import ffi, lib
+from dataplane.address import IP, ip16
 from dataplane.batch import Batch, Frame, Result
 from dataplane.clock import SimClock
 from dataplane.defaults import resolve
@@ -316,6 +317,20 @@ class Engine:
         now = self.clock.now_ns() if now is None else now
         with self.exclusive():
             return check(lib.dp_expire(self.handle, now, budget))
+
+    def learn_path(
+        self, remote: IP, mtu: int, *, vni: int | None = None, now: int | None = None
+    ) -> bool:
+        """ICMP says that the underlay's way to a VTEP carries `mtu` bytes of outer packet.
+
+        `vni`: of the packet that was quoted. Believed of VTEPs of the policy (of that network)
+        only, not below 576 bytes (IPv6: 1280), and where it is less than what is known; whether
+        it was (RFC 1191, RFC 8201, RFC 5927). Forgotten after `timers.path_mtu`.
+        """
+        now = self.clock.now_ns() if now is None else now
+        number = lib.DP_NONE if vni is None else vni
+        with self.exclusive():
+            return bool(check(lib.dp_learn_path(self.handle, ip16(remote), number, mtu, now)))
 
     def flush(self) -> None:
         """Forgets all flows and bindings, and drops the frames that wait."""

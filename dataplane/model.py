@@ -258,6 +258,7 @@ class Timers(Model, frozen=True, kw_only=True):
     icmp: int | None = None  # 60: RFC 5508 REQ-2
     other: int | None = None  # 300
     fragment: int | None = None  # 30: until an incomplete datagram is given up
+    path_mtu: int | None = None  # 600: until a learned one is forgotten, RFC 1191 section 6.3
 
 
 class IcmpRate(Model, frozen=True, kw_only=True):

@@ -1,6 +1,7 @@
 """Ports of the operating system: TAP devices and the UDP underlay. C does the I/O."""
 
 import contextlib
+import ctypes
 import errno
 import fcntl
 import os
@@ -24,6 +25,7 @@ _TUNSETIFF, _TUNSETPERSIST, _TUNSETOWNER, _TUNSETOFFLOAD = (
 _IFF_TAP, _IFF_NO_PI, _IFF_VNET_HDR = 0x0002, 0x1000, 0x4000
 _IP_MTU_DISCOVER, _IPV6_MTU_DISCOVER, _PMTUDISC_PROBE = 10, 23, 3
 _UDP_NO_CHECK6_RX = 102
+_IP_RECVERR, _IPV6_RECVERR, _SO_ATTACH_FILTER, _BPF_RET = 11, 25, 26, 6
 _IP_RECVTTL, _SO_NO_CHECK, _SO_RCVBUFFORCE, _SO_SNDBUFFORCE = 12, 11, 33, 32
 _BUFFER = 8 << 20
 _TTL = 64  # as the engine writes it
@@ -351,6 +353,17 @@ def _bind_fault(error: OSError) -> str:
             return str(error.strerror)
 
 
+def _hear_errors_only(sock: socket.socket, address: IP) -> None:
+    """ICMP errors are queued for the loop; data that is sent to a source port is dropped."""
+    drop_all = ctypes.create_string_buffer(struct.pack("=HBBI", _BPF_RET, 0, 0, 0))
+    program = struct.pack("HP", 1, ctypes.addressof(drop_all))
+    sock.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, program)
+    if address.version == 4:
+        sock.setsockopt(socket.IPPROTO_IP, _IP_RECVERR, 1)
+    else:
+        sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_RECVERR, 1)
+
+
 def _senders(address: IP, count: int, interface: str | None) -> Iterator[socket.socket]:
     """Sockets on source ports spread evenly over 49152-65535, ports in use left out."""
     step = len(_SOURCE_PORTS) // count
@@ -358,8 +371,7 @@ def _senders(address: IP, count: int, interface: str | None) -> Iterator[socket.
         for port in _SOURCE_PORTS[first : first + step]:
             sock = _udp(address, interface)
             _enlarge(sock, _SO_SNDBUFFORCE, socket.SO_SNDBUF)
-            # Nobody reads here: what is sent to a source port must not pile up.
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 0)
+            _hear_errors_only(sock, address)
             try:
                 sock.bind((str(address), port))
             except OSError as error:

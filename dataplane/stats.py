@@ -11,7 +11,7 @@ from dataplane.layers import LAYERS
 from dataplane.reasons import Reason, check
 from dataplane.records import dtype
 
-GAUGES = frozenset({"held", "flows", "bindings", "generation"})
+GAUGES = frozenset({"held", "paths", "flows", "bindings", "generation"})
 EXITS = ("forwarded", "dropped", "consumed", "held")
 TRIES = 8
 ELIMIT = -4  # status.def
@@ -40,7 +40,7 @@ class Stats:
     layers: Mapping[str, int]
 
     def __sub__(self, earlier: "Stats") -> "Stats":
-        """What was counted since; of gauges (held, flows, bindings, generation) the later value."""
+        """What was counted since; of gauges (held, flows, generation, …) the later value."""
         since = _minus(self.totals, earlier.totals)
         return Stats(
             now_ns=self.now_ns - earlier.now_ns,

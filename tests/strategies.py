@@ -869,11 +869,20 @@ class Expire:
 
 
 @dataclass(frozen=True)
+class Learn:
+    """ICMP of the underlay: the way to a VTEP carries no more."""
+
+    remote: IP
+    vni: int | None
+    mtu: int
+
+
+@dataclass(frozen=True)
 class Commit:
     node: Node
 
 
-Step = Send | Repeat | Reply | Proceed | Complain | Wait | Expire | Commit
+Step = Send | Repeat | Reply | Proceed | Complain | Wait | Expire | Learn | Commit
 
 waits = st.sampled_from(
     [0, 1, SECOND // 25, SECOND, 9 * SECOND, 10 * SECOND + 1, 26 * SECOND, 101 * SECOND]
@@ -891,6 +900,12 @@ SIMPLE: dict[str, st.SearchStrategy[Step]] = {
     "repeat": repeats,
     "complain": complaints,
     "wait": waits.map(Wait),
+    "learn": st.builds(
+        Learn,
+        st.sampled_from([*VTEPS4, *VTEPS4, *VTEPS6]),
+        st.sampled_from([None, None, 100, 0xABCDEF, 7]),
+        st.sampled_from([0, 68, 577, 1000, 1279, 1281, 1350, 1400, 1499, 1500, 9000]),
+    ),
 }
 
 
@@ -899,7 +914,7 @@ KINDS = (
     + ["reply"] * 4
     + ["proceed"] * 2
     + ["datagram"] * 2
-    + ["repeat", "complain", "wait", "commit", "expire"]
+    + ["repeat", "complain", "wait", "learn", "commit", "expire"]
 )
 
 
@@ -934,6 +949,7 @@ class Event:
     frame: Frame | None = None
     commit: Node | None = None
     expire: bool = False
+    learn: tuple[IP, int | None, int] | None = None
 
 
 class Player:
@@ -952,6 +968,8 @@ class Player:
             return None
         if isinstance(step, Expire):
             return Event(self.now, expire=True)
+        if isinstance(step, Learn):
+            return Event(self.now, learn=(step.remote, step.vni, step.mtu))
         if isinstance(step, Commit):
             self.node = step.node
             return Event(self.now, commit=step.node)

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from dataplane.address import ip16
 from dataplane.engine import Engine, Timers
 from dataplane.engine import Outcome as EngineOutcome
 from dataplane.model import Node
@@ -30,6 +31,7 @@ SECONDS = {
     "icmp": 5,
     "other": 10,
     "fragment": 8,
+    "path_mtu": 20,
 }
 SMALL = 64  # pairs, or bindings: an eviction looks at no more, so it finds one if there is one
 KEY = bytes(range(32))
@@ -77,6 +79,11 @@ class Pair:
             self.engine.commit(event.commit)
             self.ports |= self.engine.ids.ports
             self.twin.commit(event.commit)
+            return None
+        if event.learn is not None:
+            remote, vni, mtu = event.learn
+            learned = self.engine.learn_path(remote, mtu, vni=vni, now=event.now_ns)
+            assert learned == self.twin.learn_path(ip16(remote), vni, mtu, event.now_ns)
             return None
         if event.expire:
             self.engine.expire(now=event.now_ns)

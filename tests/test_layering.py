@@ -26,6 +26,7 @@ C_TIERS = (
         "trace",
         "limit",
         "fragment",
+        "path",
         "split",
     ),
     ("parse_outer", "parse_quote", "snapshot", "tcp"),

@@ -567,7 +567,7 @@ def test_super_frames_are_left_to_the_device(v6: bool, partial: bool) -> None:
 
 def test_super_frames_that_cannot_be_cut_are_counted() -> None:
     with bench() as b:
-        b.encapsulated(tcp_frame(2000, flags="MF"))
+        b.encapsulated(tcp_frame(2004, flags="MF"))
         assert b.drops() == {"egress_too_big": 1}
     with bench(vnet_hdr=False) as b:
         b.encapsulated(tcp_frame(2000))

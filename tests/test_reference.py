@@ -16,7 +16,7 @@ from scapy.layers.l2 import ARP, Dot1Q, Ether
 from scapy.layers.vxlan import VXLAN
 from scapy.utils import rdpcap
 
-from dataplane.address import Mac, Vni
+from dataplane.address import Mac, Vni, ip16
 from dataplane.model import (
     Acl,
     Document,
@@ -619,6 +619,9 @@ def asked(twin: Twin, event: strategies.Event, seen: bytes | None = None) -> Out
         twin.commit(event.commit)
     elif event.expire:
         twin.expire(event.now_ns)
+    elif event.learn:
+        remote, vni, mtu = event.learn
+        twin.learn_path(ip16(remote), vni, mtu, event.now_ns)
     elif event.frame is not None:
         frame = event.frame
         outcome = twin.process(

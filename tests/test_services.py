@@ -492,10 +492,10 @@ def test_a_domain_shares_its_changes() -> None:
         mtu=1400,
     )
     world = World(blue, red)
-    words = "udp 10.1.1.2:7 > 10.2.2.9:80 len 1350"
+    words = "udp 10.1.1.2:7 > 10.2.2.9:80 len 1350 df"
     assert seen(world.at(WEB, words))[0] == "underlay"
     world.commit(blue, replace(red, mtu=1300))
-    assert world.at(WEB, words).reason is Reason["NEEDS_FRAGMENTATION"]
+    assert world.at(WEB, words).reason is Reason["TOO_BIG"]
 
 
 def test_networks_of_one_domain_route_into_each_other() -> None:

@@ -24,6 +24,7 @@ class Timers:
     icmp: int = 60
     other: int = 300
     fragment: int = 30
+    path_mtu: int = 600
 
     def of(self, proto: int, state: int) -> int:
         if proto == TCP:

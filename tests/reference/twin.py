@@ -68,6 +68,7 @@ class Twin:
         self.number = number or defaultdict(count(2).__next__).__getitem__
         self.icmp_limited = 0
         self.fragments = Fragments(max_datagrams, max_kept)
+        self.paths: dict[bytes, tuple[int, int]] = {}  # by VTEP: MTU, and until when
         self.outer_ids = (n & 0xFFFF for n in count(1))
 
     def commit(self, node: Node) -> None:
@@ -92,6 +93,34 @@ class Twin:
         self.now = max(self.now, now_ns)
         self.fragments.expire(self.now, self.flows.timers.fragment)
         return self.flows.expire(self.now) + self.bindings.expire(self.now, self._held())
+
+    def learn_path(self, remote: bytes, vni: int | None, mtu: int, now_ns: int) -> bool:
+        """ICMP says so of the way to a VTEP; `remote` has 16 bytes (RFC 1191, RFC 8201)."""
+        self.now = max(self.now, now_ns)
+        networks = self.site.networks
+        told = networks.values() if vni is None else [networks[vni]] if vni in networks else []
+        if not any(remote in n.vteps for n in told) or not 68 <= mtu < self.site.underlay.mtu:
+            return False
+        known, until = self.paths.get(remote, (1 << 16, 0))
+        new = max(mtu, 576 if is_mapped(remote) else 1280)
+        if until > self.now and known <= new:
+            return False
+        self.paths[remote] = new, self.now + self.flows.timers.path_mtu * SECOND
+        return True
+
+    def _on_path(self, packet: Packet, way: Way) -> Way:
+        """With the MTU that was learned of the path between here and the VTEP."""
+        mtu, until = self.paths.get(way.adjacency.remote if way.adjacency else b"", (0, 0))
+        if until <= self.now:
+            return way
+        inner = mtu - (50 if is_mapped(way.adjacency.remote) else 70) if way.adjacency else 0
+        inner = max(inner, 1280) if packet.version == 6 else inner
+        out = way.mtu is not None and way.egress == UNDERLAY
+        return replace(
+            way,
+            mtu=min(way.mtu or 0, inner) if out else way.mtu,
+            mss_mtu=min(way.mss_mtu, inner),
+        )
 
     def process(
         self,
@@ -193,6 +222,7 @@ class Twin:
         try:
             self._check_vtep(arrival, way)
             self._note(pair, half, packet)
+            way = self._on_path(packet, way)
             self._check_or_cut(arrival, pair, way, gso_size)
         except Drop as drop:
             drop.rule = pair.rule
@@ -229,8 +259,9 @@ class Twin:
         gso_size: int,
     ) -> Outcome:
         """The same way, but no ACL is asked, and the flow neither lives longer nor ends for it."""
-        packet, way = arrival.packet, pair.ways[half]
+        packet = arrival.packet
         assert isinstance(packet, Packet)
+        way = self._on_path(packet, pair.ways[half])
         try:
             self._check_way(arrival, pair, way, gso_size)
         except Drop as drop:
