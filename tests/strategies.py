@@ -1,4 +1,4 @@
-"""Hypothesis strategies: policies, frames likely to meet them, and what happens over time.
+"""Strategies: policies, frames likely to meet them, and what happens over time.
 
 All values come from small alphabets, so that rules, routes and frames meet. A scenario is a policy
 and a list of steps; `play` leads one through a dataplane. A state machine uses `Player` alike.
@@ -10,7 +10,6 @@ from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from itertools import pairwise
 from typing import Any, NamedTuple
 
-from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from dataplane.address import IP, Mac, Prefix, Vni
@@ -34,6 +33,7 @@ from dataplane.model import (
     Underlay,
     Wire,
 )
+from tests import dice as st
 from tests.reference import Outcome, build, nd
 from tests.reference.site import HOST, UNDERLAY, Adjacency, Site
 from tests.reference.site import Endpoint as Place
@@ -98,13 +98,14 @@ ALL = [*GROUNDS[0].all, ip_address("10.0.9.9"), FAR_VIP, *OUTSIDE]
 
 
 seldom = st.sampled_from([False] * 11 + [True])
+likely = st.sampled_from([True] * 7 + [False])
 
 
 # ---- policies --------------------------------------------------------------------------------
 
 
 @st.composite
-def acls(draw: st.DrawFn, prefix: str) -> tuple[Acl, ...]:
+def acls(draw: st.Draw, prefix: str) -> tuple[Acl, ...]:
     """A few rules, often with a last one that lets everything through."""
     rules = [draw(_acl(f"{prefix}{n}")) for n in range(draw(st.sampled_from([0, 0, 1, 2, 4])))]
     for direction in DIRECTIONS:
@@ -124,7 +125,7 @@ def acls(draw: st.DrawFn, prefix: str) -> tuple[Acl, ...]:
 
 
 @st.composite
-def _acl(draw: st.DrawFn, name: str) -> Acl:
+def _acl(draw: st.Draw, name: str) -> Acl:
     protocol: str | int = draw(st.sampled_from(PROTOCOLS))
     ported = protocol in ("tcp", "udp", 6, 17)
     versions = {"icmp": [4], "icmp6": [6]}.get(str(protocol), [4, 6])
@@ -157,7 +158,7 @@ def _acl(draw: st.DrawFn, name: str) -> Acl:
     )
 
 
-def _few(values: list[Any]) -> st.SearchStrategy[tuple[Any, ...]]:
+def _few(values: list[Any]) -> st.Dice[tuple[Any, ...]]:
     """Often none, else one or two."""
     return st.just(()) | st.lists(st.sampled_from(values), min_size=1, max_size=2).map(tuple)
 
@@ -195,7 +196,7 @@ wires = st.builds(
 
 
 @st.composite
-def mappings(draw: st.DrawFn, addresses: tuple[IP, ...], host: IP) -> tuple[PortMapping, ...]:
+def mappings(draw: st.Draw, addresses: tuple[IP, ...], host: IP) -> tuple[PortMapping, ...]:
     """Of an endpoint, each with an outside address of a family that the endpoint has."""
     outsides = [
         v
@@ -215,8 +216,8 @@ def mappings(draw: st.DrawFn, addresses: tuple[IP, ...], host: IP) -> tuple[Port
 
 
 @st.composite
-def balancers(draw: st.DrawFn, name: str, ground: Ground, host: HostPort | None) -> LoadBalancer:
-    """`host`: without one, there is no node port."""
+def balancers(draw: st.Draw, name: str, live: list[IP], host: HostPort | None) -> LoadBalancer:
+    """`live`: who may be a backend. `host`: without one, there is no node port."""
     vips = draw(st.lists(st.sampled_from(VIPS), unique=True, min_size=1, max_size=2))
     node_port = draw(st.sampled_from([None, 5000, 5002, 80])) if host else None
     versions = {v.version for v in vips} | ({host.address.version} if host and node_port else set())
@@ -226,7 +227,7 @@ def balancers(draw: st.DrawFn, name: str, ground: Ground, host: HostPort | None)
         port=draw(st.sampled_from(SERVED)),
         vips=tuple(vips),
         target_port=draw(st.sampled_from([None, 80, 2000])),
-        backends=draw(backends(ground, versions)),
+        backends=draw(backends(live, versions)),
         affinity=draw(st.sampled_from(["none", "none", "source_ip", "source_ip_protocol"])),
         source_vip=draw(st.sampled_from([None, None, *SOURCE_VIPS])),
         dsr=draw(st.booleans()),
@@ -236,11 +237,10 @@ def balancers(draw: st.DrawFn, name: str, ground: Ground, host: HostPort | None)
 
 
 @st.composite
-def backends(draw: st.DrawFn, ground: Ground, versions: set[int]) -> tuple[Backend, ...]:
-    """Mostly such as may live here or behind a VTEP."""
-    near = [a for pair in ground.local for a in pair]
-    rare = [*GROUNDS[1].all, *OUTSIDE, *VIPS, *NAT_VIPS, HOSTS[0][1], ground.gateways[0]]
-    usual = [a for a in [*near, *near, *ground.remote] if a.version in versions]
+def backends(draw: st.Draw, live: list[IP], versions: set[int]) -> tuple[Backend, ...]:
+    """Mostly such as live here or behind a VTEP."""
+    rare = [a for g in GROUNDS for a in g.all] + [*OUTSIDE, *VIPS, *NAT_VIPS, HOSTS[0][1]]
+    usual = [a for a in live if a.version in versions]
     other = [a for a in rare if a.version in versions]
     made = st.builds(
         Backend,
@@ -248,13 +248,13 @@ def backends(draw: st.DrawFn, ground: Ground, versions: set[int]) -> tuple[Backe
         port=st.sampled_from([None, None, 1000]),
         drain=st.sampled_from([False, False, False, True]),
     )
-    some = draw(st.lists(made, max_size=4))
+    some = [draw(made) for _ in range(draw(st.sampled_from([0, 1, 2, 2, 3, 4])))]
     return tuple({(b.address, b.port or 0): b for b in some}.values())
 
 
 @st.composite
 def endpoints(
-    draw: st.DrawFn, name: str, vni: int, ground: Ground, host: HostPort | None
+    draw: st.Draw, name: str, vni: int, ground: Ground, host: HostPort | None
 ) -> Endpoint:
     ip4, ip6 = ground.local[NAMES.index(name)]
     addresses = draw(st.sampled_from([(ip4,), (ip4, ip6), (ip6, ip4)]))
@@ -274,9 +274,7 @@ def endpoints(
 
 
 @st.composite
-def remote_subnets(
-    draw: st.DrawFn, family6: bool, behind: list[Prefix]
-) -> tuple[RemoteSubnet, ...]:
+def remote_subnets(draw: st.Draw, family6: bool, behind: list[Prefix]) -> tuple[RemoteSubnet, ...]:
     prefixes = draw(st.lists(st.sampled_from(behind), unique=True, max_size=4))
     vteps = VTEPS4 + (VTEPS6 if family6 else [])
     made = []
@@ -289,12 +287,15 @@ def remote_subnets(
 
 
 @st.composite
-def networks(draw: st.DrawFn, vni: int, outline: Node, domain: str | None) -> Network:
+def networks(draw: st.Draw, vni: int, outline: Node, domain: str | None) -> Network:
     """`outline`: the node that is to have it. With NAT only where there is a way out."""
     ground = GROUNDS[1 if domain and vni != VNIS[0] else 0]
     names = draw(st.lists(st.sampled_from(NAMES), unique=True, min_size=1, max_size=3))
     host = outline.host_port
     family6 = outline.underlay.address6 is not None
+    ends = tuple(draw(endpoints(n, vni, ground, host)) for n in names)
+    subnets = draw(remote_subnets(family6, ground.behind))
+    live = _lives_in(ends, subnets, ground)
     return Network(
         name=f"net{vni}",
         vni=Vni(vni),
@@ -302,19 +303,26 @@ def networks(draw: st.DrawFn, vni: int, outline: Node, domain: str | None) -> Ne
         gateways=draw(st.sampled_from([ground.gateways, ground.gateways, ground.gateways[:1]])),
         dr_mac=DR_MAC,
         mtu=draw(st.sampled_from([1400, 1280])),
-        remote_subnets=draw(remote_subnets(family6, ground.behind)),
-        endpoints=tuple(draw(endpoints(n, vni, ground, host)) for n in names),
+        remote_subnets=subnets,
+        endpoints=ends,
         acls=draw(acls("n")),
         outbound_nat=draw(st.none() | nats) if host else None,
         load_balancers=tuple(
-            draw(balancers(f"lb{i}", ground, host))
-            for i in range(draw(st.sampled_from([0, 0, 1, 1, 2])))
+            draw(balancers(f"lb{i}", live, host))
+            for i in range(draw(st.sampled_from([0, 1, 1, 2])))
         ),
         host_route=host is not None and draw(st.sampled_from([False, False, True])),
         routing_domain=domain,
         max_flows=draw(st.sampled_from([0, 0, 0, 1, 3])),
         wire=draw(st.just(Wire()) | wires),
     )
+
+
+def _lives_in(
+    ends: tuple[Endpoint, ...], subnets: tuple[RemoteSubnet, ...], ground: Ground
+) -> list[IP]:
+    near = [a for e in ends for a in e.addresses]
+    return near + [a for a in ground.remote if any(a in s.prefix for s in subnets)]
 
 
 VNIS = 100, 0xABCDEF
@@ -371,7 +379,7 @@ timers = st.builds(
 
 
 @st.composite
-def nodes(draw: st.DrawFn) -> Node:
+def nodes(draw: st.Draw) -> Node:
     """One or two networks. The second has the first one's addresses, as tenants do, or is of its
     routing domain."""
     family6 = draw(st.booleans())
@@ -400,7 +408,7 @@ FIELDS = [
 
 
 @st.composite
-def edits(draw: st.DrawFn, node: Node) -> Node:
+def edits(draw: st.Draw, node: Node) -> Node:
     """The node after one change of one network, or with other timers."""
     if draw(seldom):
         return replace(node, timers=draw(timers))
@@ -419,7 +427,7 @@ def edits(draw: st.DrawFn, node: Node) -> Node:
 
 
 @st.composite
-def _with_other_backends(draw: st.DrawFn, network: Network) -> Network:
+def _with_other_backends(draw: st.Draw, network: Network) -> Network:
     """Of one balancer, a backend begins or ends to drain, goes, or comes."""
     place = draw(st.integers(0, len(network.load_balancers) - 1))
     old = network.load_balancers[place]
@@ -431,7 +439,8 @@ def _with_other_backends(draw: st.DrawFn, network: Network) -> Network:
         del some[at]
     else:
         ground = GROUNDS[[g.prefixes for g in GROUNDS].index(network.prefixes)]
-        some.extend(draw(backends(ground, {v.version for v in old.vips})))
+        live = _lives_in(network.endpoints, network.remote_subnets, ground)
+        some.extend(draw(backends(live, {v.version for v in old.vips})))
     unique = {(b.address, b.port or 0): b for b in some}
     new = replace(old, backends=tuple(unique.values()))
     others = network.load_balancers
@@ -451,7 +460,7 @@ class Frame:
 
 
 @st.composite
-def frames(draw: st.DrawFn, node: Node) -> Frame:
+def frames(draw: st.Draw, node: Node) -> Frame:
     """A frame at one of the node's ports, sometimes damaged."""
     site = Site(node)
     ports = [*site.endpoints, *site.endpoints, UNDERLAY, *([HOST] if site.host else [])]
@@ -468,7 +477,7 @@ def frames(draw: st.DrawFn, node: Node) -> Frame:
 
 
 @st.composite
-def datagrams(draw: st.DrawFn, node: Node) -> list[Frame]:
+def datagrams(draw: st.Draw, node: Node) -> list[Frame]:
     """The fragments of a packet in some order, some of them lost, twice there, or overlapping."""
     site = Site(node)
     port = draw(st.sampled_from([*site.endpoints, *site.endpoints, UNDERLAY]))
@@ -495,7 +504,7 @@ def datagrams(draw: st.DrawFn, node: Node) -> list[Frame]:
 
 
 @st.composite
-def _parts(draw: st.DrawFn, frame: bytes) -> list[tuple[int, int]]:
+def _parts(draw: st.Draw, frame: bytes) -> list[tuple[int, int]]:
     size = len(frame) - 54 if frame[14] >> 4 == 6 else len(frame) - 14 - (frame[14] & 15) * 4
     cuts = draw(st.lists(st.integers(1, 8) | st.integers(1, max(1, size // 8)), max_size=5))
     bounds = sorted({0, size, *(8 * c for c in cuts if 8 * c < size)})
@@ -505,7 +514,7 @@ def _parts(draw: st.DrawFn, frame: bytes) -> list[tuple[int, int]]:
     return parts[lost:] + again
 
 
-def _overlapping(part: tuple[int, int]) -> st.SearchStrategy[tuple[int, int]]:
+def _overlapping(part: tuple[int, int]) -> st.Dice[tuple[int, int]]:
     begin, end = part
     return _mostly(
         [part], [(begin, end + 8), (max(0, begin - 8), end), (begin, max(end - 8, begin + 8))]
@@ -521,7 +530,7 @@ def _tunnelled(site: Site, network: Mesh, src: IP, inner: bytes) -> bytes:
 
 
 @st.composite
-def _from_endpoint(draw: st.DrawFn, site: Site, sender: Place) -> Frame:
+def _from_endpoint(draw: st.Draw, site: Site, sender: Place) -> Frame:
     network = site.networks[sender.vni]
     neighbours = [e.mac for e in site.endpoints.values() if e.vni == sender.vni]
     own = sorted(sender.addresses)
@@ -536,7 +545,8 @@ def _from_endpoint(draw: st.DrawFn, site: Site, sender: Place) -> Frame:
         data = build.ethernet(b"\x33\x33\xff\0\0\1", smac, IP6, packet)
         return Frame(sender.port, data + draw(_trailers), draw(_mostly([0], [1])))
     src = draw(_mostly([ip_of(a) for a in own], ALL))
-    packet = draw(packets(src, _everyone(site, network), _aims(site, "endpoint", network)))
+    targets = _known(site, network, sender) if draw(likely) else _everyone(site, network)
+    packet = draw(packets(src, targets, _aims(site, "endpoint", network)))
     dmac = draw(_mostly([network.dr_mac], [*neighbours, b"\xff" * 6, b"\x02\0\0\0\0\x66"]))
     smac = draw(_mostly([sender.mac], neighbours))
     data = build.ethernet(dmac, smac, build.ip_type(packet), packet)
@@ -546,7 +556,7 @@ def _from_endpoint(draw: st.DrawFn, site: Site, sender: Place) -> Frame:
 
 
 @st.composite
-def _from_underlay(draw: st.DrawFn, site: Site) -> Frame:
+def _from_underlay(draw: st.Draw, site: Site) -> Frame:
     network = draw(st.sampled_from(list(site.networks.values())))
     ways = [r.adjacency for r in network.routes if r.adjacency]
     inside = [r.endpoint for r in network.routes if r.endpoint]
@@ -589,7 +599,7 @@ def _reserved(data: bytes) -> bytes:
 
 
 @st.composite
-def _from_host(draw: st.DrawFn, site: Site) -> Frame:
+def _from_host(draw: st.Draw, site: Site) -> Frame:
     assert site.host
     address = ip_of(site.host.address)
     peer = dict(HOSTS)[address]
@@ -617,6 +627,14 @@ def _everyone(site: Site, network: Mesh) -> list[IP]:
     return [*known, *sorted(vips, key=str), *(p for pair in HOSTS for p in pair if site.host)]
 
 
+def _known(site: Site, network: Mesh, sender: Place) -> list[IP]:
+    """Those of them that it has a way to."""
+    everyone = _everyone(site, network)
+    ways = {a: network.route(_ip16(a)) for a in everyone}
+    own = [a for a, r in ways.items() if r and r.kind != "subnet" and r.endpoint != sender]
+    return own + [a for a in OUTSIDE * 2 if sender.nat] or everyone
+
+
 def _aims(site: Site, met_at: str, network: Mesh | None) -> list[Aim]:
     """Services that are met there, and outside ports that NAT may have taken."""
     met = [
@@ -637,7 +655,7 @@ def _aims(site: Site, met_at: str, network: Mesh | None) -> list[Aim]:
 
 @st.composite
 def packets(
-    draw: st.DrawFn,
+    draw: st.Draw,
     src: IP,
     targets: list[IP] | None = None,
     aims: list[Aim] | None = None,
@@ -682,7 +700,7 @@ def packets(
 
 
 @st.composite
-def discoveries(draw: st.DrawFn, own: list[IP], mac: bytes, known: list[IP] = ALL) -> bytes:
+def discoveries(draw: st.Draw, own: list[IP], mac: bytes, known: list[IP] = ALL) -> bytes:
     """Neighbour discovery of one who has these addresses, often with one thing wrong."""
     kind = draw(_mostly([nd.SOLICIT, nd.SOLICIT, nd.ADVERT], [133, 134, 137]))
     mine = [a.packed for a in own if a.version == 6] + LINK_LOCAL[1:]
@@ -736,7 +754,7 @@ def _nd_options(option: bytes, mac: bytes) -> list[bytes]:
 
 
 @st.composite
-def _segments(draw: st.DrawFn, version: int, aim: Aim | None) -> tuple[int, bytes]:
+def _segments(draw: st.Draw, version: int, aim: Aim | None) -> tuple[int, bytes]:
     """Protocol number and transport segment, its checksum still to be made."""
     ports = st.sampled_from(PORTS)
     data = draw(st.sampled_from([b"", b"x", b"data", bytes(540), bytes(1271), bytes(1373)]))
@@ -775,7 +793,7 @@ SEQUENCES = [0, 0, 1, 2**32 - 1, 2**31]
 tcp_flags = st.sampled_from([0x02, 0x12, 0x10, 0x10, 0x11, 0x04, 0x14, 0x00, 0x03])
 
 
-def _mostly(usual: list[Any], rare: list[Any]) -> st.SearchStrategy[Any]:
+def _mostly(usual: list[Any], rare: list[Any]) -> st.Dice[Any]:
     """A usual value, seldom a rare one."""
     if not usual or not rare:
         return st.sampled_from(usual or rare)
@@ -798,7 +816,7 @@ def _ip16(address: IP) -> bytes:
 
 
 @st.composite
-def damaged(draw: st.DrawFn, data: bytes) -> bytes:
+def damaged(draw: st.Draw, data: bytes) -> bytes:
     """Cut, grown, or with some octets changed, mostly among the headers."""
     kind = draw(st.sampled_from(["cut", "flip", "flip", "set", "insert", "grow"]))
     at = draw(st.integers(0, min(len(data), 120)) | st.integers(0, len(data)))
@@ -894,7 +912,7 @@ replies = st.builds(Reply, st.integers(0, 3), tcp_flags, skews, skews)
 progress = st.builds(Proceed, st.integers(0, 3), tcp_flags, skews)
 
 
-SIMPLE: dict[str, st.SearchStrategy[Step]] = {
+SIMPLE: dict[str, st.Dice[Step]] = {
     "reply": replies,
     "proceed": progress,
     "repeat": repeats,
@@ -910,26 +928,33 @@ SIMPLE: dict[str, st.SearchStrategy[Step]] = {
 
 
 KINDS = (
-    ["send"] * 4
-    + ["reply"] * 4
-    + ["proceed"] * 2
+    ["send"] * 8
     + ["datagram"] * 2
-    + ["repeat", "complain", "wait", "learn", "commit", "expire"]
+    + ["commit"] * 2
+    + ["reply", "proceed", "repeat", "complain", "wait", "learn", "expire"]
 )
+AFTERWARDS: list[list[Step]] = [  # what often follows a frame, or a change of the policy
+    [],
+    [Reply(0, 0x12)],
+    [Reply(0, 0x12), Repeat(0), Complain(0)],
+    [Reply(0), Proceed(0), Reply(0), Complain(1)],
+    [Complain(0), Reply(0), Wait(10 * SECOND + 1), Repeat(0), Reply(0)],
+    [Repeat(0), Repeat(1), Reply(0), Reply(1)],
+]
 
 
 @st.composite
-def scenarios(draw: st.DrawFn, max_steps: int = 20) -> tuple[Node, list[Step]]:
+def scenarios(draw: st.Draw, max_steps: int = 20) -> tuple[Node, list[Step]]:
     """A policy, and steps that hit it, each commit changing what the one before left."""
     first = node = draw(nodes())
     steps: list[Step] = []
-    for _ in range(draw(st.integers(1, max_steps))):
+    while len(steps) < max_steps:
         kind = draw(st.sampled_from(KINDS))
         if kind == "commit":
             node = draw(edits(node))
-            steps.append(Commit(node))
+            steps += [Commit(node), *draw(st.sampled_from(AFTERWARDS))]
         elif kind == "send":
-            steps.append(Send(draw(frames(node))))
+            steps += [Send(draw(frames(node))), *draw(st.sampled_from(AFTERWARDS))]
         elif kind == "datagram":
             for frame in draw(datagrams(node)):
                 steps += [Wait(9 * SECOND)] if draw(seldom) else []

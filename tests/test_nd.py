@@ -420,7 +420,7 @@ KNOWN = [ip_address(a) for a in (A, B, GATEWAY, REMOTE, NOBODY, OUTSIDE, ROUTER_
 def discoveries(draw: st.DrawFn) -> tuple[str, bytes]:
     port = draw(st.sampled_from(list(ASKERS)))
     own, mac = ASKERS[port]
-    packet = draw(strategies.discoveries(own, mac, KNOWN))
+    packet = draw(strategies.discoveries(own, mac, KNOWN).thrown())
     return port, ethernet(draw(st.sampled_from([DR, nd.ALL_NODES_MAC])), mac, IP6, packet)
 
 

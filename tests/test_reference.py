@@ -31,7 +31,7 @@ from dataplane.model import (
     Underlay,
 )
 from dataplane.validate import check
-from tests import strategies
+from tests import dice, strategies
 from tests.reference import Choices, Outcome, Timers, Twin, guard, wire
 from tests.reference.checksum import adjust, checksum, pseudo_header
 
@@ -634,7 +634,7 @@ def asked(twin: Twin, event: strategies.Event, seen: bytes | None = None) -> Out
 
 
 @settings(deadline=None)
-@given(strategies.scenarios())
+@given(strategies.scenarios().thrown())
 def test_second_twin_that_observes_the_first_agrees(
     scenario: tuple[Node, list[strategies.Step]],
 ) -> None:
@@ -659,7 +659,7 @@ def check_shape(outcome: Outcome) -> None:
 
 
 @settings(deadline=None)
-@given(strategies.scenarios())
+@given(strategies.scenarios().thrown())
 def test_right_checksums_stay_right(scenario: tuple[Node, list[strategies.Step]]) -> None:
     """What scapy sums up anew from an undamaged frame is what the twin adjusted."""
     node, steps = scenario
@@ -702,6 +702,6 @@ def _sum_is_right(packet: wire.Packet | wire.Arp) -> bool:
 
 
 @settings(deadline=None, max_examples=50)
-@given(strategies.nodes().flatmap(lambda n: st.just(n) | strategies.edits(n)))
+@given(strategies.nodes().flatmap(lambda n: dice.just(n) | strategies.edits(n)).thrown())
 def test_drawn_policies_are_valid_documents(node: Node) -> None:
     assert list(check(Document(node=node))) == []

@@ -144,7 +144,7 @@ def of_scenarios() -> list[Passage]:
         phases=[Phase.generate],
         suppress_health_check=list(HealthCheck),
     )
-    @given(strategies.scenarios(max_steps=80))
+    @given(strategies.scenarios(max_steps=80).thrown())
     def collect(scenario: tuple[Node, list[strategies.Step]]) -> None:
         node, steps = scenario
         with Engine(max_flows=1 << 8, max_bindings=1 << 8, key=bytes(32)) as engine:

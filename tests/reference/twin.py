@@ -86,7 +86,8 @@ class Twin:
     def _is_fresh(self, pair: Pair, half: int) -> bool:
         """Nothing that concerns this half's ports has changed since it was walked."""
         ports = {pair.keys()[half].port, pair.ways[half].egress} - {UNDERLAY}
-        return all(self.stamps.get(p, self.generation) <= pair.generation for p in ports)
+        known = ports <= {*self.site.endpoints, HOST}
+        return known and all(self.stamps[p] <= pair.generation for p in ports)
 
     def expire(self, now_ns: int) -> int:
         """Forgets idle flows and bindings; returns how many."""
