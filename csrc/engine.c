@@ -610,12 +610,20 @@ static void miss(const struct pass *x, struct dp_packet *p) {
 /* A packet of a flow that is idle: it is forgotten, and begins anew. */
 static dp_cold void miss_without(const struct pass *x, struct dp_packet *p, struct dp_pair *idle) {
     struct pass rest = *x;
-    if (x->trace) {
-        rest.leaving = idle;
-    } else {
+    if (!x->trace) {
         dp_engine_forget(x->e, idle);
+        miss(x, p);
+        return;
     }
+    struct dp_bindings *bindings = &x->e->bindings;
+    const uint32_t i = idle->half[0].binding;
+    const struct dp_binding held = i == DP_NONE ? (struct dp_binding){0} : bindings->items[i];
+    leave_binding(x->e, i, dp_pair_last(idle)); /* for as long as this looks */
+    rest.leaving = idle;
     miss(&rest, p);
+    if (i != DP_NONE) {
+        bindings->items[i] = held;
+    }
 }
 
 /* A packet of a flow of an older policy. */

@@ -944,7 +944,7 @@ AFTERWARDS: list[list[Step]] = [  # what often follows a frame, or a change of t
 
 
 @st.composite
-def scenarios(draw: st.Draw, max_steps: int = 20) -> tuple[Node, list[Step]]:
+def scenarios(draw: st.Draw, max_steps: int = 40) -> tuple[Node, list[Step]]:
     """A policy, and steps that hit it, each commit changing what the one before left."""
     first = node = draw(nodes())
     steps: list[Step] = []

@@ -410,6 +410,21 @@ def test_a_packet_to_the_port_it_is_just_given_finds_nobody() -> None:
     assert world.engine.stats().totals["bindings"] == 0
 
 
+def test_a_trace_foretells_that_an_idle_flow_takes_its_binding_along() -> None:
+    nat = OutboundNat(ports=PortRange(5000, 5000), filtering="endpoint-independent")
+    world = World(network(outbound_nat=nat))
+    world.at(WEB, f"udp 10.1.1.2:4000 > {OUTSIDE}:53")
+    port = world.node.host_port
+    answer = build(
+        parse(f"udp {OUTSIDE}:53 > 198.51.100.1:5000"), host_mac(port.peer), host_mac(port.address)
+    )
+    late = 301 * 10**9
+    for _ in range(2):
+        assert world.engine.trace(answer, "host", now=late).reason is Reason["NAT_NO_BINDING"]
+    assert world.engine.trace(answer, "host", now=0).verdict is Verdict.FORWARD
+    assert world.engine.process_one(answer, "host", now=late).reason is Reason["NAT_NO_BINDING"]
+
+
 def test_a_backend_behind_ones_own_outside_address() -> None:
     """Shown from outside by NAT, so it needs no other source, and one binding is all it takes."""
     nat = OutboundNat(ports=PortRange(5000, 5001), filtering="endpoint-independent")
