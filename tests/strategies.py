@@ -98,6 +98,7 @@ ALL = [*GROUNDS[0].all, ip_address("10.0.9.9"), FAR_VIP, *OUTSIDE]
 
 
 seldom = st.sampled_from([False] * 11 + [True])
+sometimes = st.sampled_from([True, False, False])
 likely = st.sampled_from([True] * 7 + [False])
 
 
@@ -311,7 +312,7 @@ def networks(draw: st.Draw, vni: int, outline: Node, domain: str | None) -> Netw
             draw(balancers(f"lb{i}", live, host))
             for i in range(draw(st.sampled_from([0, 1, 1, 2])))
         ),
-        host_route=host is not None and draw(st.sampled_from([False, False, True])),
+        host_route=host is not None and draw(st.booleans()),
         routing_domain=domain,
         max_flows=draw(st.sampled_from([0, 0, 0, 1, 3])),
         wire=draw(st.just(Wire()) | wires),
@@ -610,8 +611,10 @@ def _from_host(draw: st.Draw, site: Site) -> Frame:
         packet = draw(discoveries([peer], site.host.peer_mac, [address]))
         return Frame(HOST, build.ethernet(nd.ALL_NODES_MAC, site.host.peer_mac, IP6, packet))
     lives = [a for n in site.networks.values() for a in _everyone(site, n)]
-    src = draw(_mostly([*OUTSIDE, peer], lives))
-    packet = draw(packets(src, [address, *NAT_VIPS, *lives], _aims(site, HOST, None)))
+    routed = [n for n in site.networks.values() if n.route(_ip16(peer))]
+    known = [a for n in routed for a in _known(site, n, None)]
+    src = draw(_mostly([*OUTSIDE, *([peer] * 4 if routed else [peer])], lives))
+    packet = draw(packets(src, [address, *NAT_VIPS, *(known or lives)], _aims(site, HOST, None)))
     dmac = draw(_mostly([site.host.mac], [b"\x02\0\0\0\0\x66", b"\xff" * 6]))
     return Frame(HOST, build.ethernet(dmac, site.host.peer_mac, build.ip_type(packet), packet))
 
@@ -627,12 +630,15 @@ def _everyone(site: Site, network: Mesh) -> list[IP]:
     return [*known, *sorted(vips, key=str), *(p for pair in HOSTS for p in pair if site.host)]
 
 
-def _known(site: Site, network: Mesh, sender: Place) -> list[IP]:
-    """Those of them that it has a way to."""
-    everyone = _everyone(site, network)
-    ways = {a: network.route(_ip16(a)) for a in everyone}
-    own = [a for a, r in ways.items() if r and r.kind != "subnet" and r.endpoint != sender]
-    return own + [a for a in OUTSIDE * 2 if sender.nat] or everyone
+def _known(site: Site, network: Mesh, sender: Place | None) -> list[IP]:
+    """Those of them that it has a way to, oftenest such as answer."""
+    ways = {a: network.route(_ip16(a)) for a in _everyone(site, network)}
+    own = [(a, r.kind) for a, r in ways.items() if r and (not sender or r.endpoint != sender)]
+    often = [a for a, kind in own if kind in ("endpoint", "remote", "host")]
+    seldom = [a for a, kind in own if kind in ("gateway", "vip")]
+    pool = ip_of(sender.nat.pool.address) if sender and sender.nat else None
+    outside = [a for a in OUTSIDE if pool and a.version == pool.version]
+    return often * 4 + seldom + outside * 10
 
 
 def _aims(site: Site, met_at: str, network: Mesh | None) -> list[Aim]:
@@ -664,7 +670,7 @@ def packets(
     """An IP packet from `src` to an address of its family, with right checksums; often to one of
     the aims. `whole`: no fragment."""
     near = [a for a in aims or [] if a[0].version == src.version]
-    aim = draw(st.sampled_from(near)) if near and draw(st.booleans()) else None
+    aim = draw(st.sampled_from(near)) if near and draw(sometimes) else None
     dst = draw(
         _mostly(
             [a for a in targets or ALL if a.version == src.version] or ALL,
@@ -933,13 +939,19 @@ KINDS = (
     + ["commit"] * 2
     + ["reply", "proceed", "repeat", "complain", "wait", "learn", "expire"]
 )
-AFTERWARDS: list[list[Step]] = [  # what often follows a frame, or a change of the policy
+AFTERWARDS: list[list[Step]] = [  # what often follows a frame
     [],
     [Reply(0, 0x12)],
     [Reply(0, 0x12), Repeat(0), Complain(0)],
     [Reply(0), Proceed(0), Reply(0), Complain(1)],
     [Complain(0), Reply(0), Wait(10 * SECOND + 1), Repeat(0), Reply(0)],
     [Repeat(0), Repeat(1), Reply(0), Reply(1)],
+]
+SINCE: list[list[Step]] = [  # … and a change of the policy
+    [],
+    [Repeat(0), Repeat(1), Repeat(2)],
+    [Reply(0), Reply(1), Reply(2), Complain(0)],
+    [Complain(0), Repeat(1), Reply(0), Repeat(3)],
 ]
 
 
@@ -952,7 +964,7 @@ def scenarios(draw: st.Draw, max_steps: int = 40) -> tuple[Node, list[Step]]:
         kind = draw(st.sampled_from(KINDS))
         if kind == "commit":
             node = draw(edits(node))
-            steps += [Commit(node), *draw(st.sampled_from(AFTERWARDS))]
+            steps += [Commit(node), *draw(st.sampled_from(SINCE))]
         elif kind == "send":
             steps += [Send(draw(frames(node))), *draw(st.sampled_from(AFTERWARDS))]
         elif kind == "datagram":

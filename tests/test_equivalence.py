@@ -94,6 +94,7 @@ class Pair:
         if event.expire:
             self.engine.expire(now=event.now_ns)
             self.twin.expire(event.now_ns)
+            assert self.engine.stats().totals["bindings"] == len(self.twin.bindings.all)
             return None
         assert event.frame is not None
         if event.frame.port not in self.engine.ids.ports:
@@ -119,6 +120,12 @@ class Pair:
         totals = self.engine.stats().totals
         assert totals["icmp_limited"] == self.twin.icmp_limited
         assert totals["held"] == self.twin.fragments.held
+        assert totals["flows"] == len(self.twin.flows.pairs)
+        near = [
+            out.verdict == "forward" and strategies.UNDERLAY not in (frame.port, out.egress)
+            for out in (seen, *map(as_twin_says, got.more))
+        ]
+        assert totals["local"] == before.totals["local"] + sum(near)
         assert adds_up(totals)
         return seen
 
