@@ -69,7 +69,8 @@ class Pair:
         return self.leaves_by_key().get(self.numbered(key))
 
     def numbered(self, key: Key) -> tuple[object, ...]:
-        return *key.flow[:5], self.ports[key.port], key.vni
+        label = key.port.removeprefix("port ")
+        return *key.flow[:5], self.ports.get(label) if label == key.port else int(label), key.vni
 
     def leaves_by_key(self) -> dict[tuple[object, ...], int]:
         fields = ("proto", "sport", "dport", "in_port", "vni")

@@ -3,6 +3,7 @@
 Addresses are 16 bytes, prefixes (16 bytes, length over 128 bits), MACs 6 bytes.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from msgspec.structs import asdict
@@ -75,7 +76,7 @@ class Nat:
 
 @dataclass(frozen=True)
 class Endpoint:
-    port: str
+    port: str  # its label
     name: str
     vni: int
     mac: bytes
@@ -117,15 +118,17 @@ class Network:
 
 
 class Site:
-    """All ports and networks of one node."""
+    """All ports and networks of one node. `label`: what a port is known by, from its name."""
 
-    def __init__(self, node: model.Node) -> None:
+    def __init__(self, node: model.Node, label: Callable[[str], str] = str) -> None:
         node = resolve(node)
         self.underlay = _underlay(node.underlay)
         self.icmp_rate = node.icmp_rate or model.IcmpRate()
         self.host = None if node.host_port is None else _host(node.host_port)
         self.networks = {int(n.vni): _network(n, node) for n in node.networks}
-        ends = {int(n.vni): _endpoints(n, node) for n in node.networks}
+        ends = {
+            int(n.vni): [_endpoint(e, n, node, label) for e in n.endpoints] for n in node.networks
+        }
         self.endpoints = {e.port: e for of in ends.values() for e in of}
         for network in node.networks:
             _add_routes(self.networks, ends, network, node)
@@ -197,10 +200,6 @@ def _network(source: model.Network, node: model.Node) -> Network:
     )
 
 
-def _endpoints(network: model.Network, node: model.Node) -> list[Endpoint]:
-    return [_endpoint(e, network, node) for e in network.endpoints]
-
-
 def _add_routes(
     networks: dict[int, Network],
     ends: dict[int, list[Endpoint]],
@@ -234,19 +233,21 @@ def _adjacency(remote: model.RemoteSubnet, network: model.Network) -> Adjacency:
     )
 
 
-def _endpoint(source: model.Endpoint, network: model.Network, node: model.Node) -> Endpoint:
+def _endpoint(
+    source: model.Endpoint, network: model.Network, node: model.Node, label: Callable[[str], str]
+) -> Endpoint:
     assert source.mac is not None
-    port = f"{network.name}/{source.name}"
+    name = f"{network.name}/{source.name}"
     groups, fallback = {}, {}
     for direction in ("out", "in"):
-        owners = ((network.name, network.acls), (port, source.acls))
+        owners = ((network.name, network.acls), (name, source.acls))
         groups[direction] = tuple(
             (owner, tuple(a for a in acls if a.direction == direction)) for owner, acls in owners
         )
     fallback = {"out": str(source.default_out), "in": str(source.default_in)}
     return Endpoint(
-        port=port,
-        name=source.name,
+        port=label(name),
+        name=name,
         vni=int(network.vni),
         mac=source.mac.packed,
         addresses=frozenset(ip16(a) for a in source.addresses),

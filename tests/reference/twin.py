@@ -54,8 +54,10 @@ class Twin:
         max_kept: int = 1024,
         number: Callable[[str], int] | None = None,
     ) -> None:
-        """`key`: the engine's. `number`: its ports' numbers, which its limits go by."""
-        self.site = Site(node)
+        """`key`: the engine's. `number`: its ports' numbers, by which it knows them: one whose
+        number has changed is another port."""
+        self.number = number or defaultdict(count(2).__next__).__getitem__
+        self.site = Site(node, self._label)
         self.timers = timers or Timers()
         self.flows = FlowTable(max_flows, self._idle_times())
         self.choices = Choices()
@@ -65,7 +67,6 @@ class Twin:
         self.now = 0
         self.limit = Limit(key)
         self.spread = stretched(key, SPREAD)
-        self.number = number or defaultdict(count(2).__next__).__getitem__
         self.icmp_limited = 0
         self.fragments = Fragments(max_datagrams, max_kept)
         self.paths: dict[bytes, tuple[int, int]] = {}  # by VTEP: MTU, and until when
@@ -73,12 +74,19 @@ class Twin:
 
     def commit(self, node: Node) -> None:
         """A new policy. Flows of the endpoints it concerns are reconciled on their next packet."""
-        old, self.site = self.site, Site(node)
+        old, self.site = self.site, Site(node, self._label)
         self.generation += 1
         self.flows.timers = self._idle_times()
         for port in [*self.site.endpoints, HOST]:
             if self.site.concerns(port) != old.concerns(port):
                 self.stamps[port] = self.generation
+
+    def _label(self, port: str) -> str:
+        return port if port in (HOST, UNDERLAY) else f"port {self.number(port)}"
+
+    def _name(self, label: str) -> str:
+        endpoint = self.site.endpoints.get(label)
+        return endpoint.name if endpoint else label
 
     def _idle_times(self) -> Timers:
         return replace(self.timers, **self.site.idle)
@@ -157,7 +165,7 @@ class Twin:
         """`known`: the flow of the datagram that the frame is a later fragment of."""
         arrival: Arrival | None = None
         try:
-            arrival = guard.receive(self.site, frame, port, flags)
+            arrival = guard.receive(self.site, frame, self._label(port), flags)
             reply = guard.check_frame(self.site, arrival)
             if reply is None:
                 self._track(arrival, frame, flags, known)
@@ -197,7 +205,7 @@ class Twin:
             same = is_mapped(self.site.host.address) == (packet.version == 4)
             source, mac = self.site.host.address if same else None, self.site.host.mac
         told = source and answer.error(packet, drop.reason, drop.mtu, source, mac)
-        number = self.number(arrival.port)
+        number = self.number(self._name(arrival.port))
         if not told or self.limit.take(self.site.icmp_rate, number, self.now):
             return told or None
         self.icmp_limited += 1
@@ -216,7 +224,7 @@ class Twin:
         if found is None:
             reply = guard.gateway_echo(arrival) if arrival.endpoint else None
             if reply is not None:
-                return Outcome("answer", egress=arrival.port, frame=reply)
+                return Outcome("answer", egress=self._name(arrival.port), frame=reply)
             found = self._new_flow(arrival, key), 0
         pair, half = found
         way = pair.ways[half]
@@ -234,7 +242,7 @@ class Twin:
         leaves_as = pair.leaves_as if half == 0 else pair.key.flow.reply()
         rewrite.rewrite(self.site, arrival, way, leaves_as)
         frame = rewrite.outgoing(self.site, packet, pair, half, way, self.outer_ids)
-        return Outcome("forward", None, way.egress, frame, pair.rule, packet.partial)
+        return Outcome("forward", None, self._name(way.egress), frame, pair.rule, packet.partial)
 
     def _related(self, arrival: Arrival) -> tuple[Quote, Pair, int] | None:
         """The standing flow an ICMP error speaks of, and the half whose way the error goes."""
@@ -276,7 +284,7 @@ class Twin:
             translate(packet, quote, sent, sent.dst if translated else packet.flow.src)
         rewrite.hop(self.site, arrival, way)
         frame = rewrite.outgoing(self.site, packet, pair, half, way, self.outer_ids)
-        return Outcome("forward", None, way.egress, frame, pair.rule, packet.partial)
+        return Outcome("forward", None, self._name(way.egress), frame, pair.rule, packet.partial)
 
     def _find(self, key: Key) -> tuple[Pair, int] | None:
         """A known flow, brought up to the policy of today; None: to be judged as a new one."""

@@ -380,4 +380,4 @@ def _node(adjacency: Adjacency | None) -> object:
 
 
 def nat_rule(endpoint: Endpoint) -> str:
-    return f"{endpoint.port}/nat"
+    return f"{endpoint.name}/nat"
