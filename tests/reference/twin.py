@@ -152,7 +152,7 @@ class Twin:
         if not self.fragments.queue:
             return None
         ready = self.fragments.queue.pop(0)
-        return self._judge(ready.frame, ready.port, ready.flags, 0, ready.flow)
+        return self._judge(ready.frame, self._name(ready.port), ready.flags, 0, ready.flow)
 
     def _judge(
         self,
