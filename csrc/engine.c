@@ -706,10 +706,13 @@ void dp_engine_drop_kept(struct dp_engine *e, bool all) {
     }
 }
 
-/* A fragment goes the way of its datagram's first one. Endpoints' sources are looked at before
- * anything is kept for them. */
+/* A fragment goes the way of its datagram's first one. What no rule could let pass is dropped
+ * before anything is kept for it. */
 static dp_cold int track(const struct pass *x, struct dp_packet *p, const struct dp_frame *f) {
     const struct dp_endpoint *from = x->policy->slots[p->key.port].endpoint;
+    if (dp_addr_is_multicast(&p->key.dst)) {
+        return DP_R_multicast;
+    }
     if (from && !dp_endpoint_owns(x->policy, from, &p->key.src)) {
         return DP_R_guard_ip;
     }

@@ -182,6 +182,8 @@ class Twin:
         packet = arrival.packet
         if not isinstance(packet, Packet) or packet.part is None:
             return
+        if guard.is_multicast(packet.flow.dst):
+            raise Drop("multicast")
         if arrival.endpoint and packet.flow.src not in arrival.endpoint.addresses:
             raise Drop("guard_ip")
         if known:
