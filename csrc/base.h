@@ -8,6 +8,12 @@
 #define dp_packed __attribute__((packed))
 #define dp_line __attribute__((aligned(64)))
 #define dp_cold __attribute__((cold, noinline))
+/* A function that only prefetches: GCC takes it for one without effects, and its calls away. */
+#if defined(__has_attribute) && __has_attribute(noipa)
+#define dp_hint __attribute__((noipa))
+#else
+#define dp_hint __attribute__((noinline))
+#endif
 #define dp_likely(x) __builtin_expect(!!(x), 1)
 #define dp_unlikely(x) __builtin_expect(!!(x), 0)
 #define dp_prefetch(p) __builtin_prefetch(p)

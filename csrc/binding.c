@@ -128,32 +128,48 @@ static bool is_free(const struct dp_bindings *b, const struct dp_binding_outside
 
 /* Ports of one parity, in an order of their own for each inside: taken ports stand in no runs that
  * the search would get lost in. */
-static bool choose_among(const struct dp_bindings *b, struct dp_binding_outside *out,
-                         uint32_t first, uint32_t size, uint64_t hash,
-                         const struct dp_services *services, uint64_t now_ns) {
-    for (uint32_t i = 0; i < PORT_PROBES / 2 && i < size; i++) {
-        const bool short_search = size <= PORT_PROBES / 2;
-        const uint32_t at = short_search ? (uint32_t)(hash + i) : (uint32_t)(hash >> 32);
-        out->port = (uint16_t)(first + at % size * 2);
-        if (is_free(b, out, services, now_ns)) {
-            return true;
-        }
-        hash = short_search ? hash : hash * 0xd6e8feb86659fd93u + 0x9e3779b97f4a7c15u;
-    }
-    return false;
+struct search {
+    uint32_t first; /* port, and every other one from there */
+    uint32_t size;  /* so many */
+    uint64_t hash;
+};
+
+static struct search begin(const struct dp_bindings *b, const struct dp_binding_inside *in,
+                           const struct dp_pool *pool, uint32_t parity) {
+    const struct dp_range r = same_class(pool, in->port);
+    const uint32_t first = r.lo + ((r.lo ^ in->port ^ parity) & 1);
+    return (struct search){first, r.hi >= first ? (r.hi - first) / 2 + 1 : 0, full_hash_in(b, in)};
+}
+
+static uint16_t next_port(struct search *s) {
+    const bool short_search = s->size <= PORT_PROBES / 2;
+    const uint32_t at = short_search ? (uint32_t)s->hash : (uint32_t)(s->hash >> 32);
+    s->hash = short_search ? s->hash + 1 : s->hash * 0xd6e8feb86659fd93u + 0x9e3779b97f4a7c15u;
+    return (uint16_t)(s->first + at % s->size * 2);
+}
+
+uint16_t dp_bindings_expect(const struct dp_bindings *b, const struct dp_binding_inside *in,
+                            const struct dp_pool *pool) {
+    struct search s = begin(b, in, pool, 0);
+    struct dp_binding_outside out = {dp_addr_load(pool->addr), 0, in->proto};
+    dp_prefetch(&b->heads_in[(uint32_t)s.hash & b->mask]);
+    out.port = in->portless || !s.size ? 0 : next_port(&s);
+    dp_prefetch(&b->heads_out[hash_out(b, &out) & b->mask]);
+    dp_prefetch(&b->items[b->free ? b->free - 1 : 0]);
+    return out.port;
 }
 
 bool dp_bindings_choose(const struct dp_bindings *b, const struct dp_binding_inside *in,
                         const struct dp_pool *pool, const struct dp_services *services,
                         uint64_t now_ns, uint16_t *port) {
     struct dp_binding_outside out = {dp_addr_load(pool->addr), 0, in->proto};
-    const uint64_t hash = full_hash_in(b, in);
     bool found = in->portless && is_free(b, &out, services, now_ns);
-    const struct dp_range r = same_class(pool, in->port);
     for (uint32_t other = 0; !in->portless && !found && other < 2; other++) { /* parity */
-        const uint32_t first = r.lo + ((r.lo ^ in->port ^ other) & 1);
-        const uint32_t size = r.hi >= first ? (r.hi - first) / 2 + 1 : 0;
-        found = choose_among(b, &out, first, size, hash, services, now_ns);
+        struct search s = begin(b, in, pool, other);
+        for (uint32_t i = 0; !found && i < PORT_PROBES / 2 && i < s.size; i++) {
+            out.port = next_port(&s);
+            found = is_free(b, &out, services, now_ns);
+        }
     }
     *port = out.port;
     return found;

@@ -64,6 +64,11 @@ uint32_t dp_bindings_find(const struct dp_bindings *b, const struct dp_binding_i
 uint32_t dp_bindings_of(const struct dp_bindings *b, const struct dp_binding_outside *out,
                         uint64_t now_ns);
 
+/* Asks for the lines that finding the inside, or else binding it, will read; returns the outside
+ * port that is tried first. */
+uint16_t dp_bindings_expect(const struct dp_bindings *b, const struct dp_binding_inside *in,
+                            const struct dp_pool *pool);
+
 /* Chooses a free outside port of the pool for the inside, other than those that services have on
  * the address: of the same class and parity as the inside's (RFC 4787 REQ-3, REQ-4), else of the
  * other parity; at most 128 probes in a keyed order. False: none found. Changes nothing. */

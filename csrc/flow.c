@@ -44,6 +44,17 @@ uint32_t dp_flow_candidate(const struct dp_flows *t, uint64_t hash) {
     return 0;
 }
 
+dp_hint void dp_flow_expect(const struct dp_flows *t, const struct dp_key *key) {
+    const uint64_t hash = dp_flow_hash(t, key);
+    dp_prefetch(&t->buckets[dp_flow_bucket(t, hash, 0)]);
+    dp_prefetch(&t->buckets[dp_flow_bucket(t, hash, 1)]);
+    const struct dp_pair *p = &t->pairs[t->free ? t->free - 1 : 0];
+    for (int h = 0; h < 2; h++) {
+        dp_prefetch(&p->half[h].key);
+        dp_prefetch(&p->half[h].act);
+    }
+}
+
 uint32_t dp_flow_find(const struct dp_flows *t, const struct dp_key *key, uint64_t hash) {
     for (int which = 0; which < 2; which++) {
         const struct dp_bucket *b = &t->buckets[dp_flow_bucket(t, hash, which)];

@@ -135,6 +135,9 @@ static inline uint64_t dp_pair_last(const struct dp_pair *p) {
 static inline void dp_flow_prefetch(const struct dp_flows *t, uint64_t hash) {
     dp_prefetch(&t->buckets[dp_flow_bucket(t, hash, 0)]);
 }
+/* For a flow that is about to be added: asks for the lines of its pair and of the place in the
+ * index that the key will be given. */
+dp_hint void dp_flow_expect(const struct dp_flows *t, const struct dp_key *key);
 /* The first reference with the hash's tag, its pair's lines asked for; 0 = none, so there is no
  * such flow. */
 uint32_t dp_flow_candidate(const struct dp_flows *t, uint64_t hash);

@@ -25,6 +25,21 @@ static struct dp_binding_inside inside_of(const struct dp_walk *w, const struct 
     return in;
 }
 
+bool dp_nat_expect(const struct dp_walk *w, struct dp_key *id) {
+    const struct dp_snapshot *s = w->policy;
+    const struct dp_span groups = s->endpoints[w->from.index].groups[DP_OUT];
+    const struct dp_group *last = groups.count ? s->groups[groups.first + groups.count - 1] : NULL;
+    const struct dp_rule *r = last && last->n_rules ? &last->rules[last->n_rules - 1] : NULL;
+    if (!r || r->action != DP_SNAT) {
+        return false;
+    }
+    const struct dp_pool *pool = &s->pools[r->arg];
+    const struct dp_binding_inside in = inside_of(w, pool);
+    id->src = dp_addr_load(pool->addr);
+    id->sport = dp_bindings_expect(w->bindings, &in, pool);
+    return true;
+}
+
 enum dp_reason dp_nat_bind(struct dp_walk *w, const struct dp_pool *pool) {
     const struct dp_binding_inside in = inside_of(w, pool);
     uint16_t port = 0;

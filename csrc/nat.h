@@ -3,6 +3,10 @@
 #define DP_NAT_H
 #include "layer.h"
 
+/* What outbound NAT will most probably make of the endpoint's flow id; the lines that it will read
+ * are asked for ahead. False: the endpoint has none. */
+bool dp_nat_expect(const struct dp_walk *w, struct dp_key *id);
+
 /* Finds or makes the binding of the walk's source in the pool; the source becomes the outside. A
  * trace makes none. */
 enum dp_reason dp_nat_bind(struct dp_walk *w, const struct dp_pool *pool);

@@ -18,6 +18,33 @@ static const struct dp_endpoint *endpoint_at(const struct dp_walk *w, const stru
     return &w->policy->endpoints[at->index];
 }
 
+/* ---- ahead -------------------------------------------------------------------------------- */
+
+/* The flow's answers most probably come in at that port of that network: the lines of the index
+ * where they will be put are asked for now, and have come when the walk ends. */
+static void expect_answers(const struct dp_walk *w, const struct dp_key *id, uint16_t port,
+                           uint32_t vni) {
+    struct dp_key answers = dp_key_mirrored(id);
+    answers.port = port;
+    answers.vni = vni;
+    dp_flow_expect(w->flows, &answers);
+}
+
+/* As far as the route of the destination tells, before any layer has changed it. */
+static dp_hint void expect(const struct dp_walk *w, const struct dp_route *r) {
+    const struct dp_snapshot *s = w->policy;
+    struct dp_key id = w->id;
+    if (!r) {
+        if (w->from.kind == DP_PORT_ENDPOINT && dp_nat_expect(w, &id)) {
+            expect_answers(w, &id, s->host, 0);
+        }
+    } else if (r->kind == DP_TO_REMOTE) {
+        expect_answers(w, &id, s->adjacencies[r->target].port, id.vni);
+    } else if (r->kind == DP_TO_ENDPOINT) {
+        expect_answers(w, &id, s->endpoints[r->target].port, id.vni);
+    }
+}
+
 /* ---- guard -------------------------------------------------------------------------------- */
 
 static enum dp_reason guard_out(struct dp_walk *w) {
@@ -36,6 +63,7 @@ static enum dp_reason guard_out(struct dp_walk *w) {
     }
     const struct dp_network *n = &w->policy->networks[w->network];
     const struct dp_route *r = dp_routes_lookup(w->policy->routes[n->routes], &id->dst);
+    expect(w, r);
     const bool gateway = r && r->kind == DP_TO_GATEWAY;
     return dp_layer_leave(w, DP_LAYER_GUARD, DP_OUT, gateway ? DP_R_to_gateway : DP_R_none);
 }
@@ -131,6 +159,7 @@ static enum dp_reason vnet_in(struct dp_walk *w) {
         return dp_layer_leave(w, DP_LAYER_VNET, DP_IN, DP_R_multicast);
     }
     const struct dp_route *r = route_to(w, &w->id.dst);
+    expect(w, r);
     const bool away = !r || r->kind == DP_TO_REMOTE;
     return dp_layer_leave(w, DP_LAYER_VNET, DP_IN, away ? DP_R_not_local : to_route(w, r));
 }
