@@ -6,7 +6,7 @@ static struct dp_point route_point(const struct dp_route *r) {
     return dp_point_of(&a);
 }
 
-static int compare(const void *a, const void *b) {
+static int by_prefix(const void *a, const void *b) {
     const struct dp_route *x = a;
     const struct dp_route *y = b;
     const int order = memcmp(x->prefix, y->prefix, sizeof x->prefix);
@@ -30,53 +30,57 @@ static bool check(const struct dp_route *routes, uint32_t n, struct dp_error *er
     return true;
 }
 
-/* Sweeps the sorted prefixes with a stack of those that are open: a prefix nested in another hides
- * it until its own last point, where the outer one shows again. */
-static void paint(struct dp_routes *t) {
-    uint32_t stack[130];
-    uint32_t depth = 0;
-    uint32_t at = 0;
-    for (uint32_t i = 0; i < t->lines.n; i++) {
-        const struct dp_point p = t->lines.bounds[i];
-        while (depth > 0) {
-            const struct dp_route *open = &t->routes[stack[depth - 1]];
-            if (!dp_point_less(dp_point_last(route_point(open), open->len), p)) {
-                break;
-            }
-            depth--;
-        }
-        while (at < t->n && dp_point_equal(route_point(&t->routes[at]), p)) {
-            stack[depth++] = at++;
-        }
-        t->lines.value[i] = depth ? stack[depth - 1] + 1 : 0;
+/* From this point on the route holds; 0: none. The last one told of a point stands. */
+static void edge(struct dp_intervals *v, struct dp_point p, uint32_t route) {
+    v->n += !dp_point_equal(v->bounds[v->n - 1], p);
+    v->bounds[v->n - 1] = p;
+    v->value[v->n - 1] = route;
+}
+
+/* Ends the innermost open route: behind its last point the one around it shows again. */
+static void leave(struct dp_routes *t, const uint32_t *stack, uint32_t *depth) {
+    const struct dp_route *r = &t->routes[stack[--*depth] - 1];
+    const struct dp_point next = dp_point_next(dp_point_last(route_point(r), r->len));
+    if (next.hi | next.lo) {
+        edge(&t->lines, next, *depth ? stack[*depth - 1] : 0);
     }
 }
 
+/* Sweeps the sorted prefixes with a stack of those that are open: a prefix nested in another hides
+ * it until its own last point. */
 static bool build(struct dp_routes *t) {
-    struct dp_point *points = malloc(((size_t)t->n * 2 + 1) * sizeof *points);
-    if (!points) {
+    uint32_t stack[130];
+    uint32_t depth = 0;
+    struct dp_intervals *v = &t->lines;
+    v->bounds = malloc(((size_t)t->n * 2 + 1) * sizeof *v->bounds);
+    v->value = malloc(((size_t)t->n * 2 + 1) * sizeof *v->value);
+    if (!v->bounds || !v->value) {
         return false;
     }
-    uint32_t n = 0;
+    v->n = 1;
+    v->bounds[0] = (struct dp_point){0, 0};
+    v->value[0] = 0;
     for (uint32_t i = 0; i < t->n; i++) {
         const struct dp_point first = route_point(&t->routes[i]);
-        const struct dp_point next = dp_point_next(dp_point_last(first, t->routes[i].len));
-        points[n++] = first;
-        if (next.hi | next.lo) {
-            points[n++] = next;
+        while (depth > 0) {
+            const struct dp_route *open = &t->routes[stack[depth - 1] - 1];
+            if (!dp_point_less(dp_point_last(route_point(open), open->len), first)) {
+                break;
+            }
+            leave(t, stack, &depth);
         }
+        stack[depth++] = i + 1;
+        edge(v, first, i + 1);
     }
-    const bool ok = dp_intervals_init(&t->lines, points, n);
-    free(points);
-    if (ok) {
-        paint(t);
+    while (depth > 0) {
+        leave(t, stack, &depth);
     }
-    return ok;
+    return true;
 }
 
 static bool no_doubles(const struct dp_routes *t, struct dp_error *err) {
     for (uint32_t i = 1; i < t->n; i++) {
-        if (compare(&t->routes[i - 1], &t->routes[i]) == 0) {
+        if (by_prefix(&t->routes[i - 1], &t->routes[i]) == 0) {
             *err = (struct dp_error){DP_EDUP, "route", i, "the same prefix twice"};
             return false;
         }
@@ -108,7 +112,7 @@ struct dp_routes *dp_routes_create(const struct dp_route *routes, uint32_t n,
     if (n) {
         memcpy(copy, routes, n * sizeof *copy);
     }
-    qsort(copy, n, sizeof *copy, compare);
+    qsort(copy, n, sizeof *copy, by_prefix);
     t->references = 1;
     t->routes = copy;
     t->n = n;

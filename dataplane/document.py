@@ -7,11 +7,9 @@ JSON that is right takes a short cut: msgspec makes the model of it directly. Wh
 refuses is read again the long way, which has the last word.
 """
 
-import contextlib
-import gc
 import json
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from typing import Any
 
 import msgspec
@@ -19,6 +17,7 @@ import msgspec
 from dataplane import jsontree, validate, yamltree
 from dataplane.convert import FAULTY, Converter, decode, encode
 from dataplane.errors import DocumentError, Fault
+from dataplane.garbage import no_collection
 from dataplane.model import Document
 from dataplane.tree import MAX_BYTES, Complaint, Tree, path_text
 
@@ -43,7 +42,7 @@ def loads(
 ) -> Document:
     """The document in a text, as `load`. A name that ends in .json admits JSON only."""
     try:
-        with _no_collection():
+        with no_collection():
             return _loads(text, name, reasons)
     except Complaint as stop:
         raise DocumentError(_faults(name, None, [stop])) from None
@@ -126,18 +125,6 @@ def _has_twins(raw: bytes) -> bool:
 
     json.loads(raw, object_pairs_hook=see)
     return bool(twins)
-
-
-@contextlib.contextmanager
-def _no_collection() -> Iterator[None]:
-    """No cycles are made here; looking for some costs half the time of a large document."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 def _slow(text: str, is_json: bool, name: str, reasons: Collection[str] | None) -> Document:

@@ -18,6 +18,7 @@ from dataplane.clock import SimClock
 from dataplane.defaults import resolve
 from dataplane.draft import Draft
 from dataplane.errors import BusyError, DataplaneError, DocumentError, EngineError, Fault, PortError
+from dataplane.garbage import no_collection
 from dataplane.ids import Ids
 from dataplane.layers import NOTHING, Built, build, idle_seconds
 from dataplane.memo import Memo
@@ -184,9 +185,11 @@ class Engine:
 
         Raises DocumentError with all faults. Changes nothing.
         """
-        at = self._at
-        target = policy if isinstance(policy, Node) else choose(policy, node)
-        checked = Memo(at.checked)
+        with no_collection():
+            return self._plan(policy if isinstance(policy, Node) else choose(policy, node))
+
+    def _plan(self, target: Node) -> Plan:
+        at, checked = self._at, Memo(self._at.checked)
         faults = [
             Fault(f"node {target.name}", 0, path_text(f.path), f.message, f.fix)
             for f in validate.check(Document(node=target), memo=checked)

@@ -8,6 +8,7 @@ a whole generation.
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import count
 from typing import NamedTuple, TypeVar
 
 from dataplane.address import IP, Mac, ip16, ip_from16
@@ -55,8 +56,12 @@ class AdjacencyName(bytes):
         return cls(vni.to_bytes(3) + ip16(provider) + dr_mac.packed)
 
     @property
+    def address(self) -> bytes:
+        return self[3:19]
+
+    @property
     def provider(self) -> IP:
-        return ip_from16(self[3:19])
+        return ip_from16(self.address)
 
     def __str__(self) -> str:
         return str(self.provider)
@@ -97,15 +102,13 @@ class Ids:
 
 def allot(old: Mapping[Key, int], keys: Iterable[Key], first: int = 0) -> Mapping[Key, int]:
     """Numbers for all keys: those they had, else the lowest that nobody has or had in `old`."""
-    numbers = {key: old.get(key, -1) for key in keys}
-    if numbers == old:
+    wanted = dict.fromkeys(keys)
+    fresh = [key for key in wanted if key not in old]
+    if not fresh and len(wanted) == len(old):
         return old
     taken = set(old.values())
-    following = first
-    for key, number in numbers.items():
-        if number < 0:
-            while following in taken:
-                following += 1
-            numbers[key] = following
-            following += 1
-    return numbers
+    free = (number for number in count(first) if number not in taken)
+    numbers = dict(old)
+    for gone in [key for key in old if key not in wanted]:
+        del numbers[gone]
+    return numbers | dict(zip(fresh, free, strict=False))

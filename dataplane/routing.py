@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import chain
+from itertools import chain, compress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dataplane.address import IP, Prefix, ip16, prefix16
@@ -19,20 +19,15 @@ UNDERLAY_MAC = b"\x02\x00"
 
 
 class Ways(NamedTuple):
-    """Remote subnets as columns of equal length."""
+    """Remote subnets as columns of equal length, and the VTEPs that they are behind."""
 
-    vtep: tuple[AdjacencyName, ...]
+    names: tuple[AdjacencyName, ...]  # of VTEPs, each once
+    addresses: tuple[bytes, ...]  # of those
+    places: dict[AdjacencyName, int]  # among them
+    way: "NDArray[np.uint32]"  # by subnet: the place of its VTEP
     prefix: "NDArray[np.uint8]"  # [n, 16]
     length: "NDArray[np.uint8]"
     flags: "NDArray[np.uint16]"  # enum dp_route_flag
-
-
-class Vteps(NamedTuple):
-    """The VTEPs behind which remote subnets are: each one once, and by subnet its place."""
-
-    names: tuple[AdjacencyName, ...]
-    addresses: tuple[bytes, ...]
-    way: "NDArray[np.uint32]"
 
 
 def ways_of(network: Network, memo: Memo) -> Ways:
@@ -47,40 +42,50 @@ def ways_of(network: Network, memo: Memo) -> Ways:
 def _make_ways(vni: int, subnets: Sequence[RemoteSubnet]) -> Ways:
     import numpy as np
 
-    prefix, length = _columns([s.prefix for s in subnets])
+    named = [AdjacencyName.of(vni, s.provider_address, s.dr_mac) for s in subnets]
+    places: dict[AdjacencyName, int] = {}
+    way = np.array([places.setdefault(name, len(places)) for name in named], np.uint32)
     flags = np.array([s.dsr for s in subnets], np.uint16)
-    names = tuple([AdjacencyName.of(vni, s.provider_address, s.dr_mac) for s in subnets])
-    return Ways(names, prefix, length, flags)
+    columns = _columns([s.prefix for s in subnets])
+    return Ways(tuple(places), tuple(n.address for n in places), places, way, *columns, flags)
 
 
 def _splice(old: Ways, head: int, new: Ways, tail: int) -> Ways:
     import numpy as np
 
-    last = len(old.vtep) - tail
-
-    def column(a: "NDArray[Any]", b: "NDArray[Any]") -> "NDArray[Any]":
-        return np.concatenate([a[:head], b, a[last:]])
-
-    return Ways(
-        old.vtep[:head] + new.vtep + old.vtep[last:],
-        column(old.prefix, new.prefix),
-        column(old.length, new.length),
-        column(old.flags, new.flags),
+    names, addresses, places = old[:3]
+    fresh = [n for n in new.names if n not in places]
+    if fresh:
+        names, addresses = (*names, *fresh), (*addresses, *(n.address for n in fresh))
+        places = places | {n: len(places) + i for i, n in enumerate(fresh)}
+    way = np.array([places[n] for n in new.names], np.uint32)[new.way]
+    return _without_gaps(
+        Ways(
+            names,
+            addresses,
+            places,
+            _column(old.way, head, way, tail),
+            _column(old.prefix, head, new.prefix, tail),
+            _column(old.length, head, new.length, tail),
+            _column(old.flags, head, new.flags, tail),
+        )
     )
 
 
-def vteps_of(network: Network, memo: Memo) -> Vteps:
-    source = network.vni, network.remote_subnets
-    return memo(("vteps", network.name), source, lambda: _make_vteps(ways_of(network, memo)))
-
-
-def _make_vteps(ways: Ways) -> Vteps:
+def _without_gaps(ways: Ways) -> Ways:
+    """Without the VTEPs that no subnet is behind any more."""
     import numpy as np
 
-    places: dict[AdjacencyName, int] = {}
-    way = [places.setdefault(name, len(places)) for name in ways.vtep]
-    addresses = tuple(dict.fromkeys([name[3:19] for name in places]))
-    return Vteps(tuple(places), addresses, np.array(way, np.uint32))
+    used = np.bincount(ways.way, minlength=len(ways.names)) > 0
+    if used.all():
+        return ways
+    names = tuple(compress(ways.names, used))
+    return ways._replace(
+        names=names,
+        addresses=tuple(compress(ways.addresses, used)),
+        places=dict(zip(names, range(len(names)), strict=True)),
+        way=(np.cumsum(used, dtype=np.uint32) - np.uint32(1))[ways.way],
+    )
 
 
 def _columns(prefixes: Sequence[Prefix]) -> "tuple[NDArray[np.uint8], NDArray[np.uint8]]":
@@ -98,22 +103,38 @@ def mtu_of(network: Network) -> int:
 
 
 def adjacencies_of(network: Network, ids: Ids, memo: Memo) -> Adjacencies:
-    source = network.vni, network.remote_subnets, network.mtu
-    return memo(
-        ("adjacencies", network.name), source, lambda: _make_adjacencies(network, ids, memo)
-    )
+    mtu = mtu_of(network)
+
+    def make(names: tuple[AdjacencyName, ...]) -> Adjacencies:
+        return Adjacencies(network.vni, mtu, *_adjacency_columns(names, ids))
+
+    def splice(old: Adjacencies, head: int, new: Adjacencies, tail: int) -> Adjacencies:
+        columns = zip(old.columns, new.columns, strict=True)
+        return Adjacencies(network.vni, mtu, *(_column(o, head, n, tail) for o, n in columns))
+
+    key = "adjacencies", network.name, network.vni, mtu
+    return memo.spliced(key, ways_of(network, memo).names, make, splice)
 
 
-def _make_adjacencies(network: Network, ids: Ids, memo: Memo) -> Adjacencies:
+def _adjacency_columns(
+    names: tuple[AdjacencyName, ...], ids: Ids
+) -> "tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any]]":
+    """Numbers, addresses, routers' MACs and next hops' MACs."""
     import numpy as np
 
-    names = vteps_of(network, memo).names
     octets = np.frombuffer(b"".join(names), np.uint8).reshape(-1, 25)  # VNI, address, MAC
     remote, inner = octets[:, 3:19], octets[:, 19:]
     outer = np.empty((len(names), 6), np.uint8)
     outer[:, :2], outer[:, 2:] = list(UNDERLAY_MAC), remote[:, -4:]
     numbers = np.array([ids.adjacencies[name] for name in names], np.uint32)
-    return Adjacencies(network.vni, mtu_of(network), numbers, remote, inner, outer)
+    return numbers, remote, inner, outer
+
+
+def _column(old: "NDArray[Any]", head: int, new: "NDArray[Any]", tail: int) -> "NDArray[Any]":
+    """With new items between as many first and last ones of the old."""
+    import numpy as np
+
+    return np.concatenate([old[:head], new, old[len(old) - tail :]])
 
 
 def domain_of(network: Network, node: Node) -> tuple[Network, ...]:
@@ -175,7 +196,6 @@ def _make_routes(
     import numpy as np
 
     ways = [ways_of(n, memo) for n in domain]
-    vteps = [vteps_of(n, memo) for n in domain]
     claimed = {(row[0], 128) for row in few}
     subnets = dict.fromkeys(prefix16(p) for n in domain for p in n.prefixes)
     few = few + [
@@ -183,7 +203,7 @@ def _make_routes(
         for octets, length in subnets
         if (octets, length) not in claimed and not any(_among((octets, length), w) for w in ways)
     ]
-    numbers = [adjacencies_of(n, ids, memo).id[v.way] for n, v in zip(domain, vteps, strict=True)]
+    numbers = [adjacencies_of(n, ids, memo).id[w.way] for n, w in zip(domain, ways, strict=True)]
     remotes = sum(len(w.length) for w in ways)
     own = np.frombuffer(b"".join([row[0] for row in few]), np.uint8).reshape(-1, 16)
     columns = (
@@ -215,7 +235,7 @@ def network_row(network: Network, node: Node, ids: Ids, memo: Memo) -> NetworkRo
         dr_mac=network.dr_mac.packed,
         gateway4=of_version(network.gateways, 4),
         gateway6=of_version(network.gateways, 6),
-        vteps=_allowed(tuple(vteps_of(n, memo).addresses for n in domain)),
+        vteps=_allowed(tuple(ways_of(n, memo).addresses for n in domain)),
         routes=_routes(network, node, ids, memo),
         domain=_domain_number(network, node),
         max_flows=network.max_flows,

@@ -7,7 +7,7 @@ those 128 bits.
 
 import struct
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dataplane.ids import Ids
 from dataplane.memo import Memo
@@ -78,6 +78,10 @@ class Adjacencies:
     remote: "NDArray[np.uint8]"  # [n, 16]
     dr_mac: "NDArray[np.uint8]"  # [n, 6]
     outer_mac: "NDArray[np.uint8]"  # [n, 6]
+
+    @property
+    def columns(self) -> "tuple[NDArray[Any], ...]":
+        return self.id, self.remote, self.dr_mac, self.outer_mac
 
 
 @dataclass(frozen=True, slots=True)

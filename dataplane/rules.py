@@ -22,15 +22,8 @@ from dataplane.ids import (
 )
 from dataplane.memo import Memo
 from dataplane.model import HostPort, Node, Underlay
-from dataplane.routing import (
-    UNDERLAY_MAC,
-    adjacencies_of,
-    mtu_of,
-    network_row,
-    of_version,
-    vteps_of,
-)
-from dataplane.rows import EndpointRow, NetworkRow, PortRow, ServiceRow, Tables
+from dataplane.routing import UNDERLAY_MAC, adjacencies_of, mtu_of, network_row, of_version, ways_of
+from dataplane.rows import NetworkRow, PortRow, ServiceRow, Tables
 from dataplane.services import rule_names as service_names
 from dataplane.services import service_rows
 
@@ -71,13 +64,12 @@ def stamps(
     """
     if old is None or _common(new) != _common(old):
         return {row.port: generation for row in new.endpoints} | {HOST_PORT: generation}
-    same = new.networks == old.networks and new.services == old.services
-    before = {row.port: rest for row, *rest in _concerning(old)}
-    now = {row.port: rest for row, *rest in _concerning(new)}
     rows = {row.port: row for row in old.endpoints}
+    standing = _standing(new, old)
+    same = new.networks == old.networks and new.services == old.services
     changed = {HOST_PORT: known[HOST_PORT] if same else generation}
     for row in new.endpoints:
-        stands = rows.get(row.port) == row and before.get(row.port) == now[row.port]
+        stands = row.vni in standing and rows.get(row.port) == row
         changed[row.port] = known[row.port] if stands else generation
     return changed
 
@@ -86,21 +78,29 @@ def _common(tables: Tables) -> list[PortRow]:
     return [p for p in tables.ports if p.kind != "endpoint"]
 
 
-def _concerning(
+def _standing(new: Tables, old: Tables) -> set[int]:
+    """VNIs of networks that are as they were, with all of their routing domain and the services
+    that are met there."""
+    before, now = _by_domain(old), _by_domain(new)
+    return {
+        network.vni
+        for domain, (networks, services) in now.items()
+        if before.get(domain) == (networks, services)
+        for network in networks
+    }
+
+
+def _by_domain(
     tables: Tables,
-) -> Iterator[tuple[EndpointRow, list[NetworkRow], list[ServiceRow]]]:
-    """Each endpoint with the networks of its domain and the services that are met there."""
+) -> dict[tuple[int, int], tuple[list[NetworkRow], list[ServiceRow]]]:
+    """Networks and services by number of the domain, and VNI where that stands alone."""
     domain = {n.vni: (n.domain, 0 if n.domain else n.vni) for n in tables.networks}
-    networks: dict[tuple[int, int], list[NetworkRow]] = {}
-    services: dict[tuple[int, int], list[ServiceRow]] = {}
+    found: dict[tuple[int, int], tuple[list[NetworkRow], list[ServiceRow]]] = {}
     for network in tables.networks:
-        networks.setdefault(domain[network.vni], []).append(network)
+        found.setdefault(domain[network.vni], ([], []))[0].append(network)
     for service in tables.services:
-        services.setdefault(domain[service.vni], []).append(service)
-    return (
-        (row, networks[domain[row.vni]], services.get(domain[row.vni], []))
-        for row in tables.endpoints
-    )
+        found[domain[service.vni]][1].append(service)
+    return found
 
 
 # ---- numbers -----------------------------------------------------------------------------------
@@ -109,12 +109,14 @@ def _concerning(
 def _number(node: Node, old: Ids, memo: Memo) -> Ids:
     fixed = {UNDERLAY: UNDERLAY_PORT} | ({HOST: HOST_PORT} if node.host_port is not None else {})
     ends = [f"{n.name}/{e.name}" for n in node.networks for e in n.endpoints]
-    vteps = (vteps_of(n, memo).names for n in node.networks)
+    vteps = tuple(ways_of(n, memo).names for n in node.networks)
     return Ids(
         ports=allot(fixed | dict(old.ports), [*fixed, *ends], FIRST_ENDPOINT_PORT),
         groups=allot(old.groups, _group_names(node)),
         rules=allot(old.rules, _rule_names(node)),
-        adjacencies=allot(old.adjacencies, chain.from_iterable(vteps)),
+        adjacencies=memo(
+            "adjacencies", vteps, lambda: allot(old.adjacencies, chain.from_iterable(vteps))
+        ),
     )
 
 

@@ -41,7 +41,7 @@ C_TIERS = (
 )
 
 PYTHON_TIERS = (
-    ("_engine", "clock", "errors", "memo"),
+    ("_engine", "clock", "errors", "garbage", "memo"),
     ("address", "regions", "tree"),
     ("model", "ids", "jsontree", "yamltree", "netns", "pcap", "packet_spec", "reasons", "records"),
     ("convert", "defaults", "draft", "names", "schema", "packet_build", "validate_values"),
