@@ -4,7 +4,7 @@
 #include "checksum.h"
 #include "cursor.h"
 
-enum { EXTENSIONS_MAX = 8, ICMP_QUERY_MIN = 8 };
+enum { ICMP_QUERY_MIN = 8 };
 
 static enum dp_reason parse_arp(struct dp_cursor *c) {
     const struct dp_arp *arp = dp_peek(c, sizeof *arp);
@@ -168,15 +168,9 @@ static enum dp_reason parse_extension(struct dp_packet *p, struct dp_cursor *c, 
     if (*next == DP_IP_ROUTING && head[2] == 0) {
         return DP_R_source_route;
     }
-    const uint32_t len =
-        *next == DP_IP_AUTH ? ((uint32_t)head[1] + 2) * 4 : ((uint32_t)head[1] + 1) * 8;
+    const uint32_t len = dp_ip6_extension_len(*next, head);
     *next = head[0];
     return dp_pull(c, len) ? DP_R_none : DP_R_bad_extension;
-}
-
-static bool is_extension(uint8_t next, int nth) {
-    return (next == DP_IP_HOPOPTS && nth == 0) || next == DP_IP_ROUTING || next == DP_IP_FRAGMENT ||
-           next == DP_IP_AUTH || next == DP_IP_DSTOPTS;
 }
 
 static enum dp_reason parse_ip6(struct dp_packet *p, struct dp_cursor *c) {
@@ -191,9 +185,9 @@ static enum dp_reason parse_ip6(struct dp_packet *p, struct dp_cursor *c) {
         return DP_R_bad_address;
     }
     uint8_t next = ip->next;
-    for (int nth = 0; is_extension(next, nth) && p->fragment != DP_LATER; nth++) {
+    for (int nth = 0; dp_ip6_is_extension(next, nth) && p->fragment != DP_LATER; nth++) {
         const enum dp_reason r =
-            nth < EXTENSIONS_MAX ? parse_extension(p, c, &next) : DP_R_bad_extension;
+            nth < DP_IP6_EXTENSIONS_MAX ? parse_extension(p, c, &next) : DP_R_bad_extension;
         if (r) {
             return r;
         }

@@ -17,7 +17,20 @@ static bool quoted_ip4(struct dp_cursor *c, struct dp_key *k) {
     return true;
 }
 
-/* Extension headers are not walked: a quote that has them is related to nothing. */
+/* To the transport header; not in a later fragment, nor where it went on to another destination. */
+static bool skip_extensions(struct dp_cursor *c, uint8_t *next) {
+    for (int nth = 0; dp_ip6_is_extension(*next, nth); nth++) {
+        const uint8_t *head = dp_peek(c, 8);
+        if (!head || nth == DP_IP6_EXTENSIONS_MAX || (*next == DP_IP_ROUTING && head[2] == 0) ||
+            (*next == DP_IP_FRAGMENT && (head[2] || head[3] >> 3)) ||
+            !dp_pull(c, dp_ip6_extension_len(*next, head))) {
+            return false;
+        }
+        *next = head[0];
+    }
+    return true;
+}
+
 static bool quoted_ip6(struct dp_cursor *c, struct dp_key *k) {
     const struct dp_ip6 *ip = dp_pull(c, sizeof *ip);
     if (!ip || be32_get(ip->version_class_flow) >> 28 != 6) {
@@ -26,7 +39,7 @@ static bool quoted_ip6(struct dp_cursor *c, struct dp_key *k) {
     k->src = dp_addr_load(ip->src);
     k->dst = dp_addr_load(ip->dst);
     k->proto = ip->next;
-    return true;
+    return skip_extensions(c, &k->proto);
 }
 
 static bool checksum_right(const struct dp_packet *p) {

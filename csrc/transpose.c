@@ -195,8 +195,7 @@ static uint32_t restore_quoted_ip(struct dp_packet *p, const struct dp_quote *q,
 }
 
 /* The quoted packet went out as the mirror of half's key; it was sent as other's key says. Returns
- * the delta of the bytes quoted. TCP's checksum lies behind the eight bytes that are always there,
- * and is left. */
+ * the delta of the bytes quoted. */
 static uint32_t restore_quote(struct dp_packet *p, const struct dp_quote *q,
                               const struct dp_key *sent) {
     uint32_t addresses = 0;
@@ -212,11 +211,15 @@ static uint32_t restore_quote(struct dp_packet *p, const struct dp_quote *q,
     }
     struct dp_udp *udp = (struct dp_udp *)(p->data + q->l4);
     const uint32_t ports = replace(&udp->sport, &sport, 2) + replace(&udp->dport, &dport, 2);
-    if (sent->proto != DP_IP_UDP || udp->csum == 0) {
-        return delta + ports;
+    const bool tcp = sent->proto == DP_IP_TCP;
+    const uint32_t field = tcp ? offsetof(struct dp_tcp, csum) : offsetof(struct dp_udp, csum);
+    if ((uint32_t)q->l4 + field + 2 > p->len || (!tcp && udp->csum == 0)) {
+        return delta + ports; /* TCP's lies behind the eight bytes that are always quoted */
     }
-    const uint16_t csum = dp_csum_fix(udp->csum, addresses + ports);
-    return delta + ports + replace((uint8_t *)udp + offsetof(struct dp_udp, csum), &csum, 2);
+    uint16_t csum;
+    memcpy(&csum, (uint8_t *)udp + field, 2);
+    csum = dp_csum_fix(csum, addresses + ports);
+    return delta + ports + replace((uint8_t *)udp + field, &csum, 2);
 }
 
 /* The error as its addressee must see it: about the packet that this one sent. Where the half

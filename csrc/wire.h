@@ -91,6 +91,21 @@ struct dp_ip6 { /* RFC 8200 section 3 */
 } dp_packed;
 _Static_assert(sizeof(struct dp_ip6) == 40, "RFC 8200");
 
+/* Extension headers (RFC 8200 section 4, RFC 4302); hop-by-hop options are the first one or none.
+ */
+static inline bool dp_ip6_is_extension(uint8_t next, int nth) {
+    return (next == DP_IP_HOPOPTS && nth == 0) || next == DP_IP_ROUTING || next == DP_IP_FRAGMENT ||
+           next == DP_IP_AUTH || next == DP_IP_DSTOPTS;
+}
+/* Bytes of the one of that type, of which at least 8 are there. */
+static inline uint32_t dp_ip6_extension_len(uint8_t type, const uint8_t *head) {
+    if (type == DP_IP_FRAGMENT) {
+        return 8;
+    }
+    return type == DP_IP_AUTH ? ((uint32_t)head[1] + 2) * 4 : ((uint32_t)head[1] + 1) * 8;
+}
+enum { DP_IP6_EXTENSIONS_MAX = 8 }; /* that are stepped over */
+
 enum { DP_IP6_MTU_MIN = 1280 }; /* RFC 8200 section 5 */
 
 struct dp_ip6_fragment { /* RFC 8200 section 4.5 */

@@ -83,6 +83,17 @@ def test_a_registered_port_stays_above_1023(engine, kind: str) -> None:
         assert outside_port(sent(engine, kind, inside)) >= 1024
 
 
+@pytest.mark.conformance("N2")
+def test_an_unsolicited_syn_is_met_with_silence(engine) -> None:
+    """RFC 5382 REQ-4a; and a simultaneous open that follows it goes through (REQ-2)."""
+    port = outside_port(sent(engine, "tcp", 7, ELSEWHERE[0], 53))
+    syn = outside(f"tcp {ELSEWHERE[1]}:80 > {blue.NAT}:{port} syn")
+    for second in (0, 7, 60):
+        assert dropped(engine.process_one(syn, "host", now=second * 10**9)) == "nat_no_binding"
+    assert outside_port(sent(engine, "tcp", 7, ELSEWHERE[1], 80)) == port
+    assert engine.process_one(syn, "host").port == "blue/web"
+
+
 @pytest.mark.conformance("N1")
 def test_filtering_is_by_address_and_port(engine) -> None:
     """Said so (REQ-8): from outside only the answers of a flow come in, and nothing without one."""

@@ -565,6 +565,22 @@ def test_super_frames_are_left_to_the_device(v6: bool, partial: bool) -> None:
         assert b.forwarder.stats()["web"]["gso_frames"] == 1
 
 
+@pytest.mark.conformance("T18")
+def test_a_full_queue_of_the_underlays_device_is_counted(live: Running) -> None:
+    """ENOBUFS: what the queueing discipline drops is a drop of ours; then traffic goes on."""
+    shape = "root handle 1: tbf rate 64kbit burst 2000 limit 4000"
+    tc = ["tc", "-n", live.site.node, "qdisc"]
+    subprocess.run([*tc, "add", "dev", "under", *shape.split()], check=True)
+    with udp(live.site.pod, POD) as sender:
+        for _ in range(200):
+            sender.sendto(bytes(1000), (REMOTE, 9))
+        wait_for(lambda: live.engine.stats().totals["rx"] >= 200)
+    stats = live.engine.stats()
+    assert live.drops().get("egress_busy", 0) > 100 and adds_up(stats.totals)
+    subprocess.run([*tc, "del", "dev", "under", "root"], check=True)
+    transfer(live.site.pod, live.site.peer, REMOTE, 1 << 20)
+
+
 def test_super_frames_that_cannot_be_cut_are_counted() -> None:
     with bench() as b:
         b.encapsulated(tcp_frame(2004, flags="MF"))

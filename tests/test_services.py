@@ -3,6 +3,7 @@
 Three nodes: a serves the clients and balances, b and c hold backends.
 """
 
+import struct
 from collections import Counter
 from ipaddress import ip_address, ip_network
 
@@ -31,6 +32,8 @@ from dataplane.model import (
 )
 from dataplane.packet import build, describe, parse, vxlan
 from dataplane.rules import host_mac
+from tests.reference.build import error_about
+from tests.reference.checksum import checksum
 
 VIP, OUTSIDE = "10.96.0.10", "203.0.113.9"
 PEER = Mac("02:00:00:00:0b:00")
@@ -387,6 +390,26 @@ def test_filtering_and_hairpin() -> None:
     mine = outside_of(closed, f"udp 10.1.1.2:5000 > {OUTSIDE}:53")
     assert closed.host(f"udp 203.0.113.77:9 > {mine}").reason is Reason["NAT_NO_BINDING"]
     assert closed.at(DB, f"udp 10.1.1.3:6000 > {mine}").reason is Reason["NAT_NO_BINDING"]
+
+
+@pytest.mark.conformance("N3")
+def test_hairpinned_errors() -> None:
+    """RFC 5508 REQ-7: who was reached through the NAT complains to who came through it; both see
+    the other's outside address only, and the quote is of what was sent."""
+    nat = OutboundNat(filtering="endpoint-independent")
+    world = World(network(outbound_nat=nat))
+    mine = outside_of(world, f"udp 10.1.1.2:5000 > {OUTSIDE}:53")
+    there = world.at(DB, f"udp 10.1.1.3:6000 > {mine} len 40")
+    complaint = error_about(there.frame)
+    assert complaint is not None
+    told = world.engine.process_one(complaint, "blue/web")
+    assert told.port == "blue/db"
+    outer = describe(told.frame)
+    assert (outer["src"], outer["dst"]) == (mine.partition(":")[0], "10.1.1.3")
+    quote = told.frame[42:]
+    assert quote[12:20] == ip_address("10.1.1.3").packed + ip_address(outer["src"]).packed
+    assert quote[20:24] == struct.pack("!HH", 6000, int(mine.partition(":")[2]))
+    assert checksum(told.frame[34:]) == checksum(quote[:20]) == 0
 
 
 @pytest.mark.conformance("N1", "T8")

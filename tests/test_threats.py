@@ -7,6 +7,7 @@ from ipaddress import ip_address
 import pytest
 
 from dataplane._engine import ffi
+from dataplane.address import Mac
 from dataplane.batch import Batch
 from dataplane.packet import build, parse
 from dataplane.reasons import Reason, Verdict
@@ -150,6 +151,24 @@ def test_two_nodes_that_route_to_each_other_do_not_loop() -> None:
             assert len(outer) == len(frame) + 50
             assert dropped(b.process_one(outer, "underlay")) == "not_local"
         assert b.stats().totals["forwarded"] == b.stats().totals["originated"] == 0
+
+
+@pytest.mark.conformance("T1", "T14")
+@pytest.mark.parametrize("smac", ["02:00:00:00:00:02", "02:00:00:00:00:01", "01:00:5e:00:00:01"])
+def test_inner_source_macs_are_believed_by_nobody(engine, smac: str) -> None:
+    """No table learns them: the endpoint's own, the router's, a group's; a flood of them; one that
+    moves from the TAP to the tunnel. What is delivered leaves with the router's."""
+    words = "udp 10.2.0.9:53 > 10.1.0.2:7"
+    wanted = forwarded(engine.process_one(peer(words), "underlay"), "blue/web")
+    frame = blue.carried(build(parse(words), Mac(smac), blue.DR))
+    assert forwarded(engine.process_one(frame, "underlay"), "blue/web") == wanted
+    for n in range(1000):
+        some = Mac.from_bytes(b"\2\6" + n.to_bytes(4))
+        engine.process_one(blue.carried(build(parse(words), some, blue.DR)), "underlay")
+    before = engine.stats().totals["flows"]
+    sent = forwarded(engine.process_one(web(OUT), "web"), "underlay")
+    assert inner_of(sent)[:12] == blue.PEER.packed + blue.DR.packed
+    assert engine.stats().totals["flows"] == before
 
 
 @pytest.mark.conformance("T13")

@@ -344,9 +344,6 @@ def test_nothing_that_leaves_is_malformed(
         assert kinds >= ORIGINATED | CARRIED
 
 
-@pytest.mark.xfail(
-    strict=True, raises=AssertionError, reason="a quoted TCP checksum is left as it was outside"
-)
 @pytest.mark.conformance("N3")
 def test_quoted_tcp_segments_are_whole(tmp_path: Path) -> None:
     found = [s for s in seen(of_every_way(), tmp_path) if s.is_sum_of_quote]

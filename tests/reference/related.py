@@ -5,9 +5,14 @@ from typing import NamedTuple
 from tests.reference.checksum import adjust, checksum, pseudo_header
 from tests.reference.edit import edit
 from tests.reference.wire import (
+    AH,
+    DESTINATION,
     ETHERNET,
+    FRAGMENT,
+    HOP_BY_HOP,
     ICMP6,
     MAPPED,
+    ROUTING,
     TCP,
     UDP,
     FlowId,
@@ -72,14 +77,36 @@ def _ip4_header(quote: bytes) -> int | None:
 
 
 def _ip6_header(quote: bytes) -> int | None:
-    """Extension headers are not stepped over."""
-    return 40 if len(quote) >= 40 and quote[0] >> 4 == 6 else None
+    """With its extension headers."""
+    found = _walked(quote) if len(quote) >= 40 and quote[0] >> 4 == 6 else None
+    return found and found[0]
+
+
+def _walked(quote: bytes) -> tuple[int, int] | None:
+    """Where the transport header is, and its protocol."""
+    proto, at = quote[6], 40
+    for nth in range(9):
+        if proto not in (HOP_BY_HOP, ROUTING, FRAGMENT, AH, DESTINATION):
+            break
+        if proto == HOP_BY_HOP and nth:
+            break
+        head = quote[at : at + 8]
+        if len(head) < 8 or nth == 8 or (proto == ROUTING and head[2] == 0):
+            return None
+        if proto == FRAGMENT and int.from_bytes(head[2:4]) >> 3:
+            return None
+        at += {FRAGMENT: 8, AH: (head[1] + 2) * 4}.get(proto, (head[1] + 1) * 8)
+        if at > len(quote):
+            return None
+        proto = head[0]
+    return at, proto
 
 
 def _addresses(version: int, quote: bytes) -> tuple[tuple[bytes, bytes], int]:
     if version == 4:
         return (MAPPED + quote[12:16], MAPPED + quote[16:20]), quote[9]
-    return (quote[8:24], quote[24:40]), quote[6]
+    found = _walked(quote)
+    return (quote[8:24], quote[24:40]), found[1] if found else 0
 
 
 def _ports(flow: FlowId, l4: bytes) -> FlowId | None:
@@ -103,14 +130,18 @@ def translate(packet: Packet, quote: Quote, sent: FlowId, source: bytes) -> None
 
 
 def _restore(packet: Packet, quote: Quote, sent: FlowId) -> None:
-    """With the checksums of UDP and echo, which are among the eight bytes that are always there."""
+    """With the checksums, so far as they are quoted."""
     data, v4 = packet.data, packet.version == 4
-    udp_at = quote.l4 + 6 if sent.proto == UDP and any(data[quote.l4 + 6 : quote.l4 + 8]) else None
+    ports_at = (
+        quote.l4 + 6 if sent.proto == UDP and any(data[quote.l4 + 6 : quote.l4 + 8]) else None
+    )
+    if sent.proto == TCP and quote.l4 + 18 <= len(data):
+        ports_at = quote.l4 + 16
     echo_at = quote.l4 + 2 if sent.proto not in (TCP, UDP) else None
     addresses = unmapped(sent.src) + unmapped(sent.dst)
-    pseudo_check = udp_at if v4 else udp_at or echo_at
+    pseudo_check = ports_at if v4 else ports_at or echo_at
     edit(data, quote.l3 + (12 if v4 else 8), addresses, quote.l3 + 10 if v4 else None, pseudo_check)
     if sent.proto in (TCP, UDP):
-        edit(data, quote.l4, sent.sport.to_bytes(2) + sent.dport.to_bytes(2), udp_at)
+        edit(data, quote.l4, sent.sport.to_bytes(2) + sent.dport.to_bytes(2), ports_at)
     else:
         edit(data, quote.l4 + 4, sent.sport.to_bytes(2), echo_at)
