@@ -7,6 +7,8 @@ of the network blue. All offloads of the underlay's veth pairs are what the kern
 import errno
 import json
 import os
+import re
+import shutil
 import signal
 import socket
 import struct
@@ -134,6 +136,43 @@ def test_udp_super_frames(world: World, source: str, target: str) -> None:
         sender.sendto(payload, (POD[target], 5003))
         got = [receiver.recv(2048) for _ in range(30)]
     assert sorted(got) == [payload[i : i + 1000] for i in range(0, 30_000, 1000)]
+
+
+def hops(site: Site, source: str, target: str, *options: str) -> list[str]:
+    """Who answers on the way, as the system's traceroute shows it."""
+    if shutil.which("traceroute") is None:
+        pytest.skip("needs traceroute")
+    words = ["traceroute", "-n", "-q", "1", "-w", "2", "-m", "8", *options, target]
+    text = demo_net.run(*site.command(source, *words))
+    return re.findall(r"^ *\d+ +(\S+)", text, re.MULTILINE)
+
+
+@pytest.mark.conformance("R2", "R3")
+@pytest.mark.parametrize("options", [("-p", "5000"), ("-I",)], ids=["udp", "icmp"])
+def test_traceroute(world: World, options: tuple[str, ...]) -> None:
+    """Over our nodes, to the kernel peer, out through NAT: each router once, then the target."""
+    site, gateway = world.site, "10.1.0.1"
+    assert hops(site, "a1", DB, *options) == [gateway, DB]
+    assert hops(site, "a1", C, *options) == [gateway, "10.1.3.0", C]
+    assert hops(site, "c1", WEB, *options) == ["10.1.3.1", WEB]
+    way_out = [gateway, demo_net.ROUTER["a"], OUTSIDE]
+    assert [h for h in hops(site, "a1", OUTSIDE, *options) if h != "169.254.77.1"] == way_out
+
+
+@pytest.mark.conformance("R5", "R6", "N3")
+def test_path_mtu_through_nat(world: World) -> None:
+    """A router outside says what its link carries; the pod hears of it, and TCP heeds it."""
+    site = world.site
+    site.ip("r", "link set to-o mtu 1300")
+    site.ip("o", "link set uplink mtu 1300")
+    try:
+        text = traffic.ping(site, "a1", OUTSIDE, "-c", "2", "-M", "do", "-s", "1400")[1]
+        assert f"From {demo_net.ROUTER['a']} icmp_seq=1 Frag needed and DF set (mtu = 1300)" in text
+        done = traffic.transfer(site, "a1", "o", (OUTSIDE, 5010), lambda sent: sent < 5)
+        assert done.intact
+    finally:
+        site.ip("o", "link set uplink mtu 1500")
+        site.ip("r", "link set to-o mtu 1500")
 
 
 def test_many_connections_at_once(world: World) -> None:

@@ -17,6 +17,7 @@ from dataplane import demo_traffic as traffic
 from dataplane.demo_net import Site
 from dataplane.demo_node import NodeProcess
 from dataplane.stats import adds_up
+from tests.test_live import hops
 
 WHY_NOT = demo_net.why_not()
 pytestmark = pytest.mark.skipif(bool(WHY_NOT), reason=f"no network namespaces: {WHY_NOT}")
@@ -153,6 +154,15 @@ def test_tcp(world: World, source: str, target: str) -> None:
     assert (done.size, done.peer) == (10 * traffic.BLOCK, POD[source])
 
 
+@pytest.mark.conformance("R2", "R4")
+@pytest.mark.parametrize("options", [(), ("-I",)], ids=["udp", "icmp"])
+def test_traceroute(world: World, options: tuple[str, ...]) -> None:
+    site = world.site
+    assert hops(site, "a1", POD["b1"], *options) == [GATEWAY, POD["b1"]]
+    assert hops(site, "a1", POD["c1"], *options) == [GATEWAY, "fd00:1:0:3::", POD["c1"]]
+    assert hops(site, "c1", POD["a1"], *options) == ["fd00:1:0:3::1", POD["a1"]]
+
+
 @pytest.mark.conformance("R4", "R5")
 @pytest.mark.parametrize("target", ["a2", "b1", "c1"])
 def test_path_mtu(world: World, target: str) -> None:
@@ -229,3 +239,26 @@ def test_outbound_nat(outside: Site, nat: str) -> None:
         assert done.intact
         assert done.peer == (VIP if nat else "fd77::1")
         assert node.stats()["reasons"].get("bad_nd", 0) == 0
+
+
+@pytest.mark.conformance("R4", "R5", "N3")
+def test_traceroute_and_path_mtu_through_nat(outside: Site) -> None:
+    """To a host behind the router behind this one, over a narrow link."""
+    far = "2001:db8:a::1"
+    outside.ip("a", f"addr replace {far}/64 dev uplink nodad")
+    outside.ip("a", "route replace default via 2001:db8:a::fe")
+    outside.ip("r", "addr replace 2001:db8:a::fe/64 dev to-a nodad", "link set to-a mtu 1300")
+    outside.ip("a", "link set uplink mtu 1300")
+    outside.ip("o", f"route replace default via {BEYOND}")
+    switch = Path("/proc/sys/net/ipv6/conf/all/forwarding")
+    for name in ("r", "o"):
+        outside.inside(name, lambda: switch.write_text("1"))
+    policy = outside.directory / "alone6.yaml"
+    policy.write_text(ALONE.format(nat="", o1=outside.full("o1")))
+    with NodeProcess(outside, "o", "alone", policy):
+        assert eventually(outside, "o1", OUTSIDE)
+        assert hops(outside, "o1", far)[-2:] == [BEYOND, far]
+        text = traffic.ping(outside, "o1", far, "-c", "2", "-M", "do", "-s", "1350")[1]
+        assert f"From {BEYOND} icmp_seq=1 Packet too big: mtu=1300" in text
+        done = traffic.transfer(outside, "o1", "a", (far, 8080), lambda sent: sent < 3)
+        assert done.intact
