@@ -167,10 +167,10 @@ def _few(values: list[Any]) -> st.Dice[tuple[Any, ...]]:
 nats = st.builds(
     OutboundNat,
     vip=st.sampled_from([None, None, *NAT_VIPS]),
-    exceptions=st.sampled_from([(), (ip_network("203.0.113.0/24"),)]),
-    destinations=st.sampled_from([(), (), (ip_network("198.51.100.0/24"),)]),
+    exceptions=st.sampled_from([(), (), (), (ip_network("203.0.113.0/24"),)]),
+    destinations=st.sampled_from([(), (), (), (ip_network("198.51.100.0/24"),)]),
     ports=st.sampled_from(
-        [PortRange(1024, 65535), PortRange(5000, 5002), PortRange(1021, 1026), PortRange(7, 7)]
+        [PortRange(1024, 65535), PortRange(5000, 5002), PortRange(1022, 1025), PortRange(7, 7)]
     ),
     mapping=st.sampled_from(["endpoint-independent", "symmetric"]),
     filtering=st.sampled_from(["connection", "endpoint-independent"]),
@@ -656,7 +656,8 @@ def _aims(site: Site, met_at: str, network: Mesh | None) -> list[Aim]:
         for port in range(p.first, p.last + 1)
         for proto in (TCP, UDP)
     ]
-    return met * 4 + ports
+    many = [a for a in ports if any(p.open and p.address == _ip16(a[0]) for p in pools)]
+    return met * 4 + many * 2 + ports
 
 
 @st.composite
@@ -864,6 +865,7 @@ class Reply:
     tcp_flags: int = 0x10
     skew: int = 0  # of its sequence number from the one that is waited for
     ack_skew: int = 0
+    elsewhere: bool = False  # through another VTEP, if it lives behind one
 
 
 @dataclass(frozen=True)
@@ -909,12 +911,15 @@ class Commit:
 Step = Send | Repeat | Reply | Proceed | Complain | Wait | Expire | Learn | Commit
 
 waits = st.sampled_from(
-    [0, 1, SECOND // 25, SECOND, 9 * SECOND, 10 * SECOND + 1, 26 * SECOND, 101 * SECOND]
+    [
+        *(0, 1, SECOND // 25, 1 * SECOND, 2 * SECOND, 5 * SECOND, 9 * SECOND, 10 * SECOND),
+        *(10 * SECOND + 1, 25 * SECOND, 26 * SECOND, 101 * SECOND),
+    ]
 )
 repeats = st.builds(Repeat, st.integers(0, 3))
 complaints = st.builds(Complain, st.integers(0, 3))
 skews = st.sampled_from([0] * 8 + [1, -1, 5000, (1 << 22) - 1, 1 << 22, -(1 << 22), 1 << 31])
-replies = st.builds(Reply, st.integers(0, 3), tcp_flags, skews, skews)
+replies = st.builds(Reply, st.integers(0, 3), tcp_flags, skews, skews, seldom)
 progress = st.builds(Proceed, st.integers(0, 3), tcp_flags, skews)
 
 
@@ -946,6 +951,7 @@ AFTERWARDS: list[list[Step]] = [  # what often follows a frame
     [Reply(0), Proceed(0), Reply(0), Complain(1)],
     [Complain(0), Reply(0), Wait(10 * SECOND + 1), Repeat(0), Reply(0)],
     [Repeat(0), Repeat(1), Reply(0), Reply(1)],
+    [Reply(0, elsewhere=True), Reply(0), Wait(10 * SECOND), Reply(0)],
 ]
 SINCE: list[list[Step]] = [  # … and a change of the policy
     [],
@@ -1038,6 +1044,7 @@ class Player:
             egress,
             data,
             lambda inner: build.reply_to(inner, step.tcp_flags, step.skew, step.ack_skew),
+            step.elsewhere,
         )
 
     def saw(self, outcome: Outcome) -> None:
@@ -1059,9 +1066,14 @@ def play(node: Node, steps: list[Step], do: Callable[[Event], Outcome | None]) -
 
 
 def answer_from(
-    site: Site, egress: str, data: bytes, make: Callable[[bytes], bytes | None]
+    site: Site,
+    egress: str,
+    data: bytes,
+    make: Callable[[bytes], bytes | None],
+    elsewhere: bool = False,
 ) -> Frame | None:
-    """What `make` answers to a forwarded inner frame, entering where that one left."""
+    """What `make` answers to a forwarded inner frame, entering where that one left; `elsewhere`:
+    through another VTEP of the network."""
     if egress != UNDERLAY:
         answer = make(data)
         return None if answer is None else Frame(egress, _towards_router(site, egress, answer))
@@ -1073,6 +1085,9 @@ def answer_from(
     if answer is None or network is None or own is None:
         return None
     inner = network.dr_mac + answer[6:]
+    if elsewhere:
+        others = (unmapped(v) for v in sorted(network.vteps) if unmapped(v) != remote)
+        remote = next((v for v in others if len(v) == len(remote)), remote)
     outer = build.vxlan(remote, unmapped(own), site.underlay.udp_port, vni, inner)
     return Frame(UNDERLAY, outer)
 

@@ -80,7 +80,7 @@ class Endpoint:
     name: str
     vni: int
     mac: bytes
-    addresses: frozenset[bytes]
+    addresses: tuple[bytes, ...]
     groups: dict[str, tuple[tuple[str, tuple[model.Acl, ...]], ...]]  # by direction
     fallback: dict[str, str]
     nat: Nat | None
@@ -210,7 +210,7 @@ def _add_routes(
     routes = networks[int(source.vni)].routes
     for network in domain_of(source, node):
         for end in ends[int(network.vni)]:
-            routes.extend(Route((a, 128), "endpoint", end) for a in sorted(end.addresses))
+            routes.extend(Route((a, 128), "endpoint", end) for a in end.addresses)
         for remote in network.remote_subnets:
             way = _adjacency(remote, network)
             routes.append(Route(span(remote.prefix), "remote", None, way, remote.dsr))
@@ -250,7 +250,7 @@ def _endpoint(
         name=name,
         vni=int(network.vni),
         mac=source.mac.packed,
-        addresses=frozenset(ip16(a) for a in source.addresses),
+        addresses=tuple(ip16(a) for a in source.addresses),
         groups=groups,
         fallback=fallback,
         nat=_nat(source, network, node),
