@@ -135,8 +135,7 @@ def _acl(draw: st.Draw, name: str) -> Acl:
         *(ip_network(a) for a in ALL),
         *(p for g in GROUNDS for p in (*g.prefixes, *g.behind)),
         *(ip_network(v) for v in VIPS),
-        ip_network("0.0.0.0/0"),
-        ip_network("::/0"),
+        *[ip_network("0.0.0.0/0"), ip_network("::/0")] * 4,
     ]
     prefixes = _few([p for p in known if p.version == version])
     ranges = _few([PortRange(first=p, last=p) for p in PORTS] + [PortRange(first=0, last=1000)])
@@ -493,7 +492,8 @@ def datagrams(draw: st.Draw, node: Node) -> list[Frame]:
         src = ip_of(draw(st.sampled_from(sorted(sender.addresses))))
     met_at = UNDERLAY if port == UNDERLAY else "endpoint"
     aims = _aims(site, met_at, network)
-    packet = draw(packets(src, _everyone(site, network), aims, whole=True))
+    targets = _known(site, network, None) if draw(likely) else _everyone(site, network)
+    packet = draw(packets(src, targets, aims, whole=True))
     frame = build.ethernet(network.dr_mac, smac, build.ip_type(packet), packet)
     parts = [
         build.part(frame, *draw(_overlapping(p)), ident=draw(_mostly([1], [2])))
@@ -687,7 +687,11 @@ def packets(
     options = b""
     fragment = draw(_mostly([0x4000, 0], [] if whole else [0x2000, 1, 3, 0x2001, 0x1FFF]))
     if src.version == 4:
-        options = draw(_mostly([b""], [b"\1\1\1\0", b"\x07\3\4\0", b"\x83\3\4\0", b"\x07\1\0\0"]))
+        options = draw(
+            _mostly(
+                [b""], [b"\1\1\1\0", b"\x07\3\4\0", b"\x07\4\4\0", b"\x83\3\4\0", b"\x07\1\0\0"]
+            )
+        )
     elif fragment not in (0, 0x4000):
         field = ((fragment & 0x1FFF) << 3 | (fragment >> 13 & 1)).to_bytes(2)
         options, proto = bytes([proto, 0]) + field + bytes(4), 44
@@ -764,7 +768,7 @@ def _nd_options(option: bytes, mac: bytes) -> list[bytes]:
 def _segments(draw: st.Draw, version: int, aim: Aim | None) -> tuple[int, bytes]:
     """Protocol number and transport segment, its checksum still to be made."""
     ports = st.sampled_from(PORTS)
-    data = draw(st.sampled_from([b"", b"x", b"data", bytes(540), bytes(1271), bytes(1373)]))
+    data = draw(st.sampled_from([b"", b"x", b"data", bytes(540), *LARGE]))
     kind = draw(st.sampled_from(["tcp", "tcp", "udp", "udp", "echo", "echo", "icmp", "other"]))
     to = st.just(aim[2]) if aim else ports
     kind = {TCP: "tcp", UDP: "udp"}[aim[1]] if aim else kind
@@ -784,6 +788,7 @@ def _segments(draw: st.Draw, version: int, aim: Aim | None) -> tuple[int, bytes]
     return draw(st.sampled_from([47, 50, 132, 255, ICMP6 if version == 4 else ICMP])), data
 
 
+LARGE = [bytes(n) for n in (1232, 1252, 1271, 1272, 1352, 1372, 1373)]  # as UDP about an MTU
 MSS_OPTIONS = [
     b"",
     b"\x02\x04\x23\x00",
@@ -952,6 +957,7 @@ AFTERWARDS: list[list[Step]] = [  # what often follows a frame
     [Complain(0), Reply(0), Wait(10 * SECOND + 1), Repeat(0), Reply(0)],
     [Repeat(0), Repeat(1), Reply(0), Reply(1)],
     [Reply(0, elsewhere=True), Reply(0), Wait(10 * SECOND), Reply(0)],
+    [Wait(26 * SECOND), Repeat(0), Repeat(1), Reply(0)],
 ]
 SINCE: list[list[Step]] = [  # … and a change of the policy
     [],
@@ -962,7 +968,7 @@ SINCE: list[list[Step]] = [  # … and a change of the policy
 
 
 @st.composite
-def scenarios(draw: st.Draw, max_steps: int = 40) -> tuple[Node, list[Step]]:
+def scenarios(draw: st.Draw, max_steps: int = 60) -> tuple[Node, list[Step]]:
     """A policy, and steps that hit it, each commit changing what the one before left."""
     first = node = draw(nodes())
     steps: list[Step] = []
