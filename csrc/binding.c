@@ -149,10 +149,11 @@ static uint16_t next_port(struct search *s) {
 }
 
 uint16_t dp_bindings_expect(const struct dp_bindings *b, const struct dp_binding_inside *in,
-                            const struct dp_pool *pool) {
+                            const struct dp_pool *pool, uint32_t *chain) {
     struct search s = begin(b, in, pool, 0);
     struct dp_binding_outside out = {dp_addr_load(pool->addr), 0, in->proto};
-    dp_prefetch(&b->heads_in[(uint32_t)s.hash & b->mask]);
+    *chain = (uint32_t)s.hash & b->mask;
+    dp_prefetch(&b->heads_in[*chain]);
     out.port = in->portless || !s.size ? 0 : next_port(&s);
     dp_prefetch(&b->heads_out[hash_out(b, &out) & b->mask]);
     dp_prefetch(&b->items[b->free ? b->free - 1 : 0]);

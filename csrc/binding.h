@@ -65,9 +65,14 @@ uint32_t dp_bindings_of(const struct dp_bindings *b, const struct dp_binding_out
                         uint64_t now_ns);
 
 /* Asks for the lines that finding the inside, or else binding it, will read; returns the outside
- * port that is tried first. */
+ * port that is tried first. *chain: what to ask for once those have come. */
 uint16_t dp_bindings_expect(const struct dp_bindings *b, const struct dp_binding_inside *in,
-                            const struct dp_pool *pool);
+                            const struct dp_pool *pool, uint32_t *chain);
+static inline void dp_bindings_expect_chain(const struct dp_bindings *b, uint32_t chain) {
+    const struct dp_binding *first = &b->items[b->heads_in[chain] ? b->heads_in[chain] - 1 : 0];
+    dp_prefetch(first);
+    dp_prefetch((const char *)(first + 1) - 1);
+}
 
 /* Chooses a free outside port of the pool for the inside, other than those that services have on
  * the address: of the same class and parity as the inside's (RFC 4787 REQ-3, REQ-4), else of the

@@ -40,6 +40,7 @@ struct dp_walk {
     bool stateless; /* the answers have to be allowed by rules of their own */
     bool reject;
     uint32_t binding; /* index, DP_NONE: no NAT */
+    uint32_t chain;   /* of bindings that was asked for ahead, or DP_NONE */
     bool bound_now;   /* this walk made the binding */
     bool translated;
     bool outside;  /* NAT: leaves the overlay */

@@ -25,7 +25,7 @@ static struct dp_binding_inside inside_of(const struct dp_walk *w, const struct 
     return in;
 }
 
-bool dp_nat_expect(const struct dp_walk *w, struct dp_key *id) {
+bool dp_nat_expect(struct dp_walk *w, struct dp_key *id) {
     const struct dp_snapshot *s = w->policy;
     const struct dp_span groups = s->endpoints[w->from.index].groups[DP_OUT];
     const struct dp_group *last = groups.count ? s->groups[groups.first + groups.count - 1] : NULL;
@@ -36,7 +36,7 @@ bool dp_nat_expect(const struct dp_walk *w, struct dp_key *id) {
     const struct dp_pool *pool = &s->pools[r->arg];
     const struct dp_binding_inside in = inside_of(w, pool);
     id->src = dp_addr_load(pool->addr);
-    id->sport = dp_bindings_expect(w->bindings, &in, pool);
+    id->sport = dp_bindings_expect(w->bindings, &in, pool, &w->chain);
     return true;
 }
 
@@ -81,6 +81,9 @@ static enum dp_reason translate_out(struct dp_walk *w, const struct dp_rule *r) 
 enum dp_reason dp_nat_out(struct dp_walk *w) {
     const struct dp_endpoint *e = &w->policy->endpoints[w->from.index];
     dp_layer_enter(w, DP_LAYER_NAT);
+    if (w->chain != DP_NONE) {
+        dp_bindings_expect_chain(w->bindings, w->chain);
+    }
     const struct dp_rule *r = dp_decide(w, e, DP_LAYER_NAT, DP_OUT);
     enum dp_reason reason = DP_R_none;
     if (r && r->action == DP_SNAT) {

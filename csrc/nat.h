@@ -5,7 +5,7 @@
 
 /* What outbound NAT will most probably make of the endpoint's flow id; the lines that it will read
  * are asked for ahead. False: the endpoint has none. */
-bool dp_nat_expect(const struct dp_walk *w, struct dp_key *id);
+bool dp_nat_expect(struct dp_walk *w, struct dp_key *id);
 
 /* Finds or makes the binding of the walk's source in the pool; the source becomes the outside. A
  * trace makes none. */

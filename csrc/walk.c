@@ -31,7 +31,7 @@ static void expect_answers(const struct dp_walk *w, const struct dp_key *id, uin
 }
 
 /* As far as the route of the destination tells, before any layer has changed it. */
-static dp_hint void expect(const struct dp_walk *w, const struct dp_route *r) {
+static dp_hint void expect(struct dp_walk *w, const struct dp_route *r) {
     const struct dp_snapshot *s = w->policy;
     struct dp_key id = w->id;
     if (!r) {
@@ -390,7 +390,7 @@ enum dp_reason dp_walk_flow(struct dp_walk *w, const struct dp_key *key) {
     w->stateless = w->reject = w->translated = w->quiet = false;
     w->outside = w->any_vtep = w->bound_now = false;
     w->service = NULL;
-    w->binding = DP_NONE;
+    w->binding = w->chain = DP_NONE;
     w->to = (struct dp_place){0, DP_PORT_NONE, DP_NONE};
     w->from = w->back = (struct dp_place){slot->port->kind, key->port, slot->place};
     w->network = slot->endpoint ? slot->endpoint->network : dp_snapshot_network(s, key->vni);
