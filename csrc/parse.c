@@ -173,6 +173,11 @@ static enum dp_reason parse_extension(struct dp_packet *p, struct dp_cursor *c, 
     return dp_pull(c, len) ? DP_R_none : DP_R_bad_extension;
 }
 
+/* Who has no address yet looks for it, and tells of its groups (RFC 3590). */
+static bool may_be_unspecified(const struct dp_packet *p) {
+    return p->discovery || dp_addr_is_multicast(&p->key.dst);
+}
+
 static enum dp_reason parse_ip6(struct dp_packet *p, struct dp_cursor *c) {
     const struct dp_ip6 *ip = dp_pull(c, sizeof *ip);
     if (!ip || be32_get(ip->version_class_flow) >> 28 != 6 || !dp_trim(c, be16_get(ip->payload))) {
@@ -197,7 +202,9 @@ static enum dp_reason parse_ip6(struct dp_packet *p, struct dp_cursor *c) {
     }
     p->key.proto = next;
     const enum dp_reason r = p->fragment == DP_LATER ? DP_R_none : parse_transport(p, c);
-    return !r && dp_unlikely(dp_addr_is_zero(&p->key.src)) && !p->discovery ? DP_R_bad_address : r;
+    return !r && dp_unlikely(dp_addr_is_zero(&p->key.src)) && !may_be_unspecified(p)
+               ? DP_R_bad_address
+               : r;
 }
 
 enum dp_reason dp_parse(struct dp_packet *p) {

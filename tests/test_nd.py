@@ -340,8 +340,14 @@ def test_inside_a_vlan_tag(engine: Engine) -> None:
 @pytest.mark.conformance("T3")
 @pytest.mark.parametrize("kind", range(130, 140))
 def test_only_discovery_has_no_source(engine: Engine, kind: int) -> None:
+    """Or what goes to a group, which is not carried."""
     got = refused(engine.process_one(frame(kind, A, src=NONE, says=None), "blue/web"))
-    assert (got == "bad_address") == (not 133 <= kind <= 137)
+    assert (got == "multicast") == (not 133 <= kind <= 137)
+    words = f"icmp6 :: > fd00::3 type {kind} code 0 len 20"
+    sent = frame_of(parse(words), Mac.from_bytes(WEB), Mac.from_bytes(DR))
+    assert (refused(engine.process_one(sent, "blue/web")) == "bad_address") == (
+        not 133 <= kind <= 137
+    )
 
 
 @pytest.mark.conformance("T3")
@@ -354,8 +360,9 @@ def test_a_link_local_source_is_for_discovery_only(engine: Engine, words: str) -
 
 @pytest.mark.parametrize("kind", [130, 131, 132, 143])
 def test_other_multicast_stays_multicast(engine: Engine, kind: int) -> None:
-    """MLD."""
-    assert refused(engine.process_one(frame(kind, src=LINK), "blue/web")) == "multicast"
+    """MLD, of who has no address yet too (RFC 3590)."""
+    for src in (LINK, NONE):
+        assert refused(engine.process_one(frame(kind, src=src), "blue/web")) == "multicast"
 
 
 @pytest.mark.conformance("A3")

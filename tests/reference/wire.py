@@ -249,8 +249,8 @@ def _parse_ip6(frame: bytes) -> Packet:
         raise Drop("bad_address")
     proto, at, part = _walk_extensions(ip)
     packet = _finish(frame, 6, src, dst, proto, ETHERNET + at, ETHERNET + total, part)
-    if src == bytes(16) and not packet.is_nd:
-        raise Drop("bad_address")  # only who has no address yet asks from it
+    if src == bytes(16) and not packet.is_nd and dst[0] != 0xFF:
+        raise Drop("bad_address")  # who has no address yet asks for it, and reports its groups
     return packet
 
 
