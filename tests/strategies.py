@@ -412,8 +412,7 @@ def edits(draw: st.Draw, node: Node) -> Node:
     """The node after one change of one network, or with other timers."""
     if draw(seldom):
         return replace(node, timers=draw(timers))
-    place = draw(st.integers(0, len(node.networks) - 1))
-    old = node.networks[place]
+    old = draw(st.sampled_from(node.networks))
     field = draw(st.sampled_from(FIELDS))
     if field == "backends" and old.load_balancers:
         changed = draw(_with_other_backends(old))
@@ -421,9 +420,11 @@ def edits(draw: st.Draw, node: Node) -> Node:
         new = draw(networks(int(old.vni), node, old.routing_domain))
         field = "load_balancers" if field == "backends" else field
         changed = replace(old, **{field: getattr(new, field)})
-    return apart(
-        replace(node, networks=(*node.networks[:place], changed, *node.networks[place + 1 :]))
-    )
+    return _replaced(node, old, changed)
+
+
+def _replaced(node: Node, old: Network, new: Network) -> Node:
+    return apart(replace(node, networks=tuple(new if n is old else n for n in node.networks)))
 
 
 @st.composite
@@ -945,8 +946,7 @@ SIMPLE: dict[str, st.Dice[Step]] = {
 
 KINDS = (
     ["send"] * 8
-    + ["datagram"] * 2
-    + ["commit"] * 2
+    + ["datagram", "commit", "rebalance"] * 2
     + ["reply", "proceed", "repeat", "complain", "wait", "learn", "expire"]
 )
 AFTERWARDS: list[list[Step]] = [  # what often follows a frame
@@ -968,6 +968,39 @@ SINCE: list[list[Step]] = [  # … and a change of the policy
 
 
 @st.composite
+def rebalanced(draw: st.Draw, node: Node) -> tuple[Node, list[Step]]:
+    """A flow to a service goes on while the backends change."""
+    site = Site(node)
+    met = [s for s in site.services if s.met_at != UNDERLAY and s.members]
+    service = draw(st.sampled_from(met)) if met else None
+    clients = [
+        (e, ip_of(a))
+        for e in site.endpoints.values()
+        for a in e.addresses
+        if service and e.vni == service.vni and len(unmapped(a)) == len(unmapped(service.address))
+    ]
+    if service is None or (service.met_at != HOST and not clients):
+        return node, []
+    vip = ip_of(service.address)
+    if service.met_at == HOST and site.host:
+        port, macs = HOST, site.host.mac + site.host.peer_mac
+        src = draw(st.sampled_from([a for a in OUTSIDE if a.version == vip.version]))
+    else:
+        sender, src = draw(st.sampled_from(clients))
+        port, macs = sender.port, site.networks[sender.vni].dr_mac + sender.mac
+    make = build.tcp(draw(st.sampled_from(PORTS)), service.port, 0x02)
+    if service.proto == UDP:
+        make = build.udp(draw(st.sampled_from(PORTS)), service.port, b"ask")
+    segment = build.summed(src.packed, vip.packed, service.proto, make)
+    packet = build.ip(src.packed, vip.packed, service.proto, segment)
+    frame = Frame(port, macs + build.ip_type(packet).to_bytes(2) + packet)
+    old = next(n for n in node.networks if n.name == service.rule.partition("/")[0])
+    new = draw(_with_other_backends(old)) if old.load_balancers else old
+    node = _replaced(node, old, new)
+    return node, [Send(frame), Commit(node), Repeat(0), Reply(0), Complain(0), Repeat(1)]
+
+
+@st.composite
 def scenarios(draw: st.Draw, max_steps: int = 60) -> tuple[Node, list[Step]]:
     """A policy, and steps that hit it, each commit changing what the one before left."""
     first = node = draw(nodes())
@@ -983,6 +1016,9 @@ def scenarios(draw: st.Draw, max_steps: int = 60) -> tuple[Node, list[Step]]:
             for frame in draw(datagrams(node)):
                 steps += [Wait(9 * SECOND)] if draw(seldom) else []
                 steps.append(Send(frame))
+        elif kind == "rebalance":
+            node, some = draw(rebalanced(node))
+            steps += some
         elif kind == "expire":
             steps.append(Expire())
         else:
