@@ -38,7 +38,7 @@ from tests.reference import Outcome, build, nd
 from tests.reference.site import HOST, UNDERLAY, Adjacency, Site
 from tests.reference.site import Endpoint as Place
 from tests.reference.site import Network as Mesh
-from tests.reference.wire import ICMP, ICMP6, IP6, MAPPED, TCP, UDP, unmapped
+from tests.reference.wire import ICMP, ICMP6, IP6, MAPPED, TCP, UDP, Packet, parse, unmapped
 
 SECOND = 10**9
 VTEPS4 = [ip_address(f"192.0.2.{n}") for n in (2, 3, 4)]
@@ -891,6 +891,15 @@ class Complain:
 
 
 @dataclass(frozen=True)
+class Intrude:
+    """Somebody else sends to where the frame forwarded to the host `back` forwards ago came from:
+    one outside, or (`inside`) an endpoint."""
+
+    back: int
+    inside: bool = False
+
+
+@dataclass(frozen=True)
 class Wait:
     ns: int
 
@@ -914,7 +923,7 @@ class Commit:
     node: Node
 
 
-Step = Send | Repeat | Reply | Proceed | Complain | Wait | Expire | Learn | Commit
+Step = Send | Repeat | Reply | Proceed | Complain | Intrude | Wait | Expire | Learn | Commit
 
 waits = st.sampled_from(
     [
@@ -946,7 +955,7 @@ SIMPLE: dict[str, st.Dice[Step]] = {
 
 KINDS = (
     ["send"] * 8
-    + ["datagram", "commit", "rebalance"] * 2
+    + ["datagram", "commit", "rebalance", "translate"] * 2
     + ["reply", "proceed", "repeat", "complain", "wait", "learn", "expire"]
 )
 AFTERWARDS: list[list[Step]] = [  # what often follows a frame
@@ -958,6 +967,12 @@ AFTERWARDS: list[list[Step]] = [  # what often follows a frame
     [Repeat(0), Repeat(1), Reply(0), Reply(1)],
     [Reply(0, elsewhere=True), Reply(0), Wait(10 * SECOND), Reply(0)],
     [Wait(26 * SECOND), Repeat(0), Repeat(1), Reply(0)],
+]
+TAKEN: list[list[Step]] = [  # … and a flow that is translated
+    [Reply(0), Intrude(0), Repeat(0), Intrude(0, inside=True), Reply(0)],
+    [Intrude(0), Reply(0), Complain(0), Wait(25 * SECOND), Intrude(0), Repeat(0)],
+    [Wait(10 * SECOND), Intrude(0), Reply(0, 0x12), Wait(10 * SECOND), Reply(1)],
+    [Intrude(0, inside=True), Reply(0), Complain(0), Repeat(0)],
 ]
 SINCE: list[list[Step]] = [  # … and a change of the policy
     [],
@@ -987,17 +1002,38 @@ def rebalanced(draw: st.Draw, node: Node) -> tuple[Node, list[Step]]:
         src = draw(st.sampled_from([a for a in OUTSIDE if a.version == vip.version]))
     else:
         sender, src = draw(st.sampled_from(clients))
-        port, macs = sender.port, site.networks[sender.vni].dr_mac + sender.mac
-    make = build.tcp(draw(st.sampled_from(PORTS)), service.port, 0x02)
-    if service.proto == UDP:
-        make = build.udp(draw(st.sampled_from(PORTS)), service.port, b"ask")
-    segment = build.summed(src.packed, vip.packed, service.proto, make)
-    packet = build.ip(src.packed, vip.packed, service.proto, segment)
+        port, macs = sender.name, site.networks[sender.vni].dr_mac + sender.mac
+    packet = _plain(src, vip, service.proto, draw(st.sampled_from(PORTS)), service.port)
     frame = Frame(port, macs + build.ip_type(packet).to_bytes(2) + packet)
     old = next(n for n in node.networks if n.name == service.rule.partition("/")[0])
     new = draw(_with_other_backends(old)) if old.load_balancers else old
     node = _replaced(node, old, new)
     return node, [Send(frame), Commit(node), Repeat(0), Reply(0), Complain(0), Repeat(1)]
+
+
+@st.composite
+def translated(draw: st.Draw, node: Node) -> list[Step]:
+    """A flow to the outside, and what others make of its source."""
+    site = Site(node)
+    senders = [e for e in site.endpoints.values() if e.nat]
+    if not senders:
+        return []
+    sender = draw(st.sampled_from(senders))
+    assert sender.nat
+    version = ip_of(sender.nat.pool.address).version
+    src = draw(st.sampled_from([ip_of(a) for a in sender.addresses if ip_of(a).version == version]))
+    dst = draw(st.sampled_from([a for a in OUTSIDE if a.version == version]))
+    packet = _plain(src, dst, draw(st.sampled_from([TCP, UDP])), draw(st.sampled_from(PORTS)), 80)
+    macs = site.networks[sender.vni].dr_mac + sender.mac
+    frame = Frame(sender.name, macs + build.ip_type(packet).to_bytes(2) + packet)
+    return [Send(frame), *draw(st.sampled_from(TAKEN))]
+
+
+def _plain(src: IP, dst: IP, proto: int, sport: int, dport: int) -> bytes:
+    """The first packet of a flow."""
+    segment = build.udp(sport, dport, b"ask") if proto == UDP else build.tcp(sport, dport, 0x02)
+    ends = src.packed, dst.packed
+    return build.ip(*ends, proto, build.summed(*ends, proto, segment))
 
 
 @st.composite
@@ -1019,6 +1055,8 @@ def scenarios(draw: st.Draw, max_steps: int = 60) -> tuple[Node, list[Step]]:
         elif kind == "rebalance":
             node, some = draw(rebalanced(node))
             steps += some
+        elif kind == "translate":
+            steps += draw(translated(node))
         elif kind == "expire":
             steps.append(Expire())
         else:
@@ -1064,7 +1102,7 @@ class Player:
         self.sent.append(frame)
         return Event(self.now, frame)
 
-    def _frame(self, step: Send | Repeat | Reply | Proceed | Complain) -> Frame | None:
+    def _frame(self, step: Send | Repeat | Reply | Proceed | Complain | Intrude) -> Frame | None:
         if isinstance(step, Send):
             return step.frame
         past = self.sent if isinstance(step, Repeat | Proceed) else self.forwarded
@@ -1078,6 +1116,10 @@ class Player:
                 return None
             data = build.next_after(last.data, step.tcp_flags, step.skew)
             return None if data is None else Frame(last.port, data, last.flags)
+        if isinstance(step, Intrude):
+            out = [data for egress, data in self.forwarded if egress == HOST]
+            back = step.back < len(out)
+            return intruder(Site(self.node), out[-1 - step.back], step.inside) if back else None
         egress, data = self.forwarded[-1 - step.back]
         if isinstance(step, Complain):
             return answer_from(Site(self.node), egress, data, build.error_about)
@@ -1132,6 +1174,26 @@ def answer_from(
         remote = next((v for v in others if len(v) == len(remote)), remote)
     outer = build.vxlan(remote, unmapped(own), site.underlay.udp_port, vni, inner)
     return Frame(UNDERLAY, outer)
+
+
+def intruder(site: Site, data: bytes, inside: bool) -> Frame | None:
+    """A packet to the source of one that left for the outside."""
+    packet = parse(data)
+    if not isinstance(packet, Packet) or packet.fragment or packet.flow.proto not in (TCP, UDP):
+        return None
+    flow, dst = packet.flow, ip_of(packet.flow.src)
+    ends = [(e, ip_of(a)) for e in site.endpoints.values() if e.nat for a in e.addresses]
+    near = [(e, a) for e, a in ends if a.version == dst.version]
+    if inside and near:
+        sender, src = near[-1]
+        port, macs = sender.name, site.networks[sender.vni].dr_mac + sender.mac
+    elif site.host and not inside:
+        src = next(a for a in reversed(OUTSIDE) if a.version == dst.version)
+        port, macs = HOST, site.host.mac + site.host.peer_mac
+    else:
+        return None
+    answer = _plain(src, dst, flow.proto, 1001, flow.sport)
+    return Frame(port, macs + build.ip_type(answer).to_bytes(2) + answer)
 
 
 def _outer_dst(data: bytes, head: int) -> bytes:
