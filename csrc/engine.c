@@ -556,9 +556,9 @@ static enum dp_reason make_room(const struct pass *x, const struct dp_key *key, 
         return DP_R_none;
     }
     uint32_t hand = flows->hand;
-    struct dp_pair *victim = dp_flows_next_half_open(flows, scope, key, &hand);
+    struct dp_pair *victim = dp_flows_next_half_open(flows, scope, key, x->leaving, &hand);
     if (x->trace) {
-        return victim && victim != x->leaving ? DP_R_none : r;
+        return victim ? DP_R_none : r;
     }
     flows->hand = hand;
     if (!victim) {

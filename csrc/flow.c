@@ -246,11 +246,12 @@ struct dp_pair *dp_flows_next_idle(struct dp_flows *t, uint64_t now_ns, uint32_t
 }
 
 struct dp_pair *dp_flows_next_half_open(const struct dp_flows *t, enum dp_scope scope,
-                                        const struct dp_key *key, uint32_t *hand) {
+                                        const struct dp_key *key, const struct dp_pair *but,
+                                        uint32_t *hand) {
     for (uint32_t looks = 0; looks < EVICTION_LOOKS && looks < t->max; looks++) {
         *hand = *hand < t->max ? *hand : 0;
         struct dp_pair *p = &t->pairs[(*hand)++];
-        if (p->half[0].used && dp_pair_half_open(p) &&
+        if (p->half[0].used && p != but && dp_pair_half_open(p) &&
             dp_flow_in_scope(&p->half[0].key, key, scope)) {
             return p;
         }

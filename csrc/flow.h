@@ -187,8 +187,10 @@ static inline bool dp_flow_in_scope(const struct dp_key *a, const struct dp_key 
            (a->vni == b->vni && (scope == DP_SCOPE_NETWORK || a->port == b->port));
 }
 /* The next half-open pair from *hand on that is in scope: of anyone, of the key's network, of the
- * key's network and ingress port. NULL: none among the pairs looked at, 64 at most. */
+ * key's network and ingress port; but not that one. NULL: none among the pairs looked at, 64 at
+ * most. */
 struct dp_pair *dp_flows_next_half_open(const struct dp_flows *t, enum dp_scope scope,
-                                        const struct dp_key *key, uint32_t *hand);
+                                        const struct dp_key *key, const struct dp_pair *but,
+                                        uint32_t *hand);
 
 #endif

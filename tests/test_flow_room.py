@@ -405,6 +405,16 @@ def test_impossible_quotas_are_refused(wrong: Network) -> None:
         engine.commit(node(wrong))
 
 
+def test_a_trace_finds_another_to_give_way_than_the_flow_that_is_idle() -> None:
+    """A flow that begins anew has left already; a lower quota may ask for one more."""
+    site = Site(node(network("red")))
+    assert [site.ask(n) for n in range(2)] == ["ok", "ok"]
+    site.engine.commit(node(replace(network("red"), max_flows=1)))
+    late = site.now + 301 * SECOND
+    assert site.engine.trace(udp(0), "red/a", now=late).verdict is Verdict.FORWARD
+    assert site.engine.process_one(udp(0), "red/a", now=late).verdict is Verdict.FORWARD
+
+
 @pytest.mark.conformance("T7", "T8")
 def test_an_evicted_flow_takes_its_binding_with_it_unless_another_stands_on_it() -> None:
     site = Site(node(network("red", outbound_nat=OutboundNat())), max_flows=4)
