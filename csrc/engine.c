@@ -8,6 +8,7 @@
  * answered, or dropped under one reason of reason.def. The functions follow in the order packets
  * meet them. */
 #include "engine.h"
+#include "arp.h"
 #include "checksum.h"
 #include "nd.h"
 #include "parse.h"
@@ -241,56 +242,19 @@ static void trace_parse(struct dp_trace *t, const struct dp_packet *p) {
 
 /* ---- answers ------------------------------------------------------------------------------ */
 
-static enum dp_reason arp_from_endpoint(const struct pass *x, struct dp_packet *p,
-                                        const uint8_t **mac) {
-    const struct dp_arp *arp = (const struct dp_arp *)(dp_packet_eth(p) + 1);
-    const struct dp_endpoint *e = x->policy->slots[p->key.port].endpoint;
-    const struct dp_network *n = &x->policy->networks[p->network];
-    const struct dp_addr sender = dp_addr_from4(arp->spa);
-    const struct dp_addr target = dp_addr_from4(arp->tpa);
-    const bool probe = sender.word[1] >> 32 == 0;
-    if (be16_get(arp->op) != 1 || !dp_mac_equal(arp->sha, e->mac) ||
-        (!probe && !dp_endpoint_owns(x->policy, e, &sender))) {
-        return DP_R_guard_arp;
+static enum dp_reason judge_discovery(struct dp_packet *p, const struct dp_snapshot *s) {
+    const struct dp_port_slot *slot = &s->slots[p->key.port];
+    if (p->family == 6) {
+        return slot->endpoint ? dp_nd_from_endpoint(p, s, slot->endpoint)
+                              : dp_nd_from_host(p, slot->port);
     }
-    if (dp_endpoint_owns(x->policy, e, &target)) {
-        return DP_R_arp_announcement;
-    }
-    const struct dp_route *r = dp_routes_lookup(x->policy->routes[n->routes], &target);
-    if (!r || r->kind == DP_TO_SUBNET) {
-        return DP_R_arp_unknown_target;
-    }
-    *mac = r->kind == DP_TO_ENDPOINT ? x->policy->endpoints[r->target].mac : n->dr_mac;
-    return DP_R_none;
+    return slot->endpoint ? dp_arp_from_endpoint(p, s, slot->endpoint)
+                          : dp_arp_from_host(p, slot->port);
 }
 
-static enum dp_reason arp_from_host(const struct pass *x, struct dp_packet *p,
-                                    const uint8_t **mac) {
-    const struct dp_arp *arp = (const struct dp_arp *)(dp_packet_eth(p) + 1);
-    const struct dp_port *port = x->policy->slots[p->key.port].port;
-    *mac = port->mac;
-    return be16_get(arp->op) == 1 && memcmp(arp->tpa, port->ip4 + 12, 4) == 0
-               ? DP_R_none
-               : DP_R_arp_unknown_target;
-}
-
-static dp_cold void answer_arp(const struct pass *x, struct dp_packet *p) {
-    const uint8_t *mac = NULL;
-    const enum dp_reason r =
-        p->kind == DP_PORT_HOST ? arp_from_host(x, p, &mac) : arp_from_endpoint(x, p, &mac);
-    if (r) {
-        drop(x, p, r);
-        return;
-    }
-    dp_respond_arp(p, mac);
-    answer(x, p);
-}
-
-static dp_cold void answer_nd(const struct pass *x, struct dp_packet *p) {
-    const struct dp_port_slot *slot = &x->policy->slots[p->key.port];
+static dp_cold void answer_discovery(const struct pass *x, struct dp_packet *p) {
     trace_parse(x->trace, p);
-    const enum dp_reason r = slot->endpoint ? dp_nd_from_endpoint(p, x->policy, slot->endpoint)
-                                            : dp_nd_from_host(p, slot->port);
+    const enum dp_reason r = judge_discovery(p, x->policy);
     struct dp_step *s = dp_trace_step(x->trace, DP_STEP_LAYER, &p->key);
     if (s) {
         s->layer = DP_LAYER_GUARD;
@@ -302,14 +266,6 @@ static dp_cold void answer_nd(const struct pass *x, struct dp_packet *p) {
         drop(x, p, r);
     } else {
         answer(x, p);
-    }
-}
-
-static dp_cold void answer_discovery(const struct pass *x, struct dp_packet *p) {
-    if (p->family == 6) {
-        answer_nd(x, p);
-    } else {
-        answer_arp(x, p);
     }
 }
 
@@ -863,6 +819,15 @@ void dp_leave(struct dp_engine *e) {
     atomic_flag_clear_explicit(&e->worker.busy, memory_order_release);
 }
 
+static struct pass pass_over(struct dp_engine *e, uint8_t *arena, size_t arena_len) {
+    return (struct pass){.e = e,
+                         .w = &e->worker,
+                         .policy = dp_read_policy(e),
+                         .count = &e->worker.count,
+                         .arena = arena,
+                         .arena_len = arena_len};
+}
+
 int dp_process(struct dp_engine *e, uint8_t *arena, size_t arena_len, struct dp_frame *frames,
                uint32_t n, uint64_t now_ns) {
     if (!e || (n && (!arena || !frames))) {
@@ -873,12 +838,7 @@ int dp_process(struct dp_engine *e, uint8_t *arena, size_t arena_len, struct dp_
     }
     advance(&e->worker, now_ns);
     for (uint32_t done = 0; done < n; done += DP_BURST) {
-        const struct pass x = {.e = e,
-                               .w = &e->worker,
-                               .policy = dp_read_policy(e),
-                               .count = &e->worker.count,
-                               .arena = arena,
-                               .arena_len = arena_len};
+        const struct pass x = pass_over(e, arena, arena_len);
         process_burst(&x, frames + done, n - done < DP_BURST ? n - done : DP_BURST);
     }
     dp_leave(e);
@@ -918,14 +878,9 @@ int dp_more(struct dp_engine *e, uint8_t *arena, size_t arena_len, struct dp_fra
     advance(&e->worker, now_ns);
     const int got = fetch(e, arena, arena_len, frames, n < DP_BURST ? n : DP_BURST);
     if (got > 0) {
-        const struct pass x = {.e = e,
-                               .w = &e->worker,
-                               .policy = dp_read_policy(e),
-                               .count = &e->worker.count,
-                               .known = e->worker.known,
-                               .frames = frames,
-                               .arena = arena,
-                               .arena_len = arena_len};
+        struct pass x = pass_over(e, arena, arena_len);
+        x.known = e->worker.known;
+        x.frames = frames;
         process_burst(&x, frames, (uint32_t)got);
     }
     dp_leave(e);
@@ -942,13 +897,9 @@ int dp_trace(struct dp_engine *e, uint8_t *arena, size_t arena_len, struct dp_fr
     }
     const uint64_t before = e->worker.now_ns;
     struct dp_trace trace = {steps, n, 0};
-    const struct pass x = {.e = e,
-                           .w = &e->worker,
-                           .policy = dp_read_policy(e),
-                           .count = &e->scratch,
-                           .trace = &trace,
-                           .arena = arena,
-                           .arena_len = arena_len};
+    struct pass x = pass_over(e, arena, arena_len);
+    x.count = &e->scratch;
+    x.trace = &trace;
     advance(&e->worker, now_ns);
     const uint32_t alive = receive_burst(&x, frame, 1);
     if (alive) {

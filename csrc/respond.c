@@ -10,20 +10,6 @@ static void made_here(struct dp_packet *p) {
     p->frame->gso_type = 0;
 }
 
-void dp_respond_arp(struct dp_packet *p, const uint8_t mac[6]) {
-    struct dp_eth *eth = dp_packet_eth(p);
-    struct dp_arp *arp = (struct dp_arp *)(eth + 1);
-    uint8_t target[4];
-    memcpy(target, arp->tpa, 4);
-    memcpy(arp->tha, arp->sha, 6);
-    memcpy(arp->tpa, arp->spa, 4);
-    memcpy(arp->sha, mac, 6);
-    memcpy(arp->spa, target, 4);
-    arp->op = be16_put(2);
-    memcpy(eth->dst, eth->src, 6);
-    memcpy(eth->src, mac, 6);
-}
-
 bool dp_is_echo_request(const struct dp_packet *p) {
     const uint16_t wanted = p->family == 4 ? DP_ICMP_ECHO << 8 : DP_ICMP6_ECHO << 8;
     const uint8_t proto = p->family == 4 ? DP_IP_ICMP : DP_IP_ICMP6;

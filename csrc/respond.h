@@ -1,5 +1,5 @@
-/* respond.h: packets the engine originates, each made in place of the one that caused it: ARP and
- * echo answers (which consume it), ICMP errors and TCP resets (which go with its drop). */
+/* respond.h: packets the engine originates, each made in place of the one that caused it: echo
+ * answers (which consume it), ICMP errors and TCP resets (which go with its drop). */
 #ifndef DP_RESPOND_H
 #define DP_RESPOND_H
 #include "packet.h"
@@ -11,8 +11,6 @@ struct dp_speaker {
     struct dp_addr ip6;
 };
 
-/* Turns an ARP request into the answer that mac has the target address. */
-void dp_respond_arp(struct dp_packet *p, const uint8_t mac[6]);
 /* Whether the packet is a whole ICMP echo request, which dp_respond_echo turns into its reply. */
 bool dp_is_echo_request(const struct dp_packet *p);
 void dp_respond_echo(struct dp_packet *p);

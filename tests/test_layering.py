@@ -30,7 +30,7 @@ C_TIERS = (
         "split",
     ),
     ("parse_outer", "parse_quote", "snapshot", "tcp"),
-    ("transpose", "nd"),
+    ("transpose", "nd", "arp"),
     ("layer",),
     ("nat",),
     ("lb",),
