@@ -74,7 +74,7 @@ def test_policies_load_and_dump(path: Path) -> None:
 
 
 @settings(deadline=None, suppress_health_check=list(HealthCheck))
-@given(nodes())
+@given(nodes().thrown())
 def test_dump_and_both_ways_of_reading_agree(node: Any) -> None:
     doc = Document(node=node)
     assert loads(dump(doc)) == doc
