@@ -122,18 +122,19 @@ struct dp_packet {
     uint8_t outer_tos;
     uint8_t outer_odd; /* enum dp_outer_odd: what only some networks accept */
     uint8_t fragment;  /* enum dp_fragment_kind */
+    bool part_is_last; /* of a fragment: no more come behind it */
     uint16_t place;    /* endpoint ingress: endpoint index + 1 */
+    uint16_t path_mtu; /* learned of the underlay's way, for the inner packet; 0 = nothing */
     uint32_t network;  /* index, or DP_NONE on the host port */
     struct dp_addr outer_src;
     uint64_t hash;
-    uint32_t candidate; /* reference of the flow it may belong to, or 0 */
-    uint16_t path_mtu;  /* of the underlay's way, for the inner packet; 0 = nothing was learned */
-    /* of a fragment */
-    uint32_t datagram_id;
-    uint32_t part_len; /* bytes */
-    uint16_t part_at;  /* units of 8 bytes */
-    bool part_is_last;
+    uint32_t candidate;   /* reference of the flow it may belong to, or 0 */
+    uint32_t datagram_id; /* of a fragment */
+    uint16_t part_at;     /* of a fragment, in units of 8 bytes */
+    uint16_t part_len;    /* of a fragment, in bytes */
 };
+
+_Static_assert(sizeof(struct dp_packet) == 128, "a packet under way is two cache lines");
 
 static inline struct dp_eth *dp_packet_eth(const struct dp_packet *p) {
     return (struct dp_eth *)p->data;

@@ -101,7 +101,7 @@ static enum dp_reason parse_fragment(struct dp_packet *p, const struct dp_cursor
     p->fragment = at ? DP_LATER : DP_FIRST;
     p->datagram_id = id;
     p->part_at = (uint16_t)at;
-    p->part_len = c->left;
+    p->part_len = (uint16_t)c->left;
     p->part_is_last = !more;
     return DP_R_none;
 }
