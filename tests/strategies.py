@@ -35,6 +35,7 @@ from dataplane.model import (
 )
 from tests import dice as st
 from tests.reference import Outcome, build, nd
+from tests.reference.services import Service
 from tests.reference.site import HOST, UNDERLAY, Adjacency, Site
 from tests.reference.site import Endpoint as Place
 from tests.reference.site import Network as Mesh
@@ -525,7 +526,8 @@ def _overlapping(part: tuple[int, int]) -> st.Dice[tuple[int, int]]:
 
 def _tunnelled(site: Site, network: Mesh, src: IP, inner: bytes) -> bytes:
     route = network.route(_ip16(src))
-    vtep = ip_of(route.adjacency.remote) if route and route.adjacency else VTEPS4[0]
+    any_vtep = [ip_of(v) for v in sorted(network.vteps)] or VTEPS4
+    vtep = ip_of(route.adjacency.remote) if route and route.adjacency else any_vtep[0]
     own = site.underlay.ip4 if vtep.version == 4 else site.underlay.ip6
     dst = unmapped(own) if own else vtep.packed
     return build.vxlan(vtep.packed, dst, site.underlay.udp_port, network.vni, inner, 0)
@@ -565,16 +567,20 @@ def _from_underlay(draw: st.Draw, site: Site) -> Frame:
     locals_ = sorted(a for e in inside for a in e.addresses)
     everyone = _everyone(site, network)
     remote = [a for a in everyone if getattr(network.route(_ip16(a)), "adjacency", None)]
-    src = draw(_mostly(remote or everyone, [*everyone, *OUTSIDE]))
+    direct = _aims(site, UNDERLAY, network)
+    src = draw(
+        _mostly([*(remote or everyone), *(OUTSIDE if direct else [])], [*everyone, *OUTSIDE])
+    )
     same = [ip_of(a) for a in locals_ if ip_of(a).version == src.version] or ALL
     same = draw(_mostly([same], [everyone]))
     discovery = draw(seldom)
-    aimed = packets(src, same, _aims(site, UNDERLAY, network))
+    aimed = packets(src, same, direct)
     packet = draw(discoveries([src], DR_MAC.packed) if discovery else aimed)
     dmac = draw(_mostly([network.dr_mac], [e.mac for e in inside] + [b"\xff" * 6]))
     inner = build.ethernet(dmac, b"\x02\x0d\0\0\0\1", build.ip_type(packet), packet)
     route = network.route(_ip16(src))
-    right = [ip_of(route.adjacency.remote)] if route and route.adjacency else VTEPS4
+    any_vtep = [ip_of(v) for v in sorted(network.vteps)] or VTEPS4
+    right = [ip_of(route.adjacency.remote)] if route and route.adjacency else any_vtep
     vtep = draw(_mostly(right, [ip_of(w.remote) for w in ways] or VTEPS4))
     own = site.underlay.ip4 if vtep.version == 4 else site.underlay.ip6
     vni = draw(_mostly([network.vni], [100, 0xABCDEF, 7]))
@@ -983,28 +989,42 @@ SINCE: list[list[Step]] = [  # … and a change of the policy
 
 
 @st.composite
+def _to_service(draw: st.Draw, site: Site, service: Service) -> tuple[Service, Frame] | None:
+    """The first packet of a client where the service is met; None: it has none there."""
+    vip, network = ip_of(service.address), site.networks[service.vni]
+    clients = [
+        (ip_of(a), e.name, network.dr_mac + e.mac)
+        for e in site.endpoints.values()
+        for a in e.addresses
+        if e.vni == service.vni
+    ]
+    if service.met_at == HOST:
+        assert site.host
+        clients = [(a, HOST, site.host.mac + site.host.peer_mac) for a in OUTSIDE]
+    elif service.met_at == UNDERLAY:
+        far = [
+            a for a in _everyone(site, network) if getattr(network.route(_ip16(a)), "adjacency", 0)
+        ]
+        clients = [(a, UNDERLAY, network.dr_mac + bytes(6)) for a in far + OUTSIDE]
+    clients = [c for c in clients if c[0].version == vip.version]
+    if not clients:
+        return None
+    src, port, macs = draw(st.sampled_from(clients))
+    packet = _plain(src, vip, service.proto, draw(st.sampled_from(PORTS)), service.port)
+    data = macs + build.ip_type(packet).to_bytes(2) + packet
+    tunnelled = service.met_at == UNDERLAY
+    return service, Frame(port, _tunnelled(site, network, src, data) if tunnelled else data)
+
+
+@st.composite
 def rebalanced(draw: st.Draw, node: Node) -> tuple[Node, list[Step]]:
     """A flow to a service goes on while the backends change."""
     site = Site(node)
-    met = [s for s in site.services if s.met_at != UNDERLAY and s.members]
-    service = draw(st.sampled_from(met)) if met else None
-    clients = [
-        (e, ip_of(a))
-        for e in site.endpoints.values()
-        for a in e.addresses
-        if service and e.vni == service.vni and len(unmapped(a)) == len(unmapped(service.address))
-    ]
-    if service is None or (service.met_at != HOST and not clients):
+    met = [s for s in site.services if s.members]
+    sent = draw(_to_service(site, draw(st.sampled_from(met)))) if met else None
+    if sent is None:
         return node, []
-    vip = ip_of(service.address)
-    if service.met_at == HOST and site.host:
-        port, macs = HOST, site.host.mac + site.host.peer_mac
-        src = draw(st.sampled_from([a for a in OUTSIDE if a.version == vip.version]))
-    else:
-        sender, src = draw(st.sampled_from(clients))
-        port, macs = sender.name, site.networks[sender.vni].dr_mac + sender.mac
-    packet = _plain(src, vip, service.proto, draw(st.sampled_from(PORTS)), service.port)
-    frame = Frame(port, macs + build.ip_type(packet).to_bytes(2) + packet)
+    service, frame = sent
     old = next(n for n in node.networks if n.name == service.rule.partition("/")[0])
     new = draw(_with_other_backends(old)) if old.load_balancers else old
     node = _replaced(node, old, new)
