@@ -462,6 +462,9 @@ static dp_cold void claim_answers(const struct pass *x, struct dp_pair *pair) {
     const struct dp_key *key = &pair->half[1].key;
     const uint32_t ref = dp_flow_find(flows, key, dp_flow_hash(flows, key));
     struct dp_pair *holder = ref ? dp_flow_pair(flows, ref) : NULL;
+    if (holder == pair) {
+        return; /* who speaks to itself through NAT: both directions have one flow id */
+    }
     if (holder && dp_flow_is_idle(flows, holder, x->w->now_ns)) {
         dp_engine_forget(x->e, holder);
     } else if (holder && !fresh(x->policy, dp_flow_half(flows, ref))) {

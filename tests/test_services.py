@@ -433,6 +433,21 @@ def test_a_packet_to_the_port_it_is_just_given_finds_nobody() -> None:
     assert world.engine.stats().totals["bindings"] == 0
 
 
+def test_who_speaks_to_its_own_outside_port_has_a_flow_of_one_direction() -> None:
+    """Both ways have the same flow id; the flow stays in the table."""
+    nat = OutboundNat(ports=PortRange(5000, 5000), filtering="endpoint-independent")
+    world = World(network(outbound_nat=nat))
+    late = 1000 * 10**9
+    world.at(WEB, f"udp 10.1.1.2:4000 > {OUTSIDE}:53", now=late)
+    for _ in range(3):
+        own = world.at(WEB, "udp 10.1.1.2:4000 > 198.51.100.1:5000", now=late)
+        assert seen(own) == ("blue/web", "198.51.100.1:5000", "10.1.1.2:4000")
+        totals = world.engine.stats().totals
+        assert (totals["flows"], totals["misses"]) == (2, 2)
+    world.engine.flush()
+    assert world.engine.stats().totals["bindings"] == 0
+
+
 def test_a_trace_foretells_that_an_idle_flow_takes_its_binding_along() -> None:
     nat = OutboundNat(ports=PortRange(5000, 5000), filtering="endpoint-independent")
     world = World(network(outbound_nat=nat))
