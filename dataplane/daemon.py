@@ -22,10 +22,15 @@ from dataplane.model import Document, Node
 from dataplane.node_ports import NodePorts
 from dataplane.reasons import REASON_NAMES
 
-SIGNALS = (signal.SIGHUP, signal.SIGUSR1, signal.SIGINT, signal.SIGTERM)
+STOPS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGHUP, signal.SIGUSR1, *STOPS)
 PATIENCE = 0.5  # seconds between looks at the forwarding thread
 
 log = logging.getLogger("dataplane")
+
+
+class _Stopped(BaseException):
+    """A signal came that ends the process; args[0] is its number."""
 
 
 class MonotonicClock:
@@ -87,19 +92,23 @@ class Daemon:
 
     def serve(self) -> None:
         """Forwards and obeys signals, which the caller has blocked, until one of them ends it."""
-        while True:
-            got = signal.sigtimedwait(SIGNALS, PATIENCE)
-            if got is None:
-                if not self._thread.is_alive():
-                    raise PortError("forwarding ended by itself")
-                self._look_for_lost_devices()
-            elif got.si_signo == signal.SIGHUP:
-                self.reload()
-            elif got.si_signo == signal.SIGUSR1:
-                self.tell()
-            else:
-                log.info("stopping: %s", signal.Signals(got.si_signo).name)
-                return
+        try:
+            while True:
+                self._obey(signal.sigtimedwait(SIGNALS, PATIENCE))
+        except _Stopped as stopped:
+            log.info("stopping: %s", signal.Signals(stopped.args[0]).name)
+
+    def _obey(self, got: signal.struct_siginfo | None) -> None:
+        if got is None:
+            if not self._thread.is_alive():
+                raise PortError("forwarding ended by itself")
+            self._look_for_lost_devices()
+        elif got.si_signo == signal.SIGHUP:
+            self.reload()
+        elif got.si_signo == signal.SIGUSR1:
+            self.tell()
+        else:
+            raise _Stopped(got.si_signo)
 
     def _look_for_lost_devices(self) -> None:
         lost = self._ports.lost()
@@ -113,9 +122,10 @@ class Daemon:
         """Commits what the file says while frames pass. If it is wrong the old one stays."""
         try:
             begin = time.monotonic()
-            target = choose(_load_again(self._file), self._node.name)
-            plan = self.engine.plan(target)
-            text = plan.text()
+            with _stoppable():
+                target = choose(_load_again(self._file), self._node.name)
+                plan = self.engine.plan(target)
+                text = plan.text()
             with self._ports.change(plan.resolved) as change:
                 self._prepare_host(target)
                 plan.commit()
@@ -227,6 +237,23 @@ def _signals_held() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextlib.contextmanager
+def _stoppable() -> Iterator[None]:
+    """Here, where nothing is changed, SIGINT and SIGTERM end the work at once. Raises _Stopped."""
+
+    def stop(number: int, frame: object) -> None:
+        raise _Stopped(number)
+
+    handlers = {number: signal.signal(number, stop) for number in STOPS}
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 @contextlib.contextmanager

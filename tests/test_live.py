@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
+from ipaddress import ip_network
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,12 +26,20 @@ from msgspec.structs import replace
 
 from dataplane import demo, demo_live, demo_net
 from dataplane import demo_traffic as traffic
-from dataplane.address import parse_ip
+from dataplane.address import Mac, parse_ip
 from dataplane.demo_base import DB, OUTSIDE, WEB, C
 from dataplane.demo_net import Site
 from dataplane.demo_node import NodeProcess
 from dataplane.document import dump, load
-from dataplane.model import Backend, Document, Endpoint, LoadBalancer, Node, OutboundNat
+from dataplane.model import (
+    Backend,
+    Document,
+    Endpoint,
+    LoadBalancer,
+    Node,
+    OutboundNat,
+    RemoteSubnet,
+)
 from dataplane.stats import adds_up
 
 WHY_NOT = demo_net.why_not()
@@ -38,6 +47,7 @@ pytestmark = pytest.mark.skipif(bool(WHY_NOT), reason=f"no network namespaces: {
 
 POD = {"a1": WEB, "b1": DB, "c1": C}
 UDP_SEGMENT = 103
+PEER = "192.0.2.1"
 
 
 class World(NamedTuple):
@@ -356,6 +366,26 @@ def test_sigterm_removes_all_it_made(host: tuple[Site, Document, Path]) -> None:
     assert tables(site, "o") == ""
     assert any(line.startswith("law    rx ") for line in node.lines())
     assert node.final()["node"] == "alone"
+
+
+def test_sigterm_does_not_wait_for_a_large_policy(host: tuple[Site, Document, Path]) -> None:
+    site, document, policy = host
+    assert document.node is not None
+    network = document.node.networks[0]
+    ways = (ip_network(f"10.1.{128 + n // 256}.{n % 256}/32") for n in range(30_000))
+    subnets = tuple(
+        RemoteSubnet(prefix=way, provider_address=parse_ip(PEER), dr_mac=Mac("02:aa:00:00:10:01"))
+        for way in ways
+    )
+    large = replace(document.node, networks=(replace(network, remote_subnets=subnets),))
+    with NodeProcess(site, "o", "alone", policy) as node:
+        policy.write_text(dump(Document(node=large)))
+        node.process.send_signal(signal.SIGHUP)
+        time.sleep(0.3)
+        begin = time.monotonic()
+        assert node.stop() == 0
+        assert time.monotonic() - begin < 1.5
+        assert not any("applied" in line for line in node.lines())
 
 
 def test_sigint_at_once_is_clean(host: tuple[Site, Document, Path]) -> None:
