@@ -22,6 +22,7 @@ struct pass {
     struct dp_engine *e;
     struct dp_worker *w;
     const struct dp_snapshot *policy;
+    bool narrow; /* some path MTU was learned */
     struct dp_counters *count;
     struct dp_trace *trace;           /* not NULL: look, but touch nothing */
     const struct dp_pair *leaving;    /* of a trace: would be gone by now, but is not */
@@ -40,7 +41,7 @@ static void start(struct dp_packet *p, struct dp_frame *f) {
     p->l3 = p->l4 = 0;
     p->family = p->l2 = p->kind = p->discovery = 0;
     p->outer_tos = p->outer_odd = p->fragment = 0;
-    p->place = 0;
+    p->place = p->path_mtu = 0;
     p->network = DP_NONE;
     p->candidate = 0;
 }
@@ -360,7 +361,9 @@ static void apply(const struct pass *x, struct dp_packet *p, const struct dp_hal
         drop(x, p, DP_R_source_not_behind_vtep);
         return;
     }
-    p->path_mtu = dp_unlikely(x->e->paths.used) ? path_mtu(x, p, &half->act) : 0;
+    if (dp_unlikely(x->narrow)) {
+        p->path_mtu = path_mtu(x, p, &half->act);
+    }
     int r = dp_transpose(p, half, other, x->policy);
     if (dp_unlikely(r == DP_R_needs_fragmentation) && split(x, p, dp_way_mtu(p, &half->act))) {
         r = dp_transpose(p, half, other, x->policy);
@@ -628,7 +631,7 @@ static dp_cold bool relate(const struct pass *x, struct dp_packet *p) {
         return false;
     }
     p->frame->rule = half->act.rule;
-    p->path_mtu = x->e->paths.used ? path_mtu(x, p, &half->act) : 0;
+    p->path_mtu = x->narrow ? path_mtu(x, p, &half->act) : 0;
     dp_count(&x->count->totals.hits, 1);
     conclude(x, p, &half->act,
              dp_transpose_error(p, &q, half, &pair->half[half == &pair->half[0]], x->policy));
@@ -826,6 +829,7 @@ static struct pass pass_over(struct dp_engine *e, uint8_t *arena, size_t arena_l
     return (struct pass){.e = e,
                          .w = &e->worker,
                          .policy = dp_read_policy(e),
+                         .narrow = e->paths.used > 0,
                          .count = &e->worker.count,
                          .arena = arena,
                          .arena_len = arena_len};
