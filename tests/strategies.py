@@ -973,12 +973,14 @@ AFTERWARDS: list[list[Step]] = [  # what often follows a frame
     [Repeat(0), Repeat(1), Reply(0), Reply(1)],
     [Reply(0, elsewhere=True), Reply(0), Wait(10 * SECOND), Reply(0)],
     [Wait(26 * SECOND), Repeat(0), Repeat(1), Reply(0)],
+    [Reply(0, 0x12), Proceed(0), Reply(0, 0x10, 5000, 1 << 31), Reply(0, 0x04), Reply(1)],
 ]
 TAKEN: list[list[Step]] = [  # … and a flow that is translated
     [Reply(0), Intrude(0), Repeat(0), Intrude(0, inside=True), Reply(0)],
     [Intrude(0), Reply(0), Complain(0), Wait(25 * SECOND), Intrude(0), Repeat(0)],
     [Wait(10 * SECOND), Intrude(0), Reply(0, 0x12), Wait(10 * SECOND), Reply(1)],
     [Intrude(0, inside=True), Reply(0), Complain(0), Repeat(0)],
+    [Wait(20 * SECOND), Expire(), Wait(5 * SECOND), Intrude(0), Repeat(0)],
 ]
 SINCE: list[list[Step]] = [  # … and a change of the policy
     [],

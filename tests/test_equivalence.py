@@ -81,6 +81,22 @@ class Pair:
             for r in self.engine.flow_records()
         }
 
+    def flows_of_engine(self) -> list[tuple[object, ...]]:
+        """Who began each pair, its state, its packets both ways, and when it was last used."""
+        records = self.engine.flow_records()
+        return sorted(
+            (
+                *(r["src"].tobytes(), r["dst"].tobytes()),
+                *(int(r[f]) for f in ("proto", "sport", "dport", "in_port", "vni", "state")),
+                *(r["packets"].tolist(), int(r["last_ns"])),
+            )
+            for r in records
+        )
+
+    def flows_of_twin(self) -> list[tuple[object, ...]]:
+        pairs = self.twin.flows.pairs
+        return sorted((*self.numbered(p.key), p.state, p.packets, p.last) for p in pairs)
+
     def do(self, event: strategies.Event) -> Outcome | None:
         if event.commit is not None:
             self.engine.commit(event.commit)
@@ -121,7 +137,7 @@ class Pair:
         totals = self.engine.stats().totals
         assert totals["icmp_limited"] == self.twin.icmp_limited
         assert totals["held"] == self.twin.fragments.held
-        assert totals["flows"] == len(self.twin.flows.pairs)
+        assert self.flows_of_engine() == self.flows_of_twin()
         near = [
             out.verdict == "forward" and strategies.UNDERLAY not in (frame.port, out.egress)
             for out in (seen, *map(as_twin_says, got.more))
