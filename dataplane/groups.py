@@ -12,8 +12,9 @@ from dataplane.model import (
     Node,
     OutboundNat,
     PortRange,
+    vips_of,
 )
-from dataplane.routing import Ways, domain_of, vips_of, ways_of
+from dataplane.routing import Ways, domain_of, ways_of
 from dataplane.rows import EndpointRow, Group, Pool, Range, Rule, Span
 
 DIRECTIONS: tuple[Direction, ...] = ("out", "in")  # in the engine's order

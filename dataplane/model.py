@@ -290,6 +290,14 @@ def outbound_nats(node: Node) -> Iterator[OutboundNat]:
         yield from filter(None, nats)
 
 
+def vips_of(network: Network) -> Iterator[IP]:
+    """What load balancers and port mappings of the network are met under."""
+    for balancer in network.load_balancers:
+        yield from balancer.vips
+    for endpoint in network.endpoints:
+        yield from (m.vip for m in endpoint.port_mappings if m.vip is not None)
+
+
 class Expect(Model, frozen=True, kw_only=True):
     """A packet and what must become of it; proved by `dataplane check`.
 

@@ -12,10 +12,9 @@ from typing import Any
 from dataplane.address import IP, Mac, Prefix
 from dataplane.errors import PortError
 from dataplane.ids import HOST, UNDERLAY
-from dataplane.model import Endpoint, HostPort, Network, Node, Tap, outbound_nats
+from dataplane.model import Endpoint, HostPort, Network, Node, Tap, outbound_nats, vips_of
 from dataplane.ports import Port, VxlanSocket
 from dataplane.ports import Tap as TapPort
-from dataplane.routing import vips_of
 from dataplane.rules import host_mac
 
 

@@ -1,14 +1,14 @@
 """Routing: who lives where: adjacencies, provider addresses and routes of a network."""
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import chain, compress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dataplane.address import IP, Prefix, ip16, prefix16
 from dataplane.ids import AdjacencyName, Ids
 from dataplane.memo import Memo
-from dataplane.model import Network, Node, RemoteSubnet
+from dataplane.model import Network, Node, RemoteSubnet, vips_of
 from dataplane.rows import NO_ADDRESS, Adjacencies, NetworkRow, RouteKind, RouteTable, Span
 
 if TYPE_CHECKING:
@@ -143,14 +143,6 @@ def domain_of(network: Network, node: Node) -> tuple[Network, ...]:
         return (network,)
     same = [n for n in node.networks if n.routing_domain == network.routing_domain]
     return (network, *(n for n in same if n is not network))
-
-
-def vips_of(network: Network) -> Iterator[IP]:
-    """What load balancers and port mappings of the network are met under."""
-    for balancer in network.load_balancers:
-        yield from balancer.vips
-    for endpoint in network.endpoints:
-        yield from (m.vip for m in endpoint.port_mappings if m.vip is not None)
 
 
 def _routes(network: Network, node: Node, ids: Ids, memo: Memo) -> RouteTable:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from dataplane import defaults
 from dataplane.address import IP, Mac, Prefix
 from dataplane.memo import Memo, same_ends
-from dataplane.model import Network, Node, RemoteSubnet, Underlay
+from dataplane.model import Network, Node, RemoteSubnet, Underlay, vips_of
 from dataplane.tree import Complaint, Path
 from dataplane.validate_values import station, taken, unicast
 
@@ -35,7 +35,8 @@ def remote_subnets(network: Network, node: Node, path: Path, memo: Memo) -> Iter
     if not complaints:
         memo.keep(path, found)
     yield from complaints
-    yield from _stolen(network, found.prefixes, path)
+    yield from _stolen(network, node, found.prefixes, path)
+    yield from _shared(network, node, path, memo)
 
 
 def _judge(
@@ -75,9 +76,14 @@ def _provider(provider: IP, own: list[IP], path: Path) -> Iterator[Complaint]:
         yield Complaint(path, message, f"set underlay.{key}")
 
 
-def _stolen(network: Network, prefixes: set[Prefix], path: Path) -> Iterator[Complaint]:
-    own = dict.fromkeys(defaults.gateways(network), "gateway")
-    own |= {a: "endpoint" for e in network.endpoints for a in e.addresses}
+def _stolen(network: Network, node: Node, prefixes: set[Prefix], path: Path) -> Iterator[Complaint]:
+    own: dict[IP, str] = {}
+    for other in (network, *_domain(network, node)):
+        own |= dict.fromkeys(vips_of(other), "VIP")
+        own |= {a: "endpoint" for e in other.endpoints for a in e.addresses}
+    if network.host_route and node.host_port is not None:
+        own[node.host_port.peer] = "host"
+    own |= dict.fromkeys(defaults.gateways(network), "gateway")
     taken_by = {ip_network(a): whose for a, whose in own.items()}
     if prefixes.isdisjoint(taken_by):
         return
@@ -85,3 +91,27 @@ def _stolen(network: Network, prefixes: set[Prefix], path: Path) -> Iterator[Com
         if subnet.prefix in taken_by:
             message = f"{subnet.prefix} is the address of a local {taken_by[subnet.prefix]}"
             yield Complaint((*path, i, "prefix"), message)
+
+
+def _domain(network: Network, node: Node) -> Iterator[Network]:
+    """The other networks that it routes into."""
+    domain = network.routing_domain
+    if domain is not None:
+        yield from (n for n in node.networks if n.routing_domain == domain and n is not network)
+
+
+def _shared(network: Network, node: Node, path: Path, memo: Memo) -> Iterator[Complaint]:
+    """Remote subnets that an earlier network of the domain has, too."""
+    for other in _domain(network, node):
+        if other is next(n for n in node.networks if n is other or n is network):
+            twice = _prefixes(network, memo) & _prefixes(other, memo)
+            for i, subnet in enumerate(network.remote_subnets if twice else ()):
+                if subnet.prefix in twice:
+                    message = f"{subnet.prefix} is a remote subnet of {other.name}"
+                    fix = f"both are of routing domain {network.routing_domain}"
+                    yield Complaint((*path, i, "prefix"), message, fix)
+
+
+def _prefixes(network: Network, memo: Memo) -> frozenset[Prefix]:
+    subnets = network.remote_subnets
+    return memo(("prefixes", network.name), subnets, lambda: frozenset(s.prefix for s in subnets))

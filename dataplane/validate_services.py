@@ -5,7 +5,7 @@ from collections.abc import Hashable, Iterator
 from dataplane.address import IP
 from dataplane.memo import Memo
 from dataplane.model import LoadBalancer, Network, Node, PortMapping
-from dataplane.tree import Complaint, Path
+from dataplane.tree import Complaint, Path, path_text
 from dataplane.validate_values import named, taken, unicast
 
 _MOST_BACKENDS = 5000
@@ -36,9 +36,22 @@ def host_services(node: Node, path: Path) -> Iterator[Complaint]:
             together = network.routing_domain is not None and (
                 network.routing_domain == other.routing_domain
             )
+            if together and node.host_port is None:
+                yield from _met_twice(network, other, (*path, "networks"), (i, j))
             reason = f"of routing domain {network.routing_domain}" if together else "the host"
             if together or (network.host_route and other.host_route):
                 yield from _apart(network, other, (*path, "networks", i), j, reason)
+
+
+def _met_twice(
+    network: Network, other: Network, path: Path, places: tuple[int, int]
+) -> Iterator[Complaint]:
+    """Where there is no host port to meet them at."""
+    i, j = places
+    known = dict(_met_in(other, (*path, j)))
+    for key, at in _met_in(network, (*path, i)):
+        if key in known:
+            yield Complaint(at, f"VIP and port {key} is taken", f"also at {path_text(known[key])}")
 
 
 def _apart(

@@ -629,6 +629,42 @@ def test_all_faults_of_services_at_once() -> None:
         ), (line, where, what)
 
 
+def red(**fields) -> Network:
+    app = Endpoint(name="app", addresses=(ip_address("10.2.1.2"),))
+    base = {"name": "red", "vni": Vni(5000), "prefixes": (ip_network("10.2.0.0/16"),)}
+    return Network(**base | {"endpoints": (app,), "routing_domain": "shop"} | fields)
+
+
+def far(prefix: str) -> dict[str, tuple[RemoteSubnet, ...]]:
+    return {"remote_subnets": (subnet(prefix, "192.0.2.9"),)}
+
+
+TWICE = {  # two ways to one address, which no route table holds
+    "a VIP": node(network(balancer("10.1.1.3"), **far(f"{VIP}/32"))),
+    "a VIP of the domain": node(
+        network(balancer("10.1.1.3"), routing_domain="shop"), red(**far(f"{VIP}/32"))
+    ),
+    "an endpoint of the domain": node(network(routing_domain="shop"), red(**far("10.1.1.2/32"))),
+    "a remote subnet of the domain": node(
+        network(routing_domain="shop"), red(**far("10.1.2.0/24"))
+    ),
+    "the host": node(network(host_route=True, **far("198.51.100.2/32"))),
+    "a VIP and port": replace(
+        node(
+            network(balancer("10.1.1.3"), routing_domain="shop"),
+            red(load_balancers=(balancer("10.2.1.2"),)),
+        ),
+        host_port=None,
+    ),
+}
+
+
+@pytest.mark.parametrize("what", TWICE)
+def test_what_leads_two_ways_is_told_before_the_engine_refuses_it(what: str) -> None:
+    with Engine() as engine, pytest.raises(DocumentError):
+        engine.commit(TWICE[what])
+
+
 # ---- C refuses what is wrong -------------------------------------------------------------------
 
 
