@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any, Protocol, TypedDict
 
 from dataplane import flows, layers, validate
@@ -24,7 +25,7 @@ from dataplane.layers import NOTHING, Built, build, idle_seconds
 from dataplane.memo import Memo
 from dataplane.model import Document, IcmpRate, Node, Timers
 from dataplane.plan import Plan
-from dataplane.reasons import Reason, Verdict, check
+from dataplane.reasons import Reason, Verdict, check, text
 from dataplane.rows import Tables
 from dataplane.rules import compile_node, stamps
 from dataplane.stats import Counters, Stats
@@ -280,11 +281,14 @@ class Engine:
         """Frames that came out with others: fragments whose first one has come, pieces of packets.
 
         Replaces what is in the batch, with as many of them as fit; to be called after `process`
-        until there are none. Raises BusyError, and EngineError where a slot is too small.
+        until there are none. Raises BusyError, and ValueError where the next one finds no room.
         """
         now = self.clock.now_ns() if now is None else now
         with self.exclusive():
-            batch.count = check(lib.dp_more(self.handle, *batch.open(), now))
+            got = lib.dp_more(self.handle, *batch.open(), now)
+        if got < 0 and text(lib.dp_status_name(got)) == "EINVAL":
+            raise ValueError(f"a frame that waits does not fit into a slot of {batch.slot} bytes")
+        batch.count = check(got)
         return Result(batch, self._generations)
 
     def process_one(
@@ -322,18 +326,21 @@ class Engine:
             return check(lib.dp_expire(self.handle, now, budget))
 
     def learn_path(
-        self, remote: IP, mtu: int, *, vni: int | None = None, now: int | None = None
+        self, remote: IP | str, mtu: int, *, vni: int | None = None, now: int | None = None
     ) -> bool:
         """ICMP says that the underlay's way to a VTEP carries `mtu` bytes of outer packet.
 
         `vni`: of the packet that was quoted. Believed of VTEPs of the policy (of that network)
         only, not below 576 bytes (IPv6: 1280), and where it is less than what is known; whether
-        it was (RFC 1191, RFC 8201, RFC 5927). Forgotten after `timers.path_mtu`.
+        it was (RFC 1191, RFC 8201, RFC 5927). Forgotten after `timers.path_mtu`. Raises ValueError.
         """
         now = self.clock.now_ns() if now is None else now
         number = lib.DP_NONE if vni is None else vni
+        if not 0 <= mtu < 1 << 16 or not 0 <= number < 1 << 32:
+            raise ValueError(f"MTU {mtu} or VNI {vni} is out of range")
+        address = ip16(ip_address(remote))
         with self.exclusive():
-            return bool(check(lib.dp_learn_path(self.handle, ip16(remote), number, mtu, now)))
+            return bool(check(lib.dp_learn_path(self.handle, address, number, mtu, now)))
 
     def flush(self) -> None:
         """Forgets all flows and bindings, and drops the frames that wait."""

@@ -123,6 +123,14 @@ def test_a_burst_holds_all_of_it() -> None:
         assert ports == ["underlay"] * 3 and engine.stats().totals["held"] == 0
 
 
+def test_slots_that_are_too_small_are_told_of(engine) -> None:
+    """And what waits is still there."""
+    engine.process(Batch(4, 9000).load([web("udp 10.1.0.2:7 > 10.2.0.9:53 len 3000")], "web"))
+    with pytest.raises(ValueError, match="slot of 200 bytes"):
+        engine.more(Batch(4, 200))
+    assert len(engine.more(Batch(4))) == 2
+
+
 # ---- policy ------------------------------------------------------------------------------------
 
 ANY = (blue.rule("rest", "out", "allow", priority=2000), blue.rule("rest-in", "in", "allow"))

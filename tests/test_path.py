@@ -5,7 +5,6 @@ from ipaddress import ip_address
 import pytest
 from msgspec.structs import replace
 
-from dataplane.errors import EngineError
 from dataplane.model import Timers
 from dataplane.packet import describe
 from dataplane.reasons import Reason
@@ -131,6 +130,9 @@ def _to(remote) -> str:
 
 
 def test_hostile_arguments(engine) -> None:
-    for mtu in (-1, 1 << 16):
-        with pytest.raises((OverflowError, EngineError)):
-            engine.learn_path(VTEP, mtu)
+    for mtu, vni in ((-1, None), (1 << 16, None), (1300, -1), (1300, 1 << 40)):
+        with pytest.raises(ValueError, match="out of range"):
+            engine.learn_path(VTEP, mtu, vni=vni)
+    with pytest.raises(ValueError, match=r"192\.0\.2"):
+        engine.learn_path("192.0.2", 1300)
+    assert engine.learn_path(blue.VTEP, 1300)
