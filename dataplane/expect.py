@@ -105,7 +105,8 @@ def _said(hop: Hop) -> str:
     if outcome.verdict is Verdict.DROP:
         why = f"{outcome.reason}{rule} at {hop.node}: {outcome.reason.sentence}"
         return f"drop for {why}"
-    return f"{outcome.verdict} to {outcome.port}{rule} at {hop.node}"
+    to = f" to {outcome.port}" if outcome.port else ""
+    return f"{outcome.verdict}{to}{rule} at {hop.node}"
 
 
 def _reason_faults(expect: Expect, journey: Journey, hop: Hop) -> Iterator[str]:

@@ -307,7 +307,7 @@ class Expect(Model, frozen=True, kw_only=True):
 
     packet: str  # as in `dataplane trace`: tcp 10.1.1.2:40000 > 10.1.2.2:80 syn
     at: str  # endpoint where it enters: NAME, NETWORK/NAME or NODE/NETWORK/NAME
-    verdict: Literal["forward", "drop", "answer"]
+    verdict: Literal["forward", "drop", "answer", "held"]
     name: str = ""
     reason: str | None = None  # drop: the reason's symbol
     rule: str | None = None  # the rule that decided: NETWORK/ENDPOINT/NAME, or its end

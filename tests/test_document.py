@@ -316,7 +316,7 @@ def test_nodes_of_a_lab_must_agree() -> None:
         ("{packet: P, at: web, verdict: drop, headers: {ttl: 1}}", "headers", "does not leave"),
         ("{packet: P, at: web, verdict: forward, headers: {tll: 1}}", "tll", "did you mean ttl?"),
         ("{packet: P, at: web, verdict: forward, headers: {ttl: [1]}}", "ttl", "a list is not"),
-        ("{packet: P, at: web, verdict: maybe}", "verdict", "one of forward, drop, answer"),
+        ("{packet: P, at: web, verdict: maybe}", "verdict", "one of forward, drop, answer, held"),
     ],
 )
 def test_expectations_that_cannot_be_met(expect: str, path: str, says: str) -> None:
