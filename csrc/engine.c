@@ -663,6 +663,9 @@ void dp_engine_drop_kept(struct dp_engine *e, bool all) {
         }
         dp_fragments_forget(t, datagram);
     }
+    while ((kept = dp_kept_next(&t->store, &t->doomed))) {
+        lose(e, kept, DP_R_fragment_overlap);
+    }
     while (all && (kept = dp_kept_next(&t->store, &t->store.queue))) {
         lose(e, kept, DP_R_fragment_timeout);
     }
@@ -687,8 +690,12 @@ static dp_cold int track(const struct pass *x, struct dp_packet *p, const struct
     if (!x->trace) {
         dp_engine_drop_kept(x->e, false);
     }
-    return dp_fragments_judge(&x->e->fragments, p, arrived, outer ? f->len : p->len, x->w->now_ns,
-                              x->trace);
+    const int r = dp_fragments_judge(&x->e->fragments, p, arrived, outer ? f->len : p->len,
+                                     x->w->now_ns, x->trace);
+    if (r == DP_R_fragment_overlap && !x->trace) {
+        dp_engine_drop_kept(x->e, false);
+    }
+    return r;
 }
 
 static dp_cold void hold(struct dp_frame *f) {

@@ -43,7 +43,7 @@ void dp_leave(struct dp_engine *e);
 /* The committed policy, kept from release until dp_leave, and its timers set. */
 const struct dp_snapshot *dp_read_policy(struct dp_engine *e);
 
-/* Drops what waits in datagrams that are overdue; all: in any, and what is queued. */
+/* Drops what waits in datagrams that are overdue or ended; all: in any, and what is queued. */
 void dp_engine_drop_kept(struct dp_engine *e, bool all);
 
 /* Ends a pair: out of the table, and its binding one flow less. */

@@ -198,12 +198,13 @@ static void keep(struct dp_fragments *t, const struct dp_packet *p, struct dp_da
     dp_shares_take(&t->waiting, &d->key);
 }
 
-static void queue_waiting(struct dp_fragments *t, uint32_t datagram) {
-    const struct dp_transport transport = t->items[datagram].transport;
+/* Those that wait are given out, or dropped, as it was with the datagram. */
+static void end_waiting(struct dp_fragments *t, uint32_t datagram) {
+    const struct dp_datagram *d = &t->items[datagram];
     uint32_t ref;
     while ((ref = dp_fragments_next_waiting(t, datagram))) {
-        dp_store_item(&t->store, ref)->transport = transport;
-        dp_kept_append(&t->store, &t->store.queue, ref);
+        dp_store_item(&t->store, ref)->transport = d->transport;
+        dp_kept_append(&t->store, d->dead ? &t->doomed : &t->store.queue, ref);
     }
 }
 
@@ -260,8 +261,8 @@ int dp_fragments_judge(struct dp_fragments *t, struct dp_packet *p, const uint8_
     }
     if (r == DP_WAITS) {
         keep(t, p, item(t, ref), arrived, len);
-    } else if (d.known) {
-        queue_waiting(t, ref - 1);
+    } else if (d.known || d.dead) {
+        end_waiting(t, ref - 1);
     }
     if (is_complete(&d)) {
         dp_fragments_forget(t, ref - 1);

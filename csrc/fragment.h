@@ -50,6 +50,7 @@ struct dp_fragments {
     struct dp_shares datagrams;
     struct dp_shares waiting;
     uint64_t timeout_ns;
+    struct dp_kept_list doomed; /* waited in datagrams that ended; the caller drops them */
     struct dp_store store;
 };
 

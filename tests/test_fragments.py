@@ -214,6 +214,17 @@ def test_an_overlap_ends_the_datagram(engine, words: str, again: tuple[int, int]
     assert got.port == "underlay" if inside else dropped(got) == "fragment_overlap"
 
 
+@pytest.mark.conformance("T11")
+def test_what_waits_ends_with_the_datagram(engine) -> None:
+    _, second, third, _ = parts(WORDS["udp"])
+    assert {o.verdict for o in all_of(engine, [second, third])} == {Verdict.HELD}
+    again = part(web(WORDS["udp"]), 48, 80, 77)
+    assert dropped(engine.process_one(again, "web")) == "fragment_overlap"
+    stats = engine.stats()
+    assert stats.reasons == {Reason["FRAGMENT_OVERLAP"]: 3}
+    assert stats.totals["held"] == 0 and adds_up(stats.totals)
+
+
 @pytest.mark.conformance("R10", "T11")
 def test_a_second_end_ends_the_datagram(engine) -> None:
     first, second, _, last = parts(WORDS["udp"])

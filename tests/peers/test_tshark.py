@@ -303,8 +303,8 @@ class Seen(NamedTuple):
 
     @property
     def complaints(self) -> set[str]:
-        """About what left and not about what had come; what a workload says to the VXLAN port, which
-        may be known as such behind a translation only, is its own affair."""
+        """About what left and not about what had come. What a workload says to the VXLAN port,
+        known as such behind a translation perhaps, is its own affair."""
         ours = self.passage.egress == strategies.UNDERLAY
         if self.after.protocols.count("vxlan") > ours:
             return set()

@@ -134,7 +134,7 @@ def _see(d: Datagram, part: Part) -> None:
     else:
         agrees = not part.last or end >= reach
     if not agrees or (units & d.seen and not units <= d.seen):
-        d.dead = True
+        d.dead, d.waiting = True, []
         raise Drop("fragment_overlap")
     if units <= d.seen:
         raise Drop("fragment_overlap")
