@@ -28,6 +28,7 @@ _UDP_NO_CHECK6_RX = 102
 _IP_RECVERR, _IPV6_RECVERR, _SO_ATTACH_FILTER, _BPF_RET = 11, 25, 26, 6
 _IP_RECVTTL, _SO_NO_CHECK, _SO_RCVBUFFORCE, _SO_SNDBUFFORCE = 12, 11, 33, 32
 _BUFFER = 8 << 20
+_ONLINK = 4  # RTNH_F_ONLINK
 _TTL = 64  # as the engine writes it
 _SOURCE_PORTS = range(49152, 65536)  # RFC 7348 §5
 
@@ -202,10 +203,13 @@ class Tap(AdoptedTap):
             self._route(str(prefix), gateway, "del")
 
     def _route(self, destination: str, gateway: IP, verb: str = "replace") -> None:
+        """On link by decree: the kernel knows the gateway's prefix only once it sees a carrier."""
+
         def work() -> None:
             with _netlink(self.name) as (ipr, index):
                 family = socket.AF_INET if gateway.version == 4 else socket.AF_INET6
-                ipr.route(verb, dst=destination, gateway=str(gateway), oif=index, family=family)
+                way = {"gateway": str(gateway), "oif": index, "flags": _ONLINK}
+                ipr.route(verb, dst=destination, family=family, **way)
 
         inside(self.netns, work)
 
