@@ -22,6 +22,12 @@ Exit codes:
 class Commands(click.Group):
     """Turns our errors into lines on stderr and an exit code."""
 
+    def make_context(self, *args: Any, **extra: Any) -> click.Context:
+        try:
+            return super().make_context(*args, **extra)  # writes --help, too
+        except OSError as error:
+            sys.exit(output_lost(error))
+
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
@@ -41,6 +47,14 @@ def output_lost(error: OSError) -> int:
     with contextlib.suppress(OSError):
         click.echo(f"{error.filename or 'output'}: {error.strerror}", err=True)
     return PROBLEM
+
+
+def hold_streams() -> None:
+    """What the caller closed of stdin, stdout and stderr leads nowhere: no file of ours may get
+    its descriptor."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), mode))
 
 
 Command = Callable[..., None]
@@ -193,6 +207,7 @@ def version() -> None:
 
 def main() -> None:
     code: Any = OK
+    hold_streams()
     try:
         cli(prog_name="dataplane")
     except SystemExit as end:

@@ -327,6 +327,36 @@ def test_output_that_cannot_be_written_is_said(tmp_path: Path, unbuffered: str) 
     assert (done.returncode, done.stderr) == (1, "output: No space left on device\n")
 
 
+def test_help_that_cannot_be_written_is_said(tmp_path: Path) -> None:
+    with full_device(tmp_path).open("wb") as full:
+        for words in (("--help",), ("check", "--help")):
+            done = subprocess.run(
+                [sys.executable, "-m", "dataplane", *words],
+                stdout=full,
+                stderr=subprocess.PIPE,
+                text=True,
+                cwd=ROOT,
+                check=False,
+                timeout=60,
+            )
+            assert (done.returncode, done.stderr) == (1, "output: No space left on device\n")
+
+
+@pytest.mark.parametrize("closed", [">&-", "<&-", "<&- >&-"])
+@pytest.mark.parametrize(("file", "code"), [(DEMO, 0), ("no-such-file", 2)])
+def test_streams_may_be_closed(closed: str, file: Path | str, code: int) -> None:
+    done = subprocess.run(
+        ["sh", "-c", f'exec "$0" -m dataplane check "$1" {closed}', sys.executable, str(file)],
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == code and "Traceback" not in done.stderr
+    assert ("no-such-file" in done.stderr) == (code == 2)
+
+
 def test_files_of_others_are_not_replaced(tmp_path: Path) -> None:
     device = full_device(tmp_path)
     for content in ("not a number\n", f"{os.getppid()}\n"):
