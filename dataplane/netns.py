@@ -17,6 +17,19 @@ def path_of(name: str) -> str:
     return name if "/" in name else f"/run/netns/{name}"
 
 
+def here() -> os.stat_result:
+    """What tells the calling thread's namespace from others."""
+    return os.stat("/proc/thread-self/ns/net")
+
+
+def moved(name: str, home: os.stat_result) -> bool:
+    """Whether the name is another namespace's by now."""
+    try:
+        return not os.path.samestat(os.stat(path_of(name)), home)
+    except OSError:
+        return False  # of none at all: what is there may live on
+
+
 def _enter(path: str) -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     try:

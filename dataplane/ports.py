@@ -13,7 +13,7 @@ from typing import Any, Protocol, Self
 
 from dataplane.address import IP, Mac, Prefix, ip16
 from dataplane.errors import PortError
-from dataplane.netns import inside
+from dataplane.netns import here, inside, moved
 
 _TUNGETIFF = 0x800454D2
 _TUNSETIFF, _TUNSETPERSIST, _TUNSETOWNER, _TUNSETOFFLOAD = (
@@ -148,6 +148,7 @@ class Tap(AdoptedTap):
         if not 68 <= mtu <= 65_535:
             raise PortError(f"tap {name}: MTU {mtu} is not in 68-65535")
         self.name, self.netns = name, netns
+        self._home = inside(netns, here)
         super().__init__(inside(netns, lambda: _open_tap(name, persist, owner)), mtu=mtu)
         try:
             self._link(mtu=mtu, mac=mac, up=up)
@@ -160,7 +161,10 @@ class Tap(AdoptedTap):
 
     @property
     def is_there(self) -> bool:
-        """Whether the device lives: anybody with the right may have deleted it."""
+        """Whether the device lives, in the namespace that has the name now: anybody with the right
+        may have deleted either, and made it again."""
+        if self.netns is not None and moved(self.netns, self._home):
+            return False
         try:
             fcntl.ioctl(self.fileno(), _TUNGETIFF, bytes(40))
         except OSError:

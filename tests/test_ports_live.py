@@ -415,6 +415,18 @@ def test_tap_deleted_others_go_on(live: Running) -> None:
     assert live.io("web", "rx_calls") - before < 10, "it spins"
 
 
+def test_tap_is_missed_in_a_namespace_made_again() -> None:
+    """`ip netns del` leaves the old one alive, for a TAP in it is open."""
+    with namespaces("p") as (pod,), Tap("web", netns=pod) as tap:
+        assert tap.is_there
+        ip(None, f"netns del {pod}")
+        assert tap.is_there  # others may live there still
+        ip(None, f"netns add {pod}")
+        assert not tap.is_there
+        with Tap("web", netns=pod) as again:
+            assert again.is_there
+
+
 @pytest.mark.conformance("T18")
 def test_peer_that_does_not_listen(live: Running) -> None:
     """ICMP port unreachable comes back for every packet: counted at most, never fatal."""
