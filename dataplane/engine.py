@@ -207,12 +207,16 @@ class Engine:
 
     @contextmanager
     def edit(self) -> Iterator[Draft]:
-        """A draft of the committed policy, committed at the end of the block unless that raises."""
-        if self.node is None:
+        """A draft of the committed policy, committed at the end of the block unless that raises.
+
+        Raises EngineError where another commit came in between: the draft knows nothing of it.
+        """
+        at = self._at
+        if at.source is None:
             raise DataplaneError("nothing is committed yet: there is nothing to edit")
-        draft = Draft(self.node)
+        draft = Draft(at.source)
         yield draft
-        self.plan(draft.node).commit()
+        replace(self.plan(draft.node), base=at.generation).commit()
 
     def _publish(self, plan: Plan) -> int:
         with self._control:

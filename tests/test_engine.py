@@ -341,6 +341,14 @@ def test_edit_commits_at_the_end_or_not_at_all(engine):
     assert engine.generation == 2
 
 
+def test_an_edit_knows_nothing_of_a_commit_that_came_in_between(engine):
+    with pytest.raises(EngineError, match="planned on generation 1, but 2"), engine.edit() as draft:
+        draft.endpoint("blue", "web", default_out="block")
+        with engine.edit() as other:
+            other.network("blue", mtu=1300)
+    assert engine.generation == 2 and engine.resolved.networks[0].mtu == 1300
+
+
 def test_unchanged_tables_are_shared(engine):
     closed = replace(WEB, acls=(block("no-dns", 53),), default_out="allow")
     engine.commit(node(closed, DB))
