@@ -43,14 +43,24 @@ class Batch:
         if headroom < lib.DP_HEADROOM:
             raise ValueError(f"headroom of {headroom} bytes: at least {lib.DP_HEADROOM} are needed")
         self.capacity, self.slot, self.headroom = capacity, slot, headroom
-        self.arena: NDArray[np.uint8] = np.zeros((capacity, slot), np.uint8)
-        self.frames: NDArray[np.void] = np.zeros(capacity, dtype("dp_frame"))
+        self._arena: NDArray[np.uint8] = np.zeros((capacity, slot), np.uint8)
+        self._frames: NDArray[np.void] = np.zeros(capacity, dtype("dp_frame"))
         self.count = 0
         self.serial = 0  # counts what makes earlier results invalid
         self._named: dict[str, list[int]] = {}
-        self._bytes = self.arena.data.cast("B")
-        self._c_arena = ffi.from_buffer("uint8_t[]", self.arena, require_writable=True)
-        self._c_frames = ffi.from_buffer("struct dp_frame[]", self.frames, require_writable=True)
+        self._bytes = self._arena.data.cast("B")
+        self._c_arena = ffi.from_buffer("uint8_t[]", self._arena, require_writable=True)
+        self._c_frames = ffi.from_buffer("struct dp_frame[]", self._frames, require_writable=True)
+
+    # The engine reads and writes these very arrays: they can be written, not replaced.
+
+    @property
+    def arena(self) -> "NDArray[np.uint8]":
+        return self._arena
+
+    @property
+    def frames(self) -> "NDArray[np.void]":
+        return self._frames
 
     def clear(self) -> "Batch":
         self.count = 0
@@ -93,8 +103,8 @@ class Batch:
 
     def prepare(self, port_id: Callable[[str], int]) -> tuple[Any, int, Any, int]:
         """Arena, its size, descriptors and their number, as `dp_process` takes them."""
-        if not 0 <= self.count <= self.capacity:
-            raise ValueError(f"count is {self.count}, the batch holds up to {self.capacity}")
+        if not 0 <= self.count <= len(self._frames):
+            raise ValueError(f"count is {self.count}, the batch holds up to {len(self._frames)}")
         for name, places in self._named.items():
             self.frames["port"][places] = port_id(name)
         self._named.clear()
@@ -106,9 +116,9 @@ class Batch:
         import numpy as np
 
         self.clear()
-        starts = np.arange(self.capacity, dtype=np.uint32) * self.slot + self.headroom
+        starts = np.arange(len(self._frames), dtype=np.uint32) * self.slot + self.headroom
         self.frames["off"], self.frames["len"] = starts, self.slot - self.headroom
-        return self._c_arena, self.arena.nbytes, self._c_frames, self.capacity
+        return self._c_arena, self.arena.nbytes, self._c_frames, len(self._frames)
 
     def view(self, place: int) -> memoryview:
         """The bytes of a frame as it stands now."""

@@ -349,6 +349,19 @@ def test_an_edit_knows_nothing_of_a_commit_that_came_in_between(engine):
     assert engine.generation == 2 and engine.resolved.networks[0].mtu == 1300
 
 
+def test_the_arrays_of_a_batch_are_written_not_replaced(engine):
+    batch = Batch(4)
+    batch.load([sent(OUT)], "web")
+    with pytest.raises(AttributeError):
+        batch.arena = batch.arena.repeat(9)
+    with pytest.raises(AttributeError):
+        batch.frames = batch.frames.repeat(9)
+    batch.capacity = batch.count = 1000
+    with pytest.raises(ValueError, match="holds up to 4"):
+        engine.process(batch)
+    assert len(engine.more(batch)) == 0
+
+
 def test_unchanged_tables_are_shared(engine):
     closed = replace(WEB, acls=(block("no-dns", 53),), default_out="allow")
     engine.commit(node(closed, DB))
