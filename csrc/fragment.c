@@ -183,8 +183,34 @@ static uint32_t held_of(const struct dp_shares *s, const struct dp_packet *p) {
                                        : dp_share_of_port(s, p->key.port);
 }
 
-static bool may_have_another(const struct dp_shares *s, const struct dp_packet *p, uint32_t max) {
-    return held_of(s, p) < (max + 3) / 4;
+/* What is overdue, and only still there because a look ends nothing: in all, and of the packet's
+ * share. */
+struct leaving {
+    uint32_t datagrams;
+    uint32_t own_datagrams;
+    uint32_t frames;
+    uint32_t own_frames;
+};
+
+static struct leaving leaving(const struct dp_fragments *t, const struct dp_packet *p,
+                              uint64_t now_ns) {
+    struct leaving l = {0};
+    for (uint32_t ref = t->oldest; ref && overdue(t, item(t, ref), now_ns);
+         ref = item(t, ref)->newer) {
+        const struct dp_datagram *d = item(t, ref);
+        const bool own =
+            p->kind == DP_PORT_UNDERLAY ? d->key.vni == p->key.vni : d->key.port == p->key.port;
+        const uint32_t frames = dp_kept_count(&t->store, &d->waiting);
+        l.datagrams++;
+        l.own_datagrams += own;
+        l.frames += frames;
+        l.own_frames += own ? frames : 0;
+    }
+    return l;
+}
+
+static bool may_have_another(uint32_t held, uint32_t max) {
+    return held < (max + 3) / 4;
 }
 
 static void keep(struct dp_fragments *t, const struct dp_packet *p, struct dp_datagram *d,
@@ -209,13 +235,13 @@ static void end_waiting(struct dp_fragments *t, uint32_t datagram) {
 }
 
 static int judge_part(const struct dp_fragments *t, const struct dp_packet *p,
-                      struct dp_datagram *d, uint32_t len) {
+                      struct dp_datagram *d, uint32_t len, const struct leaving *l) {
     if (d->dead) {
         return DP_R_fragment_overlap;
     }
     const bool waits = p->fragment == DP_LATER && !d->known;
-    if (waits && (len > DP_STORE_FRAME || t->store.used == t->store.max ||
-                  !may_have_another(&t->waiting, p, t->store.max))) {
+    if (waits && (len > DP_STORE_FRAME || t->store.used - l->frames == t->store.max ||
+                  !may_have_another(held_of(&t->waiting, p) - l->own_frames, t->store.max))) {
         return DP_R_fragment_room;
     }
     switch (see(d, part_of(p), p->part_is_last)) {
@@ -241,13 +267,15 @@ int dp_fragments_judge(struct dp_fragments *t, struct dp_packet *p, const uint8_
     const struct dp_addr nobody = {{0, 0}};
     const struct dp_key key = key_of(p);
     const struct dp_addr from = p->kind == DP_PORT_UNDERLAY ? p->outer_src : nobody;
+    const struct leaving l = look ? leaving(t, p, now_ns) : (struct leaving){0};
     uint32_t ref = find(t, &key, &from, now_ns);
-    if (!ref && (!t->free || !may_have_another(&t->datagrams, p, t->max))) {
+    if (!ref && (t->used - l.datagrams == t->max ||
+                 !may_have_another(held_of(&t->datagrams, p) - l.own_datagrams, t->max))) {
         return DP_R_fragment_room;
     }
     struct dp_datagram d =
         ref ? *item(t, ref) : (struct dp_datagram){.key = key, .from = from, .since_ns = now_ns};
-    const int r = judge_part(t, p, &d, len);
+    const int r = judge_part(t, p, &d, len, &l);
     if (p->fragment == DP_LATER && r == DP_R_none) {
         dp_key_complete(&p->key, &d.transport);
     }

@@ -51,3 +51,11 @@ uint32_t dp_kept_next(struct dp_store *s, struct dp_kept_list *list) {
     }
     return ref;
 }
+
+uint32_t dp_kept_count(const struct dp_store *s, const struct dp_kept_list *list) {
+    uint32_t n = 0;
+    for (uint32_t ref = list->first; ref; ref = s->items[ref - 1].next) {
+        n++;
+    }
+    return n;
+}

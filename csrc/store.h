@@ -47,5 +47,6 @@ void dp_store_give(struct dp_store *s, uint32_t ref);
 void dp_kept_append(struct dp_store *s, struct dp_kept_list *list, uint32_t ref);
 /* Takes the oldest out of the list; 0 = it is empty. */
 uint32_t dp_kept_next(struct dp_store *s, struct dp_kept_list *list);
+uint32_t dp_kept_count(const struct dp_store *s, const struct dp_kept_list *list);
 
 #endif

@@ -351,6 +351,27 @@ def test_a_partial_checksum_is_made_whole_before_the_cut() -> None:
 
 
 @pytest.mark.conformance("R6")
+@pytest.mark.parametrize("room", [{"max_datagrams": 8}, {"max_kept": 8}], ids=str)
+@pytest.mark.parametrize("port", ["web", "underlay"])
+def test_a_trace_counts_on_room_that_time_has_made(room: dict[str, int], port: str) -> None:
+    """What is overdue stays while it looks, but would be gone."""
+    words = web("udp 10.1.0.2:7 > 10.2.0.9:53 len 92")
+    if port == "underlay":
+        words = blue.mirrored(words)
+    for later in (31 * SECOND, 29 * SECOND):
+        with blue.engine(**room) as engine:
+            told = []
+            for ident, now in ((1, 0), (2, 0), (3, 0), (4, later), (5, later), (6, later)):
+                piece = part(words, 24, 56, ident)
+                frame = carried(piece) if port == "underlay" else piece
+                walk = engine.trace(frame, port, now=now)
+                got = engine.process_one(frame, port, now=now)
+                assert (walk.verdict, walk.reason) == (got.verdict, got.reason)
+                told.append(got.verdict)
+            held = [Verdict.HELD] * 2 + [Verdict.DROP]
+            assert told == (held * 2 if later > 30 * SECOND else held + [Verdict.DROP] * 3)
+
+
 def test_pieces_that_find_no_room_are_not_sent_by_halves() -> None:
     with blue.engine(max_kept=2) as engine:
         got = engine.process_one(web("udp 10.1.0.2:7 > 10.2.0.9:53 len 5000"), "web")
