@@ -75,11 +75,12 @@ struct dp_engine *dp_engine_create(const struct dp_limits *limits, const struct 
         *err = (struct dp_error){DP_EINVAL, "limits", 0, why};
         return NULL;
     }
-    struct dp_engine *e = calloc(1, sizeof *e);
+    struct dp_engine *e = aligned_alloc(_Alignof(struct dp_engine), sizeof *e);
     *err = (struct dp_error){DP_ENOMEM, "engine", 0, "no memory"};
     if (!e) {
         return NULL;
     }
+    memset(e, 0, sizeof *e);
     e->limits = *limits;
     e->limits.icmp = icmp_rate_of(&limits->icmp);
     e->limits.max_datagrams = limits->max_datagrams ? limits->max_datagrams : 4096;

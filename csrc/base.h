@@ -14,6 +14,7 @@
 #else
 #define dp_hint __attribute__((noinline))
 #endif
+#define dp_inline inline __attribute__((always_inline))
 #define dp_likely(x) __builtin_expect(!!(x), 1)
 #define dp_unlikely(x) __builtin_expect(!!(x), 0)
 #define dp_prefetch(p) __builtin_prefetch(p)

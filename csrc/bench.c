@@ -84,9 +84,7 @@ static uint32_t lookup(struct vector *v) {
         v->packets[i].hash = dp_flow_hash(flows, &v->packets[i].key);
         dp_flow_prefetch(flows, v->packets[i].hash);
     }
-    for (uint32_t i = 0; i < DP_BURST; i++) {
-        dp_flow_candidate(flows, v->packets[i].hash);
-    }
+    dp_flow_candidates(flows, v->packets, DP_BURST);
     for (uint32_t i = 0; i < DP_BURST; i++) {
         v->refs[i] = dp_flow_find(flows, &v->packets[i].key, v->packets[i].hash);
         failed += v->refs[i] == 0;
@@ -186,7 +184,7 @@ int dp_bench_run(struct dp_engine *engine, enum dp_bench_stage stage, struct dp_
     if (stage != DP_BENCH_ENGINE && !endpoint_ports_only(policy, t)) {
         return DP_EINVAL;
     }
-    struct vector *v = calloc(1, sizeof *v);
+    struct vector *v = aligned_alloc(_Alignof(struct vector), sizeof *v);
     uint8_t *arena = aligned_alloc(SLOT, (size_t)DP_BURST * SLOT);
     uint64_t failed = 0;
     if (v && arena) {

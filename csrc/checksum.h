@@ -14,6 +14,11 @@ static inline uint16_t dp_csum_fold(uint64_t sum) {
     return (uint16_t)((sum & 0xffff) + (sum >> 16));
 }
 
+/* The same of a sum below 2^32, in fewer steps. */
+static inline uint16_t dp_csum_fold32(uint32_t sum) {
+    return (uint16_t)((sum + (sum << 16 | sum >> 16)) >> 16);
+}
+
 /* Adds n bytes to a running sum; an odd last byte counts as the high half of a word. */
 static inline uint64_t dp_csum_add(uint64_t sum, const void *data, size_t n) {
     const uint8_t *p = data;

@@ -32,6 +32,7 @@ static void init4(struct dp_tunnel *t, const struct dp_adjacency *a, const struc
     o->udp = (struct dp_udp){.dport = be16_put(port->udp_port)};
     fill_vxlan(&o->vxlan, n->vni);
     t->head_len = sizeof *o;
+    t->usual = !t->odd;
     t->ip_sum = dp_csum_fold(dp_csum_add(0, &o->ip, sizeof o->ip));
 }
 
@@ -52,6 +53,8 @@ void dp_tunnel_init(struct dp_tunnel *t, const struct dp_adjacency *a, const str
                     const struct dp_port *port) {
     memset(t, 0, sizeof *t);
     t->remote = dp_addr_load(a->remote);
+    t->vni = n->vni;
+    memcpy(t->own_mac, n->dr_mac, sizeof t->own_mac);
     t->tos_copy = n->dscp == DP_DSCP_COPY ? 0xff : ECN_BITS;
     t->tos_fixed = n->dscp == DP_DSCP_COPY ? 0 : (uint8_t)(n->dscp << DSCP_SHIFT);
     if (dp_addr_is_v4(&t->remote)) {
@@ -59,18 +62,6 @@ void dp_tunnel_init(struct dp_tunnel *t, const struct dp_adjacency *a, const str
     } else {
         init6(t, a, n, port);
     }
-}
-
-static void push4(uint8_t *at, const struct dp_tunnel *t, uint32_t inner, uint16_t sport,
-                  uint8_t tos) {
-    struct dp_outer4 *o = (struct dp_outer4 *)at;
-    *o = t->head.v4;
-    const uint32_t udp = inner + (uint32_t)(sizeof o->udp + sizeof o->vxlan);
-    o->ip.tos = tos;
-    o->ip.total = be16_put(udp + (uint32_t)sizeof o->ip);
-    o->ip.csum = (uint16_t)~dp_csum_fold((uint64_t)t->ip_sum + be16_put(tos).net + o->ip.total.net);
-    o->udp.sport = be16_put(sport);
-    o->udp.len = be16_put(udp);
 }
 
 /* What the inner frame will add to the outer sum. Once a partial checksum is complete, all from the
@@ -123,7 +114,7 @@ void dp_outer_number(struct dp_packet *p, uint16_t id) {
 static dp_cold int push_odd4(struct dp_packet *p, const struct dp_tunnel *t, uint16_t sport,
                              uint8_t tos) {
     struct dp_outer4 *o = (struct dp_outer4 *)(p->data - sizeof *o);
-    push4((uint8_t *)o, t, p->len, sport, tos);
+    dp_push4((uint8_t *)o, t, p->len, sport, tos);
     if ((t->odd & DP_WIRE_DF_INHERIT) &&
         (p->family == 6 || (p->family == 4 && be16_get(dp_packet_ip4(p)->frag) & DP_IP4_DF))) {
         change_frag(&o->ip, be16_put(DP_IP4_DF), o->ip.id);
@@ -136,15 +127,14 @@ static dp_cold int push_odd4(struct dp_packet *p, const struct dp_tunnel *t, uin
 }
 
 int dp_encap(struct dp_packet *p, const struct dp_tunnel *t, uint16_t sport, uint8_t tos) {
-    const uint8_t outer_tos = (tos & t->tos_copy) | t->tos_fixed;
     uint8_t *at = p->data - t->head_len;
     int said = DP_R_none;
     if (dp_unlikely(t->head_len != sizeof(struct dp_outer4))) {
-        push6(at, t, p->len, inner_sum(p), sport, outer_tos);
+        push6(at, t, p->len, inner_sum(p), sport, dp_outer_tos(t, tos));
     } else if (dp_unlikely(t->odd)) {
-        said = push_odd4(p, t, sport, outer_tos);
+        said = push_odd4(p, t, sport, tos);
     } else {
-        push4(at, t, p->len, sport, outer_tos);
+        dp_push4(at, t, p->len, sport, tos);
     }
     p->data = at;
     p->len += t->head_len;

@@ -10,27 +10,13 @@
 #include "engine.h"
 #include "arp.h"
 #include "checksum.h"
+#include "express.h"
 #include "nd.h"
 #include "parse.h"
 #include "respond.h"
 #include "split.h"
 #include "tcp.h"
 #include "transpose.h"
-
-/* What one call works with: the policy it has seen, and whether it may change anything. */
-struct pass {
-    struct dp_engine *e;
-    struct dp_worker *w;
-    const struct dp_snapshot *policy;
-    bool narrow; /* some path MTU was learned */
-    struct dp_counters *count;
-    struct dp_trace *trace;           /* not NULL: look, but touch nothing */
-    const struct dp_pair *leaving;    /* of a trace: would be gone by now, but is not */
-    const struct dp_transport *known; /* not NULL: frames out of the store, by place */
-    const struct dp_frame *frames;    /* of the burst */
-    uint8_t *arena;
-    size_t arena_len;
-};
 
 /* ---- rx ----------------------------------------------------------------------------------- */
 
@@ -41,9 +27,9 @@ static void start(struct dp_packet *p, struct dp_frame *f) {
     p->l3 = p->l4 = 0;
     p->family = p->l2 = p->kind = p->discovery = 0;
     p->outer_tos = p->outer_odd = p->fragment = 0;
-    p->place = p->path_mtu = 0;
+    p->lane = DP_GONE;
+    p->path_mtu = 0;
     p->network = DP_NONE;
-    p->candidate = 0;
 }
 
 static enum dp_reason receive(const struct pass *x, struct dp_packet *p, struct dp_frame *f) {
@@ -149,25 +135,6 @@ static enum dp_reason parse(const struct pass *x, struct dp_packet *p) {
 }
 
 /* ---- exits -------------------------------------------------------------------------------- */
-
-static void settle(const struct pass *x, struct dp_packet *p, uint16_t egress) {
-    struct dp_frame *f = p->frame;
-    f->off = (uint32_t)(p->data - x->arena);
-    f->len = p->len;
-    f->port = egress;
-    f->flags &= DP_CSUM_PARTIAL | DP_MISS;
-    if (egress < x->count->n_ports) {
-        dp_count(&x->count->ports[egress].tx_frames, 1);
-        dp_count(&x->count->ports[egress].tx_bytes, p->len);
-    }
-}
-
-static void forward(const struct pass *x, struct dp_packet *p, uint16_t egress) {
-    p->frame->verdict = DP_FORWARD;
-    p->frame->reason = DP_R_none;
-    dp_count(&x->count->totals.forwarded, 1);
-    settle(x, p, egress);
-}
 
 static void originate(const struct pass *x, struct dp_packet *p) {
     const uint16_t port = p->key.port;
@@ -287,6 +254,14 @@ static bool fresh(const struct dp_snapshot *s, const struct dp_half *half) {
            act->generation >= stamp_of(s, act->egress) && adjacency_stands(s, act->adjacency);
 }
 
+/* The half stands under the policy at hand too, whose timers may be others. */
+static void confirm(const struct pass *x, struct dp_pair *pair, uint32_t side) {
+    if (dp_unlikely(pair->half[side].act.generation != x->policy->generation)) {
+        pair->half[side].act.generation = x->policy->generation;
+        dp_flow_set_state(&x->e->flows, pair, pair->half[0].state);
+    }
+}
+
 /* Keeps the pair alive, and notes who was seen; what says nothing credible of a TCP flow is counted
  * only. */
 static void note_use(const struct pass *x, const struct dp_packet *p, struct dp_pair *pair,
@@ -301,7 +276,7 @@ static void note_use(const struct pass *x, const struct dp_packet *p, struct dp_
             return;
         }
     } else if (pair->half[0].state != state) { /* seldom, and a clean line is not written back */
-        pair->half[0].state = state;
+        dp_flow_set_state(&x->e->flows, pair, state);
     }
     act->last_ns = x->w->now_ns;
 }
@@ -338,19 +313,6 @@ static dp_cold bool split(const struct pass *x, struct dp_packet *p, uint16_t mt
     const uint32_t more = dp_split(&x->e->fragments.store, p, mtu, x->trace);
     dp_count(&x->count->totals.copies, more);
     return more;
-}
-
-/* What the tunnel's path carries, of inner packet. IPv6 needs 1280 bytes (RFC 8200 section 5); a
- * message that says less is no reason to stop it. */
-static dp_cold uint16_t path_mtu(const struct pass *x, const struct dp_packet *p,
-                                 const struct dp_act *act) {
-    if (act->adjacency == DP_NONE) {
-        return 0;
-    }
-    const struct dp_tunnel *t = &x->policy->tunnels[act->adjacency];
-    const uint16_t outer = dp_paths_mtu(&x->e->paths, &t->remote, x->w->now_ns);
-    const uint16_t inner = outer ? (uint16_t)(outer - t->head_len) : 0;
-    return inner && p->family == 6 && inner < DP_IP6_MTU_MIN ? DP_IP6_MTU_MIN : inner;
 }
 
 /* Applies a flow that stands: the last checks are per packet, so they are made here. */
@@ -427,7 +389,7 @@ static void unbind(struct dp_engine *e, const struct dp_walk *w) {
 }
 
 void dp_engine_forget(struct dp_engine *e, struct dp_pair *pair) {
-    leave_binding(e, pair->half[0].binding, dp_pair_last(pair));
+    leave_binding(e, dp_pair_binding(pair), dp_pair_last(pair));
     dp_flow_remove(&e->flows, pair);
 }
 
@@ -447,7 +409,7 @@ static dp_cold enum dp_reason resimulate(const struct pass *x, struct dp_walk *w
         unbind(x->e, w);
         return r;
     }
-    const uint32_t old = pair->half[0].binding;
+    const uint32_t old = dp_pair_binding(pair);
     const uint64_t last = dp_pair_last(pair);
     hold_binding(x->e, w->binding);
     const bool kept = dp_flow_replace(&x->e->flows, pair, &w->pair);
@@ -526,7 +488,7 @@ static enum dp_reason make_room(const struct pass *x, const struct dp_key *key, 
     if (!victim) {
         return r;
     }
-    const uint32_t left = victim->half[0].binding;
+    const uint32_t left = dp_pair_binding(victim);
     dp_engine_forget(x->e, victim);
     if (left != DP_NONE && left != binding) {
         dp_bindings_undo(&x->e->bindings, left);
@@ -578,7 +540,7 @@ static dp_cold void miss_without(const struct pass *x, struct dp_packet *p, stru
         return;
     }
     struct dp_bindings *bindings = &x->e->bindings;
-    const uint32_t i = idle->half[0].binding;
+    const uint32_t i = dp_pair_binding(idle);
     const struct dp_binding held = i == DP_NONE ? (struct dp_binding){0} : bindings->items[i];
     leave_binding(x->e, i, dp_pair_last(idle)); /* for as long as this looks */
     rest.leaving = idle;
@@ -706,32 +668,41 @@ static dp_cold void hold(struct dp_frame *f) {
 
 /* ---- the stages --------------------------------------------------------------------------- */
 
-static uint32_t receive_burst(const struct pass *x, struct dp_frame *frames, uint32_t n) {
-    uint32_t alive = 0;
+/* All that any frame may be. False: it has left, or waits. */
+static bool receive_any(const struct pass *x, struct dp_packet *p, struct dp_frame *f) {
+    int r = receive(x, p, f);
+    f->generation = x->policy->generation;
+    f->rule = DP_NONE;
+    r = r ? r : (int)parse(x, p);
+    if (dp_unlikely(p->fragment) && !r && !p->discovery) {
+        r = track(x, p, f);
+    }
+    if (dp_likely(!r && !p->discovery)) {
+        p->lane = DP_GENERAL;
+        p->hash = dp_flow_hash(&x->e->flows, &p->key);
+        return true;
+    }
+    if (dp_unlikely(r == DP_WAITS)) {
+        hold(f);
+    } else if (r) {
+        drop(x, p, (enum dp_reason)r);
+    } else {
+        answer_discovery(x, p);
+    }
+    return false;
+}
+
+static void receive_burst(const struct pass *x, struct dp_frame *frames, uint32_t n) {
+    const bool express = !x->trace && !x->known;
+    if (express && dp_likely(dp_express_look(x, frames, n) == n)) {
+        return;
+    }
     for (uint32_t i = 0; i < n; i++) {
-        struct dp_packet *p = &x->w->packets[alive];
-        struct dp_frame *f = &frames[i];
-        int r = receive(x, p, f);
-        f->generation = x->policy->generation;
-        f->rule = DP_NONE;
-        r = r ? r : (int)parse(x, p);
-        if (dp_unlikely(p->fragment) && !r && !p->discovery) {
-            r = track(x, p, f);
-        }
-        if (dp_unlikely(r == DP_WAITS)) {
-            hold(f);
-        } else if (dp_unlikely(r)) {
-            drop(x, p, (enum dp_reason)r);
-        } else if (dp_unlikely(p->discovery)) {
-            answer_discovery(x, p);
-        } else {
-            p->hash = dp_flow_hash(&x->e->flows, &p->key);
+        struct dp_packet *p = &x->w->packets[i];
+        if ((!express || p->lane == DP_GONE) && receive_any(x, p, &frames[i])) {
             dp_flow_prefetch(&x->e->flows, p->hash);
-            alive++;
         }
     }
-    dp_count(&x->count->totals.rx, x->known ? 0 : n);
-    return alive;
 }
 
 static void judge_packet(const struct pass *x, struct dp_packet *p) {
@@ -768,18 +739,29 @@ static void judge_packet(const struct pass *x, struct dp_packet *p) {
     } else if (dp_unlikely(x->trace != NULL)) {
         apply(x, p, half, &pair->half[!side]);
     } else {
+        confirm(x, pair, side);
         apply_hit(x, p, pair, side);
     }
 }
 
+/* The packets of the burst, in order; those that leave the express lane begin anew. */
+static void judge_burst(const struct pass *x, uint32_t n) {
+    for (uint32_t i = 0; (i = dp_express_take(x, i, n)) < n; i++) {
+        struct dp_packet *p = &x->w->packets[i];
+        if (p->lane == DP_EXPRESS) {
+            receive_any(x, p, p->frame);
+        }
+        if (p->lane != DP_GONE) {
+            judge_packet(x, p);
+        }
+    }
+}
+
 static void process_burst(const struct pass *x, struct dp_frame *frames, uint32_t n) {
-    const uint32_t alive = receive_burst(x, frames, n);
-    for (uint32_t i = 0; i < alive; i++) {
-        x->w->packets[i].candidate = dp_flow_candidate(&x->e->flows, x->w->packets[i].hash);
-    }
-    for (uint32_t i = 0; i < alive; i++) {
-        judge_packet(x, &x->w->packets[i]);
-    }
+    receive_burst(x, frames, n);
+    dp_flow_candidates(&x->e->flows, x->w->packets, n);
+    judge_burst(x, n);
+    dp_count(&x->count->totals.rx, x->known ? 0 : n);
 }
 
 /* ---- entry -------------------------------------------------------------------------------- */
@@ -915,8 +897,9 @@ int dp_trace(struct dp_engine *e, uint8_t *arena, size_t arena_len, struct dp_fr
     x.count = &e->scratch;
     x.trace = &trace;
     advance(&e->worker, now_ns);
-    const uint32_t alive = receive_burst(&x, frame, 1);
-    if (alive) {
+    e->worker.packets[0].candidate = 0;
+    receive_burst(&x, frame, 1);
+    if (e->worker.packets[0].lane != DP_GONE) {
         trace_parse(&trace, &e->worker.packets[0]);
         judge_packet(&x, &e->worker.packets[0]);
     }

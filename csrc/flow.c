@@ -9,6 +9,18 @@ static bool matches(const struct dp_flows *t, uint32_t ref, const struct dp_key 
     return dp_key_equal(&dp_flow_half(t, ref)->key, key);
 }
 
+#ifdef __SSE2__
+/* The slots with the tag as a set, without a branch: which slot it is cannot be foretold. Bit 2 i
+ * stands for slot i. */
+static uint64_t tagged(const struct dp_bucket *b, uint16_t tag) {
+    const __m128i tags = _mm_load_si128((const __m128i *)b->tag);
+    const __m128i same = _mm_cmpeq_epi16(tags, _mm_set1_epi16((short)tag));
+    return (uint32_t)_mm_movemask_epi8(same) & 0x5555;
+}
+static uint32_t first_of(uint64_t slots) {
+    return (uint32_t)__builtin_ctzll(slots) / 2;
+}
+#else
 /* Where four 16-bit lanes equal the tag, each lane's top bit; else 0. */
 static uint64_t equal_lanes(const uint16_t lanes[4], uint16_t tag) {
     const uint64_t low = 0x7fff7fff7fff7fffu;
@@ -27,21 +39,29 @@ static uint32_t first_of(uint64_t slots) {
     const uint32_t bit = (uint32_t)__builtin_ctzll(slots);
     return bit / 16 + bit % 2 * 4;
 }
+#endif
 
-uint32_t dp_flow_candidate(const struct dp_flows *t, uint64_t hash) {
-    for (int which = 0; which < 2; which++) {
-        const struct dp_bucket *b = &t->buckets[dp_flow_bucket(t, hash, which)];
-        const uint64_t slots = tagged(b, dp_flow_tag(hash));
-        const uint32_t ref = slots ? b->ref[first_of(slots)] : 0;
+static inline uint32_t candidate(const struct dp_bucket *b, uint16_t tag) {
+    const uint64_t slots = tagged(b, tag);
+    return slots ? b->ref[first_of(slots)] : 0;
+}
+
+void dp_flow_candidates(const struct dp_flows *t, struct dp_packet *packets, uint32_t n) {
+    const struct dp_flows own = *t; /* what is written below is not in it */
+    for (struct dp_packet *p = packets; p < packets + n; p++) {
+        const uint16_t tag = dp_flow_tag(p->hash);
+        uint32_t ref = candidate(&own.buckets[dp_flow_bucket(&own, p->hash, 0)], tag);
+        if (dp_unlikely(!ref)) {
+            ref = candidate(&own.buckets[dp_flow_bucket(&own, p->hash, 1)], tag);
+        }
+        p->candidate = ref;
         if (dp_likely(ref)) {
-            const struct dp_half *half = dp_flow_half(t, ref);
+            const struct dp_half *half = dp_flow_half(&own, ref);
             dp_prefetch(&half->key);
             dp_prefetch(&half->act);
-            dp_prefetch(dp_flow_pair(t, ref)); /* state and idle time */
-            return ref;
+            dp_prefetch(&dp_flow_other(&own, ref)->key); /* NAT's new header; state and idle time */
         }
     }
-    return 0;
 }
 
 dp_hint void dp_flow_expect(const struct dp_flows *t, const struct dp_key *key) {
@@ -70,8 +90,8 @@ uint32_t dp_flow_find(const struct dp_flows *t, const struct dp_key *key, uint64
 
 uint64_t dp_flow_idle_ns(const struct dp_flows *t, const struct dp_pair *p) {
     const struct dp_half *h = &p->half[0];
-    if (h->idle_s) {
-        return (uint64_t)h->idle_s * 1000000000u;
+    if (dp_pair_idle_s(p)) {
+        return (uint64_t)dp_pair_idle_s(p) * 1000000000u;
     }
     switch (h->key.proto) {
     case DP_IP_TCP:
@@ -86,6 +106,18 @@ uint64_t dp_flow_idle_ns(const struct dp_flows *t, const struct dp_pair *p) {
         return t->timers.icmp;
     default:
         return t->timers.other;
+    }
+}
+
+void dp_flow_set_state(const struct dp_flows *t, struct dp_pair *p, uint8_t state) {
+    p->half[0].state = state;
+    const uint64_t brief = dp_flow_idle_ns(t, p) >> DP_BRIEF_SHIFT;
+    for (uint32_t side = 0; side < 2; side++) {
+        struct dp_half *h = &p->half[side];
+        const uint8_t steady = h->key.proto == DP_IP_TCP ? DP_FLOW_SEEN : dp_flow_side(side);
+        h->brief = brief < UINT32_MAX ? (uint32_t)brief : UINT32_MAX;
+        h->act.flags &= (uint16_t)~DP_ACT_STEADY;
+        h->act.flags |= (state & steady) == steady ? DP_ACT_STEADY : 0;
     }
 }
 
@@ -175,6 +207,7 @@ static void unindex_pair(struct dp_flows *t, struct dp_pair *p) {
 static void release(struct dp_flows *t, struct dp_pair *p) {
     dp_shares_give(&t->shares, &p->half[0].key);
     p->half[0].used = 0;
+    p->half[0].act.flags = p->half[1].act.flags = 0;
     p->half[0].key.vni = t->free;
     t->free = (uint32_t)(p - t->pairs) + 1;
     t->used--;
@@ -225,6 +258,7 @@ bool dp_flow_replace(struct dp_flows *t, struct dp_pair *pair, const struct dp_p
         release(t, pair);
         return false;
     }
+    dp_flow_set_state(t, pair, pair->half[0].state);
     return true;
 }
 
@@ -300,6 +334,7 @@ void dp_flows_clear(struct dp_flows *t) {
     memset(t->buckets, 0, ((size_t)t->mask + 1) * sizeof *t->buckets);
     for (uint32_t i = 0; i < t->max; i++) {
         t->pairs[i].half[0].used = 0;
+        t->pairs[i].half[0].act.flags = t->pairs[i].half[1].act.flags = 0;
         t->pairs[i].half[0].key.vni = i + 1 < t->max ? i + 2 : 0;
     }
     t->free = t->max ? 1 : 0;

@@ -26,7 +26,8 @@ enum dp_act_flag {
     DP_ACT_INDEXED = 16, /* this half can be found */
     DP_ACT_ANY_VTEP = 32, /* decap: any VTEP of the network may speak for the flow (DSR) */
     DP_ACT_ACKED = 64,    /* TCP: .ack is known */
-    DP_ACT_HOST = 128     /* leaves by the host port, which is no neighbour of any endpoint */
+    DP_ACT_HOST = 128,    /* leaves by the host port, which is no neighbour of any endpoint */
+    DP_ACT_STEADY = 256   /* a next packet in order tells nothing new of the pair's state */
 };
 enum dp_flow_state {
     DP_FLOW_INITIATOR = 1,
@@ -40,23 +41,22 @@ struct dp_act {
     uint64_t packets;
     uint64_t bytes;
     uint64_t last_ns;
-    uint32_t generation;
-    uint32_t adjacency; /* encap: where to; decap: where from; else DP_NONE */
-    uint32_t rule;      /* id of the rule that decided, or DP_NONE */
-    uint32_t next;      /* TCP: the sequence number after the last that this side sent */
-    uint32_t ack;       /* TCP: the highest that this side has acknowledged */
-    uint16_t flags;     /* enum dp_act_flag */
-    uint16_t egress;    /* port id */
-    uint16_t mtu;       /* largest IP packet on the way; 0 = no limit */
+    uint32_t generation; /* of the policy that composed it, or last found that it stands */
+    uint32_t adjacency;  /* encap: where to; decap: where from; else DP_NONE */
+    uint32_t rule;       /* id of the rule that decided, or DP_NONE */
+    uint32_t next;       /* TCP: the sequence number after the last that this side sent */
+    uint32_t ack;        /* TCP: the highest that this side has acknowledged */
+    uint16_t flags;      /* enum dp_act_flag */
+    uint16_t egress;     /* port id */
+    uint16_t mtu;        /* largest IP packet on the way; 0 = no limit */
     uint16_t outer_sport;
-    uint8_t dst_mac[6]; /* of the frame as it leaves, where routed */
-    uint8_t src_mac[6];
+    uint8_t macs[12]; /* destination and source of the frame as it leaves, where routed */
 };
 
 struct dp_half {
     struct dp_key key;
-    uint32_t idle_s;     /* half 0: idle time by rule, 0 = by protocol */
-    uint32_t binding;    /* half 0: NAT binding, or DP_NONE */
+    uint32_t brief;      /* idle for so long at most it is certainly alive: DP_BRIEF_SHIFT */
+    uint32_t kept;       /* half 0: NAT binding or DP_NONE; half 1: idle time by rule, in s */
     uint16_t delta_addr; /* NAT: checksum delta of the addresses that change, folded */
     uint16_t delta_port; /* NAT: of the port or echo id that changes */
     uint16_t mss;        /* largest TCP MSS to let through */
@@ -72,7 +72,7 @@ struct dp_pair {
 } dp_line;
 _Static_assert(sizeof(struct dp_pair) == 256, "a flow, both ways, is 256 bytes");
 
-enum { DP_BUCKET_SLOTS = 8 };
+enum { DP_BUCKET_SLOTS = 8, DP_BRIEF_SHIFT = 20 /* about a millisecond */ };
 struct dp_bucket {
     uint16_t tag[DP_BUCKET_SLOTS];
     uint32_t ref[DP_BUCKET_SLOTS]; /* pair * 2 + half + 1; 0 = free */
@@ -121,10 +121,19 @@ static inline uint32_t dp_flow_bucket(const struct dp_flows *t, uint64_t hash, i
     return (uint32_t)(which ? hash >> 20 : hash) & t->mask;
 }
 static inline struct dp_half *dp_flow_half(const struct dp_flows *t, uint32_t ref) {
-    return &t->pairs[(ref - 1) / 2].half[(ref - 1) & 1];
+    return (struct dp_half *)(void *)t->pairs + (ref - 1);
+}
+static inline struct dp_half *dp_flow_other(const struct dp_flows *t, uint32_t ref) {
+    return (struct dp_half *)(void *)t->pairs + ((ref - 1) ^ 1);
 }
 static inline struct dp_pair *dp_flow_pair(const struct dp_flows *t, uint32_t ref) {
     return &t->pairs[(ref - 1) / 2];
+}
+static inline uint32_t dp_pair_binding(const struct dp_pair *p) {
+    return p->half[0].kept;
+}
+static inline uint32_t dp_pair_idle_s(const struct dp_pair *p) {
+    return p->half[1].kept; /* 0 = by protocol */
 }
 static inline uint64_t dp_pair_last(const struct dp_pair *p) {
     return p->half[0].act.last_ns > p->half[1].act.last_ns ? p->half[0].act.last_ns
@@ -138,14 +147,13 @@ static inline void dp_flow_prefetch(const struct dp_flows *t, uint64_t hash) {
 /* For a flow that is about to be added: asks for the lines of its pair and of the place in the
  * index that the key will be given. */
 dp_hint void dp_flow_expect(const struct dp_flows *t, const struct dp_key *key);
-/* The first reference with the hash's tag, its pair's lines asked for; 0 = none, so there is no
- * such flow. */
-uint32_t dp_flow_candidate(const struct dp_flows *t, uint64_t hash);
+/* Sets each packet's candidate: the first reference with its hash's tag, the flow's lines asked
+ * for; 0 = none, so there is no such flow. */
+void dp_flow_candidates(const struct dp_flows *t, struct dp_packet *packets, uint32_t n);
 /* Whether the reference, a candidate a while ago, is that of the key's half now. */
 static inline bool dp_flow_is(const struct dp_flows *t, uint32_t ref, const struct dp_key *key) {
     const struct dp_half *half = dp_flow_half(t, ref);
-    return dp_key_equal(&half->key, key) && (half->act.flags & DP_ACT_INDEXED) &&
-           dp_flow_pair(t, ref)->half[0].used;
+    return dp_key_equal(&half->key, key) && (half->act.flags & DP_ACT_INDEXED);
 }
 /* The reference of the key's half, or 0. */
 uint32_t dp_flow_find(const struct dp_flows *t, const struct dp_key *key, uint64_t hash);
@@ -160,6 +168,8 @@ static inline bool dp_pair_half_open(const struct dp_pair *p) {
 
 /* How long the pair may be idle. */
 uint64_t dp_flow_idle_ns(const struct dp_flows *t, const struct dp_pair *p);
+/* Notes the pair's state, and what follows from it for the express lane. */
+void dp_flow_set_state(const struct dp_flows *t, struct dp_pair *p, uint8_t state);
 static inline bool dp_flow_is_idle(const struct dp_flows *t, const struct dp_pair *p,
                                    uint64_t now_ns) {
     return now_ns - dp_pair_last(p) > dp_flow_idle_ns(t, p);

@@ -3,6 +3,9 @@
 #ifndef DP_PACKET_H
 #define DP_PACKET_H
 #include "wire.h"
+#ifdef __SSE2__
+#include <emmintrin.h>
+#endif
 
 /* The unified flow id (UFID). No padding: compared as words, hashed as words. */
 struct dp_key {
@@ -15,7 +18,9 @@ struct dp_key {
     uint8_t proto;
     uint8_t zero[5];
 };
-_Static_assert(sizeof(struct dp_key) == 48, "a key is six words");
+_Static_assert(sizeof(struct dp_key) == 48 && offsetof(struct dp_key, vni) == 32 &&
+                   offsetof(struct dp_key, port) == 40 && offsetof(struct dp_key, proto) == 42,
+               "a key is six words: dp_key_word4, dp_key_word5");
 
 static inline void dp_key_words(const struct dp_key *k, uint64_t m[6]) {
     memcpy(m, k, sizeof *k);
@@ -26,12 +31,28 @@ static inline uint64_t dp_key_word(const struct dp_key *k, int i) {
     memcpy(&word, (const uint8_t *)k + i * 8, 8);
     return word;
 }
+/* The words that hold what is beside the addresses. */
+static inline uint64_t dp_key_word4(uint32_t vni, uint16_t sport, uint16_t dport) {
+    return vni | (uint64_t)sport << 32 | (uint64_t)dport << 48;
+}
+static inline uint64_t dp_key_word5(uint16_t port, uint8_t proto) {
+    return port | (uint64_t)proto << 16;
+}
 static inline bool dp_key_equal(const struct dp_key *a, const struct dp_key *b) {
+#ifdef __SSE2__
+    __m128i same = _mm_set1_epi8(-1);
+    for (int i = 0; i < 3; i++) {
+        const __m128i x = _mm_loadu_si128((const __m128i *)a + i);
+        same = _mm_and_si128(same, _mm_cmpeq_epi8(x, _mm_loadu_si128((const __m128i *)b + i)));
+    }
+    return _mm_movemask_epi8(same) == 0xffff;
+#else
     uint64_t differ = 0;
     for (int i = 0; i < 6; i++) {
         differ |= dp_key_word(a, i) ^ dp_key_word(b, i);
     }
     return differ == 0;
+#endif
 }
 static inline bool dp_proto_is_icmp(uint8_t proto) {
     return proto == DP_IP_ICMP || proto == DP_IP_ICMP6;
@@ -108,6 +129,13 @@ enum dp_fragment_kind { DP_WHOLE = 0, DP_FIRST = 1, DP_LATER = 2 };
 /* Which check of a destination MAC the packet passed. */
 enum dp_l2 { DP_L2_ROUTED = 0, DP_L2_SWITCHED = 1 };
 
+/* How a frame of the burst goes on. */
+enum dp_lane {
+    DP_GONE = 0,    /* it has left, or waits */
+    DP_GENERAL = 1, /* parsed and admitted by engine.c */
+    DP_EXPRESS = 2  /* by express.c, so far */
+};
+
 struct dp_packet {
     struct dp_key key;
     struct dp_frame *frame;
@@ -123,7 +151,7 @@ struct dp_packet {
     uint8_t outer_odd; /* enum dp_outer_odd: what only some networks accept */
     uint8_t fragment;  /* enum dp_fragment_kind */
     bool part_is_last; /* of a fragment: no more come behind it */
-    uint16_t place;    /* endpoint ingress: endpoint index + 1 */
+    uint8_t lane;      /* enum dp_lane */
     uint16_t path_mtu; /* learned of the underlay's way, for the inner packet; 0 = nothing */
     uint32_t network;  /* index, or DP_NONE on the host port */
     struct dp_addr outer_src;
@@ -132,7 +160,7 @@ struct dp_packet {
     uint32_t datagram_id; /* of a fragment */
     uint16_t part_at;     /* of a fragment, in units of 8 bytes */
     uint16_t part_len;    /* of a fragment, in bytes */
-};
+} dp_line;
 
 _Static_assert(sizeof(struct dp_packet) == 128, "a packet under way is two cache lines");
 
@@ -144,6 +172,10 @@ static inline struct dp_ip4 *dp_packet_ip4(const struct dp_packet *p) {
 }
 static inline struct dp_ip6 *dp_packet_ip6(const struct dp_packet *p) {
     return (struct dp_ip6 *)(p->data + p->l3);
+}
+/* TOS, or traffic class. */
+static inline uint8_t dp_tos_of(const struct dp_packet *p) {
+    return p->family == 4 ? dp_packet_ip4(p)->tos : dp_ip6_class(dp_packet_ip6(p));
 }
 static inline void *dp_packet_l4(const struct dp_packet *p) {
     return p->data + p->l4;

@@ -177,6 +177,49 @@ static bool check_adjacencies(struct dp_snapshot *s, struct dp_error *err) {
     return true;
 }
 
+static bool is_group_mac(const uint8_t mac[6]) {
+    return mac[0] & 1;
+}
+
+static struct dp_macs macs_of(const uint8_t dst[6], const uint8_t *src) {
+    uint8_t wanted[12] = {0};
+    uint8_t mask[12] = {0xff, 0xff, 0xff, 0xff, 0xff, 0xff};
+    struct dp_macs m;
+    memcpy(wanted, dst, 6);
+    if (src) {
+        memcpy(wanted + 6, src, 6);
+        memset(mask + 6, 0xff, 6);
+    }
+    memcpy(&m.word[0], wanted, 8);
+    memcpy(&m.word[1], wanted + 4, 8);
+    memcpy(&m.mask[0], mask, 8);
+    memcpy(&m.mask[1], mask + 4, 8);
+    return m;
+}
+
+/* What the express lane goes by. */
+static void open_express(struct dp_snapshot *s) {
+    for (uint32_t i = 0; i < s->n_slots; i++) {
+        struct dp_port_slot *slot = &s->slots[i];
+        const struct dp_endpoint *e = slot->endpoint;
+        if (!slot->port || (slot->port->kind == DP_PORT_ENDPOINT && !e)) {
+            continue;
+        }
+        const uint8_t *router = e ? s->networks[e->network].dr_mac : slot->port->mac;
+        slot->vni = e ? s->networks[e->network].vni : 0;
+        slot->macs = macs_of(router, e ? e->mac : NULL);
+        slot->express =
+            slot->port->kind == DP_PORT_UNDERLAY || !is_group_mac(router) ? slot->port->kind : 0;
+    }
+    for (uint32_t i = 0; i < s->n_adjacencies; i++) {
+        const uint32_t n = s->adjacencies[i].network;
+        struct dp_tunnel *t = &s->tunnels[i];
+        t->trusted = s->adjacencies[i].port != DP_PORT_NONE && !is_group_mac(t->own_mac) &&
+                     !(s->networks[n].wire & DP_WIRE_DSCP_BACK) &&
+                     dp_snapshot_has_vtep(s, n, &t->remote);
+    }
+}
+
 /* A network reaches into another one of its routing domain only. */
 static bool reaches(const struct dp_snapshot *s, uint32_t from, uint32_t to) {
     const uint32_t domain = s->networks[from].domain;
@@ -402,6 +445,7 @@ struct dp_snapshot *dp_snapshot_create(const struct dp_policy *policy, struct dp
         dp_snapshot_release(s);
         return NULL;
     }
+    open_express(s);
     *err = (struct dp_error){DP_OK, NULL, 0, NULL};
     return s;
 }

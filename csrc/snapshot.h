@@ -18,12 +18,29 @@ struct dp_vtep_slot {
     uint32_t network; /* index + 1, 0 = free */
 };
 
-/* What the data path wants to know of a port, by port id. */
+/* The first twelve bytes of an Ethernet header, as two words that overlap, and which bits of them
+ * matter. */
+struct dp_macs {
+    uint64_t word[2];
+    uint64_t mask[2];
+};
+static inline bool dp_macs_differ(const struct dp_macs *m, const uint8_t *frame) {
+    uint64_t head;
+    uint64_t tail;
+    memcpy(&head, frame, sizeof head);
+    memcpy(&tail, frame + 4, sizeof tail);
+    return ((head ^ m->word[0]) & m->mask[0]) | ((tail ^ m->word[1]) & m->mask[1]);
+}
+
+/* What the data path wants to know of a port, by port id. One cache line. */
 struct dp_port_slot {
     const struct dp_port *port;         /* NULL: not in the policy */
     const struct dp_endpoint *endpoint; /* endpoint ports only */
     uint32_t place;                     /* index of the endpoint */
     uint32_t stamp;                     /* generation that last changed it */
+    uint32_t vni;                       /* of the endpoint's network */
+    uint8_t express;     /* enum dp_port_kind, or 0: nothing from here takes the express lane */
+    struct dp_macs macs; /* of frames from an endpoint or host port to our router */
 };
 
 struct dp_snapshot {

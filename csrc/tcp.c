@@ -97,7 +97,7 @@ bool dp_tcp_judge(const struct dp_flows *t, struct dp_pair *pair, uint32_t side,
     const uint8_t state =
         judge(old, dp_flow_side(side), &pair->half[side].act, &pair->half[!side].act, s, rested);
     if (state && state != old) {
-        pair->half[0].state = state;
+        dp_flow_set_state(t, pair, state);
     }
     return state != 0;
 }

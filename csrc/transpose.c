@@ -10,7 +10,7 @@ enum { MSS_OPTION = 2, IP4_MIN = 20, IP6_MIN = 40 };
 
 static bool l2_allowed(const struct dp_packet *p, const struct dp_act *act) {
     return p->l2 == DP_L2_ROUTED || (!(act->flags & (DP_ACT_ENCAP | DP_ACT_NAT | DP_ACT_HOST)) &&
-                                     dp_mac_equal(dp_packet_eth(p)->dst, act->dst_mac));
+                                     dp_mac_equal(dp_packet_eth(p)->dst, act->macs));
 }
 
 static uint8_t ttl_of(const struct dp_packet *p) {
@@ -38,13 +38,6 @@ static enum dp_reason check_size(const struct dp_packet *p, uint16_t mtu) {
     return DP_R_too_big;
 }
 
-static uint8_t tos_of(const struct dp_packet *p) {
-    if (p->family == 4) {
-        return dp_packet_ip4(p)->tos;
-    }
-    return (uint8_t)(be32_get(dp_packet_ip6(p)->version_class_flow) >> 20);
-}
-
 /* ---- rewrite ------------------------------------------------------------------------------ */
 
 static void fix_transport(struct dp_packet *p, const struct dp_half *half) {
@@ -67,9 +60,7 @@ static void fix_transport(struct dp_packet *p, const struct dp_half *half) {
     memcpy(field, &csum, 2);
 }
 
-/* Modifies addresses, ports and echo id to the other half's key, mirrored. */
-static void translate(struct dp_packet *p, const struct dp_half *half,
-                      const struct dp_key *mirror) {
+void dp_translate(struct dp_packet *p, const struct dp_half *half, const struct dp_key *mirror) {
     if (p->family == 4) {
         struct dp_ip4 *ip = dp_packet_ip4(p);
         memcpy(ip->src, dp_addr_v4(&mirror->dst), 4);
@@ -138,17 +129,11 @@ static uint16_t mss_limit(const struct dp_packet *p, const struct dp_half *half)
 }
 
 static void hop(struct dp_packet *p) {
-    if (p->family == 6) {
+    if (p->family == 4) {
+        dp_ip4_hop(dp_packet_ip4(p));
+    } else {
         dp_packet_ip6(p)->hops--;
-        return;
     }
-    struct dp_ip4 *ip = dp_packet_ip4(p);
-    uint16_t old;
-    uint16_t new;
-    memcpy(&old, &ip->ttl, 2);
-    ip->ttl--;
-    memcpy(&new, &ip->ttl, 2);
-    dp_csum_fix_at((uint8_t *)ip + offsetof(struct dp_ip4, csum), dp_csum_term(old, new));
 }
 
 static void set_tos(struct dp_packet *p, uint8_t tos) {
@@ -257,7 +242,7 @@ static enum dp_reason take_outer_tos(const struct dp_packet *p, const struct dp_
 /* All that can refuse the packet; *tos is what its inner header will say. */
 static enum dp_reason check(const struct dp_packet *p, const struct dp_act *act,
                             const struct dp_snapshot *policy, uint8_t *tos) {
-    *tos = tos_of(p);
+    *tos = dp_tos_of(p);
     if (!l2_allowed(p, act)) {
         return DP_R_not_our_mac;
     }
@@ -273,16 +258,14 @@ static enum dp_reason check(const struct dp_packet *p, const struct dp_act *act,
 /* The router's part: hop, MAC addresses, outer headers. Returns what dp_encap says. */
 static int route(struct dp_packet *p, const struct dp_act *act, uint8_t tos,
                  const struct dp_snapshot *policy) {
-    if (dp_unlikely(tos != tos_of(p))) {
+    if (dp_unlikely(tos != dp_tos_of(p))) {
         set_tos(p, tos);
     }
     if (p->l2 == DP_L2_ROUTED) {
         if (act->flags & DP_ACT_TTL) {
             hop(p);
         }
-        struct dp_eth *eth = dp_packet_eth(p);
-        memcpy(eth->dst, act->dst_mac, 6);
-        memcpy(eth->src, act->src_mac, 6);
+        memcpy(p->data, act->macs, sizeof act->macs);
     }
     return act->flags & DP_ACT_ENCAP
                ? dp_encap(p, &policy->tunnels[act->adjacency], act->outer_sport, tos)
@@ -300,7 +283,7 @@ int dp_transpose(struct dp_packet *p, const struct dp_half *half, const struct d
         clamp_mss(p, mss_limit(p, half));
     }
     if (half->act.flags & DP_ACT_NAT) {
-        translate(p, half, &other->key);
+        dp_translate(p, half, &other->key);
     }
     return route(p, &half->act, tos, policy);
 }

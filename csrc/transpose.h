@@ -18,6 +18,9 @@ static inline uint16_t dp_way_mtu(const struct dp_packet *p, const struct dp_act
 int dp_transpose(struct dp_packet *p, const struct dp_half *half, const struct dp_half *other,
                  const struct dp_snapshot *policy);
 
+/* NAT: modifies addresses, ports and echo id to the other half's key, mirrored. */
+void dp_translate(struct dp_packet *p, const struct dp_half *half, const struct dp_key *mirror);
+
 /* Does to an ICMP error what its flow does to packets of its direction: the error goes where they
  * go, and what it quotes is turned back to what its addressee has sent (RFC 5508 REQ-4, REQ-5). */
 int dp_transpose_error(struct dp_packet *p, const struct dp_quote *q, const struct dp_half *half,

@@ -212,6 +212,11 @@ static uint16_t outer_sport(const struct dp_walk *w, const struct dp_key *key) {
     return (uint16_t)(49152 + (dp_hash(w->entropy, m) >> 50));
 }
 
+static void set_macs(struct dp_act *act, const uint8_t dst[6], const uint8_t src[6]) {
+    memcpy(act->macs, dst, 6);
+    memcpy(act->macs + 6, src, 6);
+}
+
 /* The half that carries packets coming from one place to another. */
 static void compose_half(const struct dp_walk *w, struct dp_half *half, const struct dp_place *from,
                          const struct dp_place *to) {
@@ -219,7 +224,6 @@ static void compose_half(const struct dp_walk *w, struct dp_half *half, const st
     struct dp_act *act = &half->act;
     act->generation = s->generation;
     act->rule = w->rule;
-    half->binding = w->binding;
     act->egress = to->port;
     act->adjacency = DP_NONE;
     act->flags |= w->translated ? DP_ACT_NAT : 0;
@@ -231,21 +235,18 @@ static void compose_half(const struct dp_walk *w, struct dp_half *half, const st
     }
     if (to->kind == DP_PORT_ENDPOINT) {
         const struct dp_network *n = &s->networks[s->endpoints[to->index].network];
-        memcpy(act->dst_mac, s->endpoints[to->index].mac, 6);
-        memcpy(act->src_mac, n->dr_mac, 6);
+        set_macs(act, s->endpoints[to->index].mac, n->dr_mac);
         way = act->adjacency != DP_NONE ? s->adjacencies[act->adjacency].mtu : n->mtu;
     } else if (to->kind == DP_PORT_UNDERLAY) {
         const struct dp_adjacency *a = &s->adjacencies[to->index];
         act->flags |= DP_ACT_ENCAP;
         act->adjacency = to->index;
-        memcpy(act->dst_mac, a->dr_mac, 6);
-        memcpy(act->src_mac, s->networks[a->network].dr_mac, 6);
+        set_macs(act, a->dr_mac, s->networks[a->network].dr_mac);
         way = a->mtu;
     } else {
         const struct dp_port *p = s->slots[to->port].port;
         act->flags |= DP_ACT_HOST;
-        memcpy(act->dst_mac, p->peer_mac, 6);
-        memcpy(act->src_mac, p->mac, 6);
+        set_macs(act, p->peer_mac, p->mac);
         way = p->mtu;
     }
     act->mtu = from->kind == DP_PORT_UNDERLAY ? 0 : way;
@@ -259,7 +260,8 @@ static void compose(struct dp_walk *w, const struct dp_key *key) {
     half[1].key = dp_key_mirrored(&w->id);
     half[1].key.port = w->to.port;
     half[1].key.vni = w->to.kind == DP_PORT_HOST ? 0 : w->id.vni;
-    half[0].idle_s = w->idle_s;
+    half[0].kept = w->binding;
+    half[1].kept = w->idle_s;
     half[0].act.flags = DP_ACT_INDEXED;
     half[1].act.flags = answers_allowed(w, key) ? DP_ACT_INDEXED : 0;
     compose_half(w, &half[0], &w->from, &w->to);

@@ -81,6 +81,13 @@ struct dp_ip4 { /* RFC 791 section 3.1 */
 } dp_packed;
 _Static_assert(sizeof(struct dp_ip4) == 20, "RFC 791");
 
+/* A router's: one off the TTL. */
+static inline void dp_ip4_hop(struct dp_ip4 *ip) {
+    ip->ttl--;
+    const uint32_t csum = ip->csum + 1u; /* the TTL is the lower byte of its word */
+    ip->csum = (uint16_t)(csum + (csum >= 0xffff));
+}
+
 struct dp_ip6 { /* RFC 8200 section 3 */
     be32 version_class_flow;
     be16 payload;
@@ -90,6 +97,9 @@ struct dp_ip6 { /* RFC 8200 section 3 */
     uint8_t dst[16];
 } dp_packed;
 _Static_assert(sizeof(struct dp_ip6) == 40, "RFC 8200");
+static inline uint8_t dp_ip6_class(const struct dp_ip6 *ip) {
+    return (uint8_t)(be32_get(ip->version_class_flow) >> 20);
+}
 
 /* Extension headers (RFC 8200 section 4, RFC 4302); hop-by-hop options are the first one or none.
  */
