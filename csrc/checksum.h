@@ -14,7 +14,8 @@ static inline uint16_t dp_csum_fold(uint64_t sum) {
     return (uint16_t)((sum & 0xffff) + (sum >> 16));
 }
 
-/* The same of a sum below 2^32, in fewer steps. */
+/* The same of a sum below 2^32 in fewer steps: both halves are added in the upper one, where the
+ * lower one's carry comes in. */
 static inline uint16_t dp_csum_fold32(uint32_t sum) {
     return (uint16_t)((sum + (sum << 16 | sum >> 16)) >> 16);
 }
@@ -58,7 +59,7 @@ static inline void dp_csum_complete(uint8_t *l4, uint32_t len, uint32_t field) {
 static inline uint32_t dp_csum_term(uint16_t old, uint16_t new) {
     return old == new ? 0u : (uint32_t)(uint16_t)~old + new;
 }
-/* The delta of n bytes (n even) that change from old to new. */
+/* The delta of n bytes (n even, few) that change from old to new. */
 static inline uint32_t dp_csum_delta(const void *old, const void *new, size_t n) {
     uint32_t sum = 0;
     for (size_t i = 0; i < n; i += 2) {
@@ -71,7 +72,7 @@ static inline uint32_t dp_csum_delta(const void *old, const void *new, size_t n)
     return sum;
 }
 static inline uint16_t dp_csum_fix(uint16_t csum, uint32_t delta) {
-    return (uint16_t)~dp_csum_fold((uint64_t)(uint16_t)~csum + delta);
+    return (uint16_t)~dp_csum_fold32((uint16_t)~csum + delta);
 }
 /* The same for a field in a packet, at any address. */
 static inline void dp_csum_fix_at(void *field, uint32_t delta) {

@@ -67,7 +67,8 @@ static inline void store64(uint8_t *at, uint64_t word) {
 /* Key and hash, from registers: what was just stored in parts would be slow to load as words. */
 static inline void identify(const struct dp_hash_key *key, struct dp_packet *p, const uint64_t m[4],
                             uint32_t vni, const uint8_t *l4, uint8_t proto) {
-    const uint64_t ports = dp_key_word4(vni, (uint16_t)load_be16(l4), (uint16_t)load_be16(l4 + 2));
+    const uint32_t swapped = __builtin_bswap32(load32(l4));
+    const uint64_t ports = dp_key_word4(vni, swapped << 16 | swapped >> 16);
     const uint64_t rest = dp_key_word5(p->frame->port, proto);
     uint8_t *at = (uint8_t *)&p->key;
     store64(at, m[0]);

@@ -41,6 +41,11 @@ static uint32_t first_of(uint64_t slots) {
 }
 #endif
 
+/* The reference in a slot. */
+static inline uint32_t named(uint32_t slot) {
+    return slot & (DP_SLOT_NAT - 1);
+}
+
 static inline uint32_t candidate(const struct dp_bucket *b, uint16_t tag) {
     const uint64_t slots = tagged(b, tag);
     return slots ? b->ref[first_of(slots)] : 0;
@@ -54,12 +59,13 @@ void dp_flow_candidates(const struct dp_flows *t, struct dp_packet *packets, uin
         if (dp_unlikely(!ref)) {
             ref = candidate(&own.buckets[dp_flow_bucket(&own, p->hash, 1)], tag);
         }
-        p->candidate = ref;
+        p->candidate = named(ref);
         if (dp_likely(ref)) {
-            const struct dp_half *half = dp_flow_half(&own, ref);
+            const struct dp_half *half = dp_flow_half(&own, named(ref));
             dp_prefetch(&half->key);
             dp_prefetch(&half->act);
-            dp_prefetch(&dp_flow_other(&own, ref)->key); /* NAT's new header; state and idle time */
+            /* without a branch: what is asked for twice costs nothing */
+            dp_prefetch(ref & DP_SLOT_NAT ? dp_flow_other(&own, named(ref)) : half);
         }
     }
 }
@@ -79,7 +85,7 @@ uint32_t dp_flow_find(const struct dp_flows *t, const struct dp_key *key, uint64
     for (int which = 0; which < 2; which++) {
         const struct dp_bucket *b = &t->buckets[dp_flow_bucket(t, hash, which)];
         for (uint64_t slots = tagged(b, dp_flow_tag(hash)); slots; slots &= slots - 1) {
-            const uint32_t ref = b->ref[first_of(slots)];
+            const uint32_t ref = named(b->ref[first_of(slots)]);
             if (ref && matches(t, ref, key)) {
                 return ref;
             }
@@ -150,6 +156,11 @@ static uint32_t *free_slot(struct dp_flows *t, uint64_t hash, uint16_t **tag) {
     return best;
 }
 
+/* What stands in the half's slot. */
+static uint32_t slot_of(const struct dp_half *half, uint32_t ref) {
+    return ref | (half->act.flags & DP_ACT_NAT ? DP_SLOT_NAT : 0);
+}
+
 static bool index_half(struct dp_flows *t, struct dp_half *half, uint32_t ref) {
     const uint64_t hash = dp_flow_hash(t, &half->key);
     if (dp_flow_find(t, &half->key, hash)) {
@@ -163,7 +174,7 @@ static bool index_half(struct dp_flows *t, struct dp_half *half, uint32_t ref) {
         return false;
     }
     *tag = dp_flow_tag(hash);
-    __atomic_store_n(slot, ref, __ATOMIC_RELEASE);
+    __atomic_store_n(slot, slot_of(half, ref), __ATOMIC_RELEASE);
     return true;
 }
 
@@ -175,7 +186,7 @@ static void unindex_half(struct dp_flows *t, const struct dp_half *half, uint32_
     for (int which = 0; which < 2; which++) {
         struct dp_bucket *b = &t->buckets[dp_flow_bucket(t, hash, which)];
         for (int i = 0; i < DP_BUCKET_SLOTS; i++) {
-            if (b->ref[i] == ref) {
+            if (b->ref[i] == slot_of(half, ref)) {
                 __atomic_store_n(&b->ref[i], 0u, __ATOMIC_RELEASE);
                 return;
             }

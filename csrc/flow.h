@@ -72,10 +72,12 @@ struct dp_pair {
 } dp_line;
 _Static_assert(sizeof(struct dp_pair) == 256, "a flow, both ways, is 256 bytes");
 
-enum { DP_BUCKET_SLOTS = 8, DP_BRIEF_SHIFT = 20 /* about a millisecond */ };
+/* A reference names a half: pair * 2 + half + 1; 0 = none. Below 2^30. */
+enum { DP_BUCKET_SLOTS = 8, DP_SLOT_NAT = 1 << 30 /* its transposition reads the other half */ };
+enum { DP_BRIEF_SHIFT = 20 /* about a millisecond */ };
 struct dp_bucket {
     uint16_t tag[DP_BUCKET_SLOTS];
-    uint32_t ref[DP_BUCKET_SLOTS]; /* pair * 2 + half + 1; 0 = free */
+    uint32_t ref[DP_BUCKET_SLOTS]; /* a reference, DP_SLOT_NAT beside it; 0 = free */
     uint8_t pad[16];
 } dp_line;
 _Static_assert(sizeof(struct dp_bucket) == 64, "a bucket is one cache line");

@@ -32,8 +32,8 @@ static inline uint64_t dp_key_word(const struct dp_key *k, int i) {
     return word;
 }
 /* The words that hold what is beside the addresses. */
-static inline uint64_t dp_key_word4(uint32_t vni, uint16_t sport, uint16_t dport) {
-    return vni | (uint64_t)sport << 32 | (uint64_t)dport << 48;
+static inline uint64_t dp_key_word4(uint32_t vni, uint32_t ports) {
+    return vni | (uint64_t)ports << 32; /* source in the lower half, destination in the upper one */
 }
 static inline uint64_t dp_key_word5(uint16_t port, uint8_t proto) {
     return port | (uint64_t)proto << 16;

@@ -196,7 +196,9 @@ static inline bool dp_vxlan_is_plain(const struct dp_vxlan *v) {
 }
 
 static inline uint32_t dp_vxlan_vni(const struct dp_vxlan *v) {
-    return (uint32_t)v->vni[0] << 16 | (uint32_t)v->vni[1] << 8 | v->vni[2];
+    be32 word;
+    memcpy(&word, (const uint8_t *)v + offsetof(struct dp_vxlan, vni), sizeof word);
+    return be32_get(word) >> 8;
 }
 
 /* All that is pushed in front of an inner frame. */
