@@ -15,7 +15,7 @@ ASAN_TESTS ?= $(wildcard $(addprefix tests/,test_captures.py test_hostile.py tes
               test_equivalence.py test_express.py test_lab.py test_fragments.py test_path.py test_services.py))
 FUZZ_SECONDS ?= 30
 
-.PHONY: help demo test build lint format strict tidy asan fuzz bench wheel clean system peers
+.PHONY: help demo test build lint format strict tidy asan fuzz bench soak wheel clean system peers
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "make %-7s %s\n", $$1, $$2}'
@@ -82,6 +82,9 @@ fuzz: $(STAMP) ## libFuzzer on the parser and on the whole engine, FUZZ_SECONDS 
 
 bench: $(STAMP) ## the benchmarks (dataplane bench --json for figures to compare)
 	$(PY) -m dataplane bench
+
+soak: $(STAMP) ## ten minutes of mixed traffic, hostile frames and commits, in namespaces (as root)
+	DATAPLANE_SOAK_SECONDS=600 $(PY) -m pytest -q -s tests/test_soak.py
 
 wheel: $(STAMP) ## the abi3 wheel, into dist/
 	rm -rf dist build/lib* build/bdist* && $(PY) -m pip wheel -q --disable-pip-version-check --no-deps -w dist .
