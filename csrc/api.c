@@ -4,7 +4,7 @@
 #include <sched.h>
 #include <stdlib.h>
 
-enum { IP_MTU_MIN = 68 }; /* RFC 791 */
+enum { IP_MTU_MIN = 68 /* RFC 791 */, WORKERS_MAX = 256 };
 
 /* ---- life --------------------------------------------------------------------------------- */
 
@@ -44,7 +44,26 @@ static const char *limit_fault(const struct dp_limits *l) {
     if (l->max_datagrams > 1u << 20 || l->max_kept > 1u << 20) {
         return "max_datagrams or max_kept is above 1048576";
     }
+    if (l->max_workers > WORKERS_MAX) {
+        return "max_workers is above 256";
+    }
     return l->max_rules > 1u << 28 ? "max_rules is above 268435456" : NULL;
+}
+
+static bool workers_init(struct dp_engine *e) {
+    const size_t size = e->n_workers * sizeof *e->workers;
+    e->workers = aligned_alloc(_Alignof(struct dp_worker), size);
+    if (!e->workers) {
+        return false;
+    }
+    memset(e->workers, 0, size);
+    bool all = true;
+    for (uint32_t i = 0; i < e->n_workers; i++) {
+        e->workers[i].number = i;
+        atomic_flag_clear(&e->workers[i].busy);
+        all = counters_init(&e->workers[i].count, &e->limits) && all;
+    }
+    return all;
 }
 
 static bool init(struct dp_engine *e, const struct dp_timers *timers, const uint8_t key[32],
@@ -53,15 +72,14 @@ static bool init(struct dp_engine *e, const struct dp_timers *timers, const uint
     const struct dp_policy empty = {0};
     e->timers = timers ? *timers : defaults;
     e->timed = UINT32_MAX;
-    atomic_flag_clear(&e->worker.busy);
     dp_hash_key_init(&e->entropy, key, 2);
     dp_hash_key_init(&e->spread, key, 4);
     dp_paths_init(&e->paths, key);
     struct dp_snapshot *none = dp_snapshot_create(&empty, err);
     atomic_store(&e->policy, none);
-    return none && counters_init(&e->worker.count, &e->limits) &&
+    return none && dp_grace_init(&e->grace, e->n_workers) && workers_init(e) &&
            counters_init(&e->scratch, &e->limits) &&
-           dp_flows_init(&e->flows, e->limits.max_flows, e->limits.max_ports, key) &&
+           dp_flows_init(&e->flows, e->limits.max_flows, e->limits.max_ports, key, &e->grace) &&
            dp_bindings_init(&e->bindings, e->limits.max_bindings, e->limits.max_ports, key) &&
            dp_fragments_init(&e->fragments, e->limits.max_datagrams, e->limits.max_kept,
                              e->limits.max_ports, key) &&
@@ -85,7 +103,8 @@ struct dp_engine *dp_engine_create(const struct dp_limits *limits, const struct 
     e->limits.icmp = icmp_rate_of(&limits->icmp);
     e->limits.max_datagrams = limits->max_datagrams ? limits->max_datagrams : 4096;
     e->limits.max_kept = limits->max_kept ? limits->max_kept : 1024;
-    if (!init(e, timers, key, err)) {
+    e->n_workers = limits->max_workers ? limits->max_workers : 1;
+    if (pthread_mutex_init(&e->lock, NULL) || !init(e, timers, key, err)) {
         *err = (struct dp_error){DP_ENOMEM, "engine", 0, "no memory"};
         dp_engine_destroy(e);
         return NULL;
@@ -99,12 +118,17 @@ void dp_engine_destroy(struct dp_engine *e) {
         return;
     }
     dp_snapshot_release(atomic_load(&e->policy));
-    counters_fini(&e->worker.count);
+    for (uint32_t i = 0; e->workers && i < e->n_workers; i++) {
+        counters_fini(&e->workers[i].count);
+    }
+    free(e->workers);
     counters_fini(&e->scratch);
     dp_flows_fini(&e->flows);
     dp_bindings_fini(&e->bindings);
     dp_fragments_fini(&e->fragments);
     dp_limit_fini(&e->limit);
+    dp_grace_fini(&e->grace);
+    pthread_mutex_destroy(&e->lock);
     free(e);
 }
 
@@ -134,8 +158,10 @@ int dp_commit(struct dp_engine *e, struct dp_snapshot *snapshot, struct dp_error
         return err->status;
     }
     struct dp_snapshot *old = atomic_exchange(&e->policy, dp_snapshot_retain(snapshot));
-    while (atomic_load(&e->worker.reading) == old) {
-        sched_yield(); /* a burst is under way on it: some microseconds */
+    for (uint32_t i = 0; i < e->n_workers; i++) {
+        while (atomic_load(&e->workers[i].reading) == old) {
+            sched_yield(); /* a burst is under way on it: some microseconds */
+        }
     }
     dp_snapshot_release(old);
     *err = (struct dp_error){DP_OK, NULL, 0, NULL};
@@ -148,15 +174,15 @@ int dp_expire(struct dp_engine *e, uint64_t now_ns, uint32_t budget) {
     if (!e) {
         return DP_EINVAL;
     }
-    if (!dp_enter(e)) {
+    struct dp_worker *w = &e->workers[0];
+    if (!dp_enter(w)) {
         return DP_EBUSY;
     }
-    struct dp_worker *w = &e->worker;
-    dp_read_policy(e);
+    dp_hold(e, w);
     w->now_ns = now_ns > w->now_ns ? now_ns : w->now_ns;
-    dp_engine_drop_kept(e, false);
+    dp_engine_drop_kept(e, w, false);
     dp_paths_expire(&e->paths, w->now_ns);
-    uint32_t left = budget < e->flows.max ? budget : e->flows.max;
+    uint32_t left = budget < e->flows.size ? budget : e->flows.size;
     uint32_t gone = 0;
     struct dp_pair *idle;
     while ((idle = dp_flows_next_idle(&e->flows, w->now_ns, &left))) {
@@ -165,7 +191,7 @@ int dp_expire(struct dp_engine *e, uint64_t now_ns, uint32_t budget) {
     }
     dp_count(&w->count.totals.expired, gone);
     gone += dp_bindings_expire(&e->bindings, w->now_ns, budget);
-    dp_leave(e);
+    dp_leave(e, w);
     return gone > INT32_MAX ? INT32_MAX : (int)gone;
 }
 
@@ -196,16 +222,16 @@ int dp_learn_path(struct dp_engine *e, const uint8_t remote[16], uint32_t vni, u
     if (!e || !remote) {
         return DP_EINVAL;
     }
-    if (!dp_enter(e)) {
+    struct dp_worker *w = &e->workers[0];
+    if (!dp_enter(w)) {
         return DP_EBUSY;
     }
-    const struct dp_snapshot *s = dp_read_policy(e);
+    const struct dp_snapshot *s = dp_hold(e, w);
     const struct dp_addr to = dp_addr_load(remote);
-    struct dp_worker *w = &e->worker;
     w->now_ns = now_ns > w->now_ns ? now_ns : w->now_ns;
     const bool learned = mtu >= IP_MTU_MIN && mtu < underlay_mtu(s) && is_vtep(s, &to, vni) &&
                          dp_paths_learn(&e->paths, &to, mtu, w->now_ns);
-    dp_leave(e);
+    dp_leave(e, w);
     return learned;
 }
 
@@ -213,35 +239,37 @@ int dp_flush(struct dp_engine *e) {
     if (!e) {
         return DP_EINVAL;
     }
-    if (!dp_enter(e)) {
+    struct dp_worker *w = &e->workers[0];
+    if (!dp_enter(w)) {
         return DP_EBUSY;
     }
-    dp_engine_drop_kept(e, true);
+    dp_hold(e, w);
+    dp_engine_drop_kept(e, w, true);
     dp_flows_clear(&e->flows);
     dp_bindings_clear(&e->bindings);
-    dp_leave(e);
+    dp_leave(e, w);
     return DP_OK;
 }
 
 static struct dp_flow_info describe(const struct dp_pair *p) {
     const struct dp_half *a = &p->half[0];
     const struct dp_half *b = &p->half[1];
-    struct dp_flow_info f = {.sport = a->key.sport,
-                             .dport = a->key.dport,
-                             .new_sport = b->key.dport,
-                             .new_dport = b->key.sport,
-                             .proto = a->key.proto,
-                             .state = a->state,
-                             .in_port = a->key.port,
-                             .out_port = a->act.egress,
-                             .vni = a->key.vni,
-                             .adjacency =
-                                 a->act.flags & DP_ACT_ENCAP ? a->act.adjacency : b->act.adjacency,
-                             .rule = a->act.rule,
-                             .generation = a->act.generation,
-                             .packets = {a->act.packets, b->act.packets},
-                             .bytes = {a->act.bytes, b->act.bytes},
-                             .last_ns = dp_pair_last(p)};
+    struct dp_flow_info f = {
+        .sport = a->key.sport,
+        .dport = a->key.dport,
+        .new_sport = b->key.dport,
+        .new_dport = b->key.sport,
+        .proto = a->key.proto,
+        .state = a->state,
+        .in_port = a->key.port,
+        .out_port = a->act.egress,
+        .vni = a->key.vni,
+        .adjacency = a->act.flags & DP_ACT_ENCAP ? a->act.adjacency : b->act.adjacency,
+        .rule = a->act.rule,
+        .generation = a->act.generation,
+        .packets = {dp_count_read(&a->act.packets), dp_count_read(&b->act.packets)},
+        .bytes = {dp_count_read(&a->act.bytes), dp_count_read(&b->act.bytes)},
+        .last_ns = dp_pair_last(p)};
     if (dp_proto_is_icmp(f.proto)) {
         f.new_sport = b->key.sport;
         f.new_dport = a->key.dport;
@@ -257,28 +285,30 @@ int dp_flows(struct dp_engine *e, uint32_t *cursor, struct dp_flow_info *out, ui
     if (!e || !cursor || (n && !out) || n > INT32_MAX) {
         return DP_EINVAL;
     }
-    if (!dp_enter(e)) {
+    struct dp_worker *w = &e->workers[0];
+    if (!dp_enter(w)) {
         return DP_EBUSY;
     }
+    dp_hold(e, w);
     uint32_t count = 0;
-    for (; *cursor < e->flows.max && count < n; ++*cursor) {
+    for (; *cursor < e->flows.size && count < n; ++*cursor) {
         const struct dp_pair *p = &e->flows.pairs[*cursor];
         if (p->half[0].used) {
             out[count++] = describe(p);
         }
     }
-    dp_leave(e);
+    dp_leave(e, w);
     return (int)count;
 }
 
 /* ---- counters ----------------------------------------------------------------------------- */
 
-void dp_egress_drop(struct dp_engine *e, uint16_t port, uint8_t reason, uint32_t frames,
-                    uint64_t bytes) {
-    struct dp_counters *c = &e->worker.count;
-    if (reason >= DP_REASONS || port >= c->n_ports) {
+void dp_egress_drop(struct dp_engine *e, uint32_t worker, uint16_t port, uint8_t reason,
+                    uint32_t frames, uint64_t bytes) {
+    if (worker >= e->n_workers || reason >= DP_REASONS || port >= e->limits.max_ports) {
         return;
     }
+    struct dp_counters *c = &e->workers[worker].count;
     dp_count(&c->totals.forwarded, (uint64_t)0 - frames);
     dp_count(&c->totals.dropped, frames);
     dp_count(&c->reasons[reason], frames);
@@ -286,16 +316,40 @@ void dp_egress_drop(struct dp_engine *e, uint16_t port, uint8_t reason, uint32_t
     dp_count(&c->ports[port].tx_bytes, (uint64_t)0 - bytes);
 }
 
-static void read_words(void *out, const void *in, size_t bytes) {
+static void add_words(void *out, const void *in, size_t bytes) {
     uint64_t *to = out;
     const uint64_t *from = in;
     for (size_t i = 0; i < bytes / sizeof *to; i++) {
-        to[i] = dp_count_read(&from[i]);
+        to[i] += dp_count_read(&from[i]);
     }
 }
 
 static uint32_t least(uint32_t a, uint32_t b) {
     return a < b ? a : b;
+}
+
+/* Where to, and how many bytes; NULL: not asked for. */
+struct sums {
+    struct dp_totals *totals;
+    uint64_t *reasons;
+    struct dp_port_counters *ports;
+    uint64_t *rules;
+    uint64_t *layers;
+    size_t reason_bytes, port_bytes, rule_bytes, layer_bytes;
+};
+
+static void add_worker(const struct sums *s, const struct dp_counters *c) {
+    add_words(s->totals, &c->totals, s->totals ? sizeof *s->totals : 0);
+    add_words(s->reasons, c->reasons, s->reasons ? s->reason_bytes : 0);
+    add_words(s->ports, c->ports, s->ports ? s->port_bytes : 0);
+    add_words(s->rules, c->rules, s->rules ? s->rule_bytes : 0);
+    add_words(s->layers, c->layers, s->layers ? s->layer_bytes : 0);
+}
+
+static void clear(void *out, size_t bytes) {
+    if (out) {
+        memset(out, 0, bytes);
+    }
 }
 
 int dp_counters(struct dp_engine *e, struct dp_totals *totals, uint64_t *reasons,
@@ -304,26 +358,31 @@ int dp_counters(struct dp_engine *e, struct dp_totals *totals, uint64_t *reasons
     if (!e) {
         return DP_EINVAL;
     }
-    const struct dp_counters *c = &e->worker.count;
+    const struct sums s = {totals,
+                           reasons,
+                           ports,
+                           rules,
+                           layers,
+                           least(n_reasons, DP_REASONS) * sizeof *reasons,
+                           least(n_ports, e->limits.max_ports) * sizeof *ports,
+                           least(n_rules, e->limits.max_rules) * sizeof *rules,
+                           least(n_layers, DP_LAYERS) * sizeof *layers};
+    clear(totals, sizeof *totals);
+    clear(reasons, s.reason_bytes);
+    clear(ports, s.port_bytes);
+    clear(rules, s.rule_bytes);
+    clear(layers, s.layer_bytes);
+    for (uint32_t i = 0; i < e->n_workers; i++) {
+        add_worker(&s, &e->workers[i].count);
+    }
     if (totals) {
-        read_words(totals, &c->totals, sizeof *totals);
+        pthread_mutex_lock(&e->lock);
         totals->held = e->fragments.store.used;
         totals->flows = e->flows.used;
         totals->paths = e->paths.used;
         totals->bindings = e->bindings.used;
         totals->generation = atomic_load(&e->policy)->generation;
-    }
-    if (reasons) {
-        read_words(reasons, c->reasons, least(n_reasons, DP_REASONS) * sizeof *reasons);
-    }
-    if (ports) {
-        read_words(ports, c->ports, least(n_ports, c->n_ports) * sizeof *ports);
-    }
-    if (rules) {
-        read_words(rules, c->rules, least(n_rules, c->n_rules) * sizeof *rules);
-    }
-    if (layers) {
-        read_words(layers, c->layers, least(n_layers, DP_LAYERS) * sizeof *layers);
+        pthread_mutex_unlock(&e->lock);
     }
     return DP_OK;
 }

@@ -18,6 +18,9 @@
 #define dp_likely(x) __builtin_expect(!!(x), 1)
 #define dp_unlikely(x) __builtin_expect(!!(x), 0)
 #define dp_prefetch(p) __builtin_prefetch(p)
+/* A word that another thread may write, or read, at the same time: whole, in no order. */
+#define dp_get(x) __atomic_load_n(&(x), __ATOMIC_RELAXED)
+#define dp_set(x, to) __atomic_store_n(&(x), to, __ATOMIC_RELAXED)
 
 /* Network order is a type: only the functions below open it. */
 typedef struct {

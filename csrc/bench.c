@@ -59,8 +59,8 @@ static void load(struct vector *v, struct dp_bench_traffic *t) {
 
 static uint32_t process(struct vector *v) {
     uint32_t failed = 0;
-    if (dp_process(v->engine, v->arena, (size_t)DP_BURST * SLOT, v->frames, DP_BURST, v->now_ns) !=
-        DP_OK) {
+    if (dp_process(v->engine, 0, v->arena, (size_t)DP_BURST * SLOT, v->frames, DP_BURST,
+                   v->now_ns) != DP_OK) {
         return DP_BURST;
     }
     for (uint32_t i = 0; i < DP_BURST; i++) {

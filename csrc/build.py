@@ -39,5 +39,5 @@ ffi.set_source(
     depends=sorted(str(p.relative_to(ROOT)) for g in ("*.h", "*.def") for p in CSRC.glob(g)),
     define_macros=[("DP_CFLAGS", '"' + " ".join(FLAGS) + '"')],
     extra_compile_args=FLAGS,
-    extra_link_args=["-flto=auto", *os.environ.get("DATAPLANE_LDFLAGS", "").split()],
+    extra_link_args=["-flto=auto", "-pthread", *os.environ.get("DATAPLANE_LDFLAGS", "").split()],
 )

@@ -19,7 +19,7 @@ static inline void dp_count(uint64_t *counter, uint64_t n) {
 #if defined(__x86_64__) && !defined(__SANITIZE_THREAD__)
     __asm__("addq %1, %0" : "+m"(*counter) : "er"(n) : "cc");
 #else
-    __atomic_store_n(counter, *counter + n, __ATOMIC_RELAXED);
+    __atomic_store_n(counter, __atomic_load_n(counter, __ATOMIC_RELAXED) + n, __ATOMIC_RELAXED);
 #endif
 }
 static inline uint64_t dp_count_read(const uint64_t *counter) {

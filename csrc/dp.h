@@ -3,10 +3,14 @@
  * The engine is a function of (state, frames, now): it reads no clock, opens no socket, starts
  * no thread. Frames enter and leave in the caller's arena and are changed in place.
  *
- * Threads: one thread at a time may be inside dp_process, dp_expire, dp_trace, dp_flows or
- * dp_flush of one engine (a second one gets DP_EBUSY). dp_commit and dp_counters may run on another
- * thread at the same time. Tables and snapshots are immutable once created; retain and release
- * are thread safe. Engines are independent of each other.
+ * Threads: as each worker one thread at a time may be inside dp_process or dp_more, as worker 0
+ * also inside dp_expire, dp_trace, dp_flows, dp_learn_path or dp_flush (a second one gets
+ * DP_EBUSY). Workers share flows and bindings: each frame may come to any of them. What changes
+ * state they do one at a time; packets of standing flows they forward at once, and where two of
+ * them meet on the same direction of the same flow, that flow's own packets and bytes may count
+ * some too few. dp_commit and dp_counters may run on another thread at the same time. Tables and
+ * snapshots are immutable once created; retain and release are thread safe. Engines are independent
+ * of each other.
  *
  * Addresses are 16 bytes in network order, IPv4 as ::ffff:a.b.c.d; prefix lengths count those
  * 128 bits (10.0.0.0/8 has length 104; below 96 a prefix is of IPv6 and holds no IPv4 address).
@@ -317,6 +321,7 @@ struct dp_limits {
     uint32_t max_datagrams;   /* incomplete ones; 0 keeps the default: 4096 */
     uint32_t max_kept;        /* frames, of 9.5 KiB each; 0 keeps the default: 1024 */
     struct dp_icmp_rate icmp; /* 0 keeps the default: 100, 50, 1000, 200 */
+    uint32_t max_workers;     /* threads that judge frames at the same time; 0 = 1 */
 };
 /* key: 32 random bytes of the caller; all tables are hashed under it. */
 struct dp_engine *dp_engine_create(const struct dp_limits *limits, const struct dp_timers *timers,
@@ -325,16 +330,17 @@ void dp_engine_destroy(struct dp_engine *engine);
 /* Publishes a snapshot and waits until no burst still runs on the old one. Takes a reference. */
 int dp_commit(struct dp_engine *engine, struct dp_snapshot *snapshot, struct dp_error *err);
 
-/* Judges n frames in place. now_ns never runs backwards (an earlier one counts as the latest). */
-int dp_process(struct dp_engine *engine, uint8_t *arena, size_t arena_len, struct dp_frame *frames,
-               uint32_t n, uint64_t now_ns);
+/* Judges n frames in place, as a worker of 0 to max_workers - 1. now_ns never runs backwards (an
+ * earlier one counts as the latest). */
+int dp_process(struct dp_engine *engine, uint32_t worker, uint8_t *arena, size_t arena_len,
+               struct dp_frame *frames, uint32_t n, uint64_t now_ns);
 /* Gives out what the engine kept or made: fragments whose first one has come since, pieces of
  * packets too large for their way. Up to n frames are put into the caller's slots (each
  * frames[i].off and .len say where there is room, with DP_HEADROOM in front) and judged as
  * dp_process would. Returns how many, or DP_EINVAL where the next one does not fit. To be called
  * after dp_process until it returns 0; what is not fetched takes room from what comes later. */
-int dp_more(struct dp_engine *engine, uint8_t *arena, size_t arena_len, struct dp_frame *frames,
-            uint32_t n, uint64_t now_ns);
+int dp_more(struct dp_engine *engine, uint32_t worker, uint8_t *arena, size_t arena_len,
+            struct dp_frame *frames, uint32_t n, uint64_t now_ns);
 /* Looks at up to budget flow pairs and bindings and removes the idle ones; returns how many, or a
  * status. */
 int dp_expire(struct dp_engine *engine, uint64_t now_ns, uint32_t budget);
@@ -347,8 +353,8 @@ int dp_learn_path(struct dp_engine *engine, const uint8_t remote[16], uint32_t v
 /* Forgets all flows and bindings, and drops what is held. */
 int dp_flush(struct dp_engine *engine);
 /* A frame that an egress port could not send: its forward count becomes a drop for the reason. */
-void dp_egress_drop(struct dp_engine *engine, uint16_t port, uint8_t reason, uint32_t frames,
-                    uint64_t bytes);
+void dp_egress_drop(struct dp_engine *engine, uint32_t worker, uint16_t port, uint8_t reason,
+                    uint32_t frames, uint64_t bytes);
 
 /* ---- looking ------------------------------------------------------------------------------ */
 

@@ -262,7 +262,7 @@ static bool fresh(const struct dp_snapshot *s, const struct dp_half *half) {
 /* The half stands under the policy at hand too, whose timers may be others. */
 static void confirm(const struct pass *x, struct dp_pair *pair, uint32_t side) {
     if (dp_unlikely(pair->half[side].act.generation != x->policy->generation)) {
-        pair->half[side].act.generation = x->policy->generation;
+        dp_set(pair->half[side].act.generation, x->policy->generation);
         dp_flow_set_state(&x->e->flows, pair, pair->half[0].state);
     }
 }
@@ -273,8 +273,8 @@ static void note_use(const struct pass *x, const struct dp_packet *p, struct dp_
                      uint32_t side) {
     struct dp_act *act = &pair->half[side].act;
     const uint8_t state = pair->half[0].state | dp_flow_side(side);
-    act->packets++;
-    act->bytes += p->len;
+    dp_count(&act->packets, 1);
+    dp_count(&act->bytes, p->len);
     if (p->key.proto == DP_IP_TCP) {
         if (dp_unlikely(p->fragment == DP_LATER ||
                         !dp_tcp_note(&x->e->flows, pair, side, p, x->w->now_ns))) {
@@ -283,7 +283,7 @@ static void note_use(const struct pass *x, const struct dp_packet *p, struct dp_
     } else if (pair->half[0].state != state) { /* seldom, and a clean line is not written back */
         dp_flow_set_state(&x->e->flows, pair, state);
     }
-    act->last_ns = x->w->now_ns;
+    dp_set(act->last_ns, x->w->now_ns);
 }
 
 /* The next outer id; a trace foretells it. */
@@ -399,30 +399,30 @@ void dp_engine_forget(struct dp_engine *e, struct dp_pair *pair) {
 }
 
 /* Judges a pair of an older policy again, by its initiator's key, and replaces both halves at once
- * or ends it. */
+ * or ends it; *pair is then where it is now. */
 static dp_cold enum dp_reason resimulate(const struct pass *x, struct dp_walk *w,
-                                         struct dp_pair *pair) {
-    const struct dp_key key = pair->half[0].key;
-    w->held = pair;
+                                         struct dp_pair **pair) {
+    const struct dp_key key = (*pair)->half[0].key;
+    w->held = *pair;
     const enum dp_reason r = dp_walk_flow(w, &key);
     dp_count(&x->count->totals.reconciled, 1);
     if (x->trace) {
         return r;
     }
     if (r) {
-        dp_engine_forget(x->e, pair);
+        dp_engine_forget(x->e, *pair);
         unbind(x->e, w);
         return r;
     }
-    const uint32_t old = dp_pair_binding(pair);
-    const uint64_t last = dp_pair_last(pair);
+    const uint32_t old = dp_pair_binding(*pair);
+    const uint64_t last = dp_pair_last(*pair);
     hold_binding(x->e, w->binding);
-    const bool kept = dp_flow_replace(&x->e->flows, pair, &w->pair);
+    *pair = dp_flow_replace(&x->e->flows, *pair, &w->pair);
     leave_binding(x->e, old, last);
-    if (!kept) {
+    if (!*pair) {
         leave_binding(x->e, w->binding, last);
     }
-    return kept ? DP_R_none : DP_R_flow_table_full;
+    return *pair ? DP_R_none : DP_R_flow_table_full;
 }
 
 /* Where another pair holds the flow id of this one's answers (its endpoint was moved, say), that
@@ -439,7 +439,7 @@ static dp_cold void claim_answers(const struct pass *x, struct dp_pair *pair) {
         dp_engine_forget(x->e, holder);
     } else if (holder && !fresh(x->policy, dp_flow_half(flows, ref))) {
         struct dp_walk w = new_walk(x, NULL);
-        resimulate(x, &w, holder);
+        resimulate(x, &w, &holder);
     }
     dp_flow_index_answers(flows, pair);
 }
@@ -471,7 +471,7 @@ static enum dp_reason crowded(const struct pass *x, const struct dp_key *key,
         return DP_R_flow_quota;
     }
     *scope = DP_SCOPE_TABLE;
-    return flows->free || x->leaving ? DP_R_none : DP_R_flow_table_full;
+    return flows->used < flows->max || x->leaving ? DP_R_none : DP_R_flow_table_full;
 }
 
 /* Where room is short, a half-open pair of the same share gives way, and its binding with it unless
@@ -559,7 +559,7 @@ static dp_cold void miss_without(const struct pass *x, struct dp_packet *p, stru
 static dp_cold void reconcile(const struct pass *x, struct dp_packet *p, struct dp_pair *pair,
                               uint32_t side) {
     struct dp_walk w = new_walk(x, NULL);
-    const enum dp_reason r = resimulate(x, &w, pair);
+    const enum dp_reason r = resimulate(x, &w, &pair);
     if (r) {
         refuse(x, p, &w, r);
         return;
@@ -608,8 +608,8 @@ static dp_cold bool relate(const struct pass *x, struct dp_packet *p) {
 /* ---- fragments ---------------------------------------------------------------------------- */
 
 /* What was kept and will not be given out. */
-static void lose(struct dp_engine *e, uint32_t kept, enum dp_reason reason) {
-    struct dp_counters *c = &e->worker.count;
+static void lose(struct dp_engine *e, struct dp_worker *w, uint32_t kept, enum dp_reason reason) {
+    struct dp_counters *c = &w->count;
     const uint16_t port = dp_store_item(&e->fragments.store, kept)->port;
     dp_count(&c->totals.dropped, 1);
     dp_count(&c->reasons[reason], 1);
@@ -619,22 +619,22 @@ static void lose(struct dp_engine *e, uint32_t kept, enum dp_reason reason) {
     dp_store_give(&e->fragments.store, kept);
 }
 
-void dp_engine_drop_kept(struct dp_engine *e, bool all) {
+void dp_engine_drop_kept(struct dp_engine *e, struct dp_worker *w, bool all) {
     struct dp_fragments *t = &e->fragments;
     uint32_t kept;
     uint32_t datagram;
-    while ((datagram = all ? dp_fragments_oldest(t) : dp_fragments_overdue(t, e->worker.now_ns)) !=
+    while ((datagram = all ? dp_fragments_oldest(t) : dp_fragments_overdue(t, w->now_ns)) !=
            DP_NONE) {
         while ((kept = dp_fragments_next_waiting(t, datagram))) {
-            lose(e, kept, DP_R_fragment_timeout);
+            lose(e, w, kept, DP_R_fragment_timeout);
         }
         dp_fragments_forget(t, datagram);
     }
     while ((kept = dp_kept_next(&t->store, &t->doomed))) {
-        lose(e, kept, DP_R_fragment_overlap);
+        lose(e, w, kept, DP_R_fragment_overlap);
     }
     while (all && (kept = dp_kept_next(&t->store, &t->store.queue))) {
-        lose(e, kept, DP_R_fragment_timeout);
+        lose(e, w, kept, DP_R_fragment_timeout);
     }
 }
 
@@ -655,12 +655,12 @@ static dp_cold int track(const struct pass *x, struct dp_packet *p, const struct
     const bool outer = p->kind == DP_PORT_UNDERLAY;
     const uint8_t *arrived = outer ? x->arena + f->off : p->data;
     if (!x->trace) {
-        dp_engine_drop_kept(x->e, false);
+        dp_engine_drop_kept(x->e, x->w, false);
     }
     const int r = dp_fragments_judge(&x->e->fragments, p, arrived, outer ? f->len : p->len,
                                      x->w->now_ns, x->trace);
     if (r == DP_R_fragment_overlap && !x->trace) {
-        dp_engine_drop_kept(x->e, false);
+        dp_engine_drop_kept(x->e, x->w, false);
     }
     return r;
 }
@@ -697,10 +697,23 @@ static bool receive_any(const struct pass *x, struct dp_packet *p, struct dp_fra
     return false;
 }
 
-static void receive_burst(const struct pass *x, struct dp_frame *frames, uint32_t n) {
+/* Takes the lock for the rest of the burst. True: the policy is another one than before. */
+static bool lock(struct pass *x) {
+    if (x->w->holds) {
+        return false;
+    }
+    const struct dp_snapshot *before = x->policy;
+    x->policy = dp_hold(x->e, x->w);
+    return x->policy != before;
+}
+
+static void receive_burst(struct pass *x, struct dp_frame *frames, uint32_t n) {
     const bool express = !x->trace && !x->known;
     if (express && dp_likely(dp_express_look(x, frames, n) == n)) {
         return;
+    }
+    if (lock(x) && express) {
+        dp_express_look(x, frames, n);
     }
     for (uint32_t i = 0; i < n; i++) {
         struct dp_packet *p = &x->w->packets[i];
@@ -726,7 +739,8 @@ static void judge_packet(const struct pass *x, struct dp_packet *p) {
     const uint32_t side = (ref - 1) & 1;
     const struct dp_half *half = &pair->half[side];
     /* the half at hand first: of a flow in use, the other one's lines need not be read */
-    if (dp_unlikely(x->w->now_ns - half->act.last_ns > dp_flow_idle_ns(flows, pair)) &&
+    if (dp_unlikely((int64_t)(x->w->now_ns - dp_get(half->act.last_ns)) >
+                    (int64_t)dp_flow_idle_ns(flows, pair)) &&
         dp_flow_is_idle(flows, pair, x->w->now_ns)) {
         miss_without(x, p, pair);
         return;
@@ -749,11 +763,21 @@ static void judge_packet(const struct pass *x, struct dp_packet *p) {
     }
 }
 
+/* What was looked at under an older policy is looked at again in its turn. */
+static dp_cold void close_express(struct dp_packet *packets, uint32_t n) {
+    for (uint32_t i = 0; i < n; i++) {
+        packets[i].lane = packets[i].lane == DP_EXPRESS ? DP_LEFT : packets[i].lane;
+    }
+}
+
 /* The packets of the burst, in order; those that leave the express lane begin anew. */
-static void judge_burst(const struct pass *x, uint32_t n) {
+static void judge_burst(struct pass *x, uint32_t n) {
     for (uint32_t i = 0; (i = dp_express_take(x, i, n)) < n; i++) {
         struct dp_packet *p = &x->w->packets[i];
-        if (p->lane == DP_EXPRESS) {
+        if (lock(x)) {
+            close_express(p, n - i);
+        }
+        if (p->lane >= DP_EXPRESS) {
             receive_any(x, p, p->frame);
         }
         if (p->lane != DP_GONE) {
@@ -762,7 +786,7 @@ static void judge_burst(const struct pass *x, uint32_t n) {
     }
 }
 
-static void process_burst(const struct pass *x, struct dp_frame *frames, uint32_t n) {
+static void process_burst(struct pass *x, struct dp_frame *frames, uint32_t n) {
     receive_burst(x, frames, n);
     dp_flow_candidates(&x->e->flows, x->w->packets, n);
     judge_burst(x, n);
@@ -792,17 +816,14 @@ static void set_timers(struct dp_engine *e, const struct dp_snapshot *s) {
 
 /* Named first, then looked at again, so that a commit that swapped it in between sees the name or
  * is seen. */
-const struct dp_snapshot *dp_read_policy(struct dp_engine *e) {
+static const struct dp_snapshot *read_policy(struct dp_engine *e, struct dp_worker *w) {
     struct dp_snapshot *s = atomic_load(&e->policy);
     struct dp_snapshot *before;
     do {
         before = s;
-        atomic_store(&e->worker.reading, s);
+        atomic_store(&w->reading, s);
         s = atomic_load(&e->policy);
     } while (s != before);
-    if (dp_unlikely(e->timed != s->generation)) {
-        set_timers(e, s);
-    }
     return s;
 }
 
@@ -810,46 +831,73 @@ static void advance(struct dp_worker *w, uint64_t now_ns) {
     w->now_ns = now_ns > w->now_ns ? now_ns : w->now_ns;
 }
 
-bool dp_enter(struct dp_engine *e) {
-    return !atomic_flag_test_and_set_explicit(&e->worker.busy, memory_order_acquire);
+bool dp_enter(struct dp_worker *w) {
+    return !atomic_flag_test_and_set_explicit(&w->busy, memory_order_acquire);
 }
 
-void dp_leave(struct dp_engine *e) {
-    atomic_store(&e->worker.reading, NULL);
-    atomic_flag_clear_explicit(&e->worker.busy, memory_order_release);
+static void let_go(struct dp_engine *e, struct dp_worker *w) {
+    if (w->holds) {
+        w->holds = false;
+        pthread_mutex_unlock(&e->lock);
+    }
 }
 
-static struct pass pass_over(struct dp_engine *e, uint8_t *arena, size_t arena_len) {
+void dp_leave(struct dp_engine *e, struct dp_worker *w) {
+    let_go(e, w);
+    dp_grace_leave(&e->grace, w->number);
+    atomic_store(&w->reading, NULL);
+    atomic_flag_clear_explicit(&w->busy, memory_order_release);
+}
+
+/* Outside while it waits, so that the holder need not wait for it. */
+const struct dp_snapshot *dp_hold(struct dp_engine *e, struct dp_worker *w) {
+    dp_grace_leave(&e->grace, w->number);
+    pthread_mutex_lock(&e->lock);
+    w->holds = true;
+    const struct dp_snapshot *s = read_policy(e, w);
+    if (dp_unlikely(e->timed != s->generation)) {
+        set_timers(e, s);
+    }
+    return s;
+}
+
+static struct pass pass_over(struct dp_engine *e, struct dp_worker *w, uint8_t *arena,
+                             size_t arena_len) {
+    if (!w->holds) {
+        dp_grace_enter(&e->grace, w->number);
+    }
     return (struct pass){.e = e,
-                         .w = &e->worker,
-                         .policy = dp_read_policy(e),
-                         .narrow = e->paths.used > 0,
-                         .count = &e->worker.count,
+                         .w = w,
+                         .policy = read_policy(e, w),
+                         .narrow = dp_get(e->paths.used) > 0,
+                         .shared = e->n_workers > 1,
+                         .count = &w->count,
                          .arena = arena,
                          .arena_len = arena_len};
 }
 
-int dp_process(struct dp_engine *e, uint8_t *arena, size_t arena_len, struct dp_frame *frames,
-               uint32_t n, uint64_t now_ns) {
-    if (!e || (n && (!arena || !frames))) {
+int dp_process(struct dp_engine *e, uint32_t worker, uint8_t *arena, size_t arena_len,
+               struct dp_frame *frames, uint32_t n, uint64_t now_ns) {
+    if (!e || worker >= e->n_workers || (n && (!arena || !frames))) {
         return DP_EINVAL;
     }
-    if (!dp_enter(e)) {
+    struct dp_worker *w = &e->workers[worker];
+    if (!dp_enter(w)) {
         return DP_EBUSY;
     }
-    advance(&e->worker, now_ns);
+    advance(w, now_ns);
     for (uint32_t done = 0; done < n; done += STRIDE) {
-        const struct pass x = pass_over(e, arena, arena_len);
+        struct pass x = pass_over(e, w, arena, arena_len);
         process_burst(&x, frames + done, n - done < STRIDE ? n - done : STRIDE);
+        let_go(e, w);
     }
-    dp_leave(e);
+    dp_leave(e, w);
     return DP_OK;
 }
 
 /* Moves up to n of the queued frames into the caller's slots. */
-static int fetch(struct dp_engine *e, uint8_t *arena, size_t arena_len, struct dp_frame *frames,
-                 uint32_t n) {
-    struct dp_store *store = &e->fragments.store;
+static int fetch(struct dp_store *store, struct dp_transport *known, uint8_t *arena,
+                 size_t arena_len, struct dp_frame *frames, uint32_t n) {
     uint32_t i = 0;
     for (; i < n && store->queue.first; i++) {
         const struct dp_kept *kept = dp_store_item(store, store->queue.first);
@@ -860,7 +908,7 @@ static int fetch(struct dp_engine *e, uint8_t *arena, size_t arena_len, struct d
         }
         frames[i] = (struct dp_frame){
             .off = slot.off, .len = kept->len, .port = kept->port, .flags = kept->flags};
-        e->worker.known[i] = kept->transport;
+        known[i] = kept->transport;
         const uint32_t ref = dp_kept_next(store, &store->queue);
         memcpy(arena + slot.off, dp_store_bytes(store, ref), kept->len);
         dp_store_give(store, ref);
@@ -868,23 +916,26 @@ static int fetch(struct dp_engine *e, uint8_t *arena, size_t arena_len, struct d
     return (int)i;
 }
 
-int dp_more(struct dp_engine *e, uint8_t *arena, size_t arena_len, struct dp_frame *frames,
-            uint32_t n, uint64_t now_ns) {
-    if (!e || (n && (!arena || !frames))) {
+int dp_more(struct dp_engine *e, uint32_t worker, uint8_t *arena, size_t arena_len,
+            struct dp_frame *frames, uint32_t n, uint64_t now_ns) {
+    if (!e || worker >= e->n_workers || (n && (!arena || !frames))) {
         return DP_EINVAL;
     }
-    if (!dp_enter(e)) {
+    struct dp_worker *w = &e->workers[worker];
+    if (!dp_enter(w)) {
         return DP_EBUSY;
     }
-    advance(&e->worker, now_ns);
-    const int got = fetch(e, arena, arena_len, frames, n < DP_BURST ? n : DP_BURST);
+    advance(w, now_ns);
+    dp_hold(e, w);
+    const int got =
+        fetch(&e->fragments.store, w->known, arena, arena_len, frames, n < DP_BURST ? n : DP_BURST);
     if (got > 0) {
-        struct pass x = pass_over(e, arena, arena_len);
-        x.known = e->worker.known;
+        struct pass x = pass_over(e, w, arena, arena_len);
+        x.known = w->known;
         x.frames = frames;
         process_burst(&x, frames, (uint32_t)got);
     }
-    dp_leave(e);
+    dp_leave(e, w);
     return got;
 }
 
@@ -893,29 +944,31 @@ int dp_trace(struct dp_engine *e, uint8_t *arena, size_t arena_len, struct dp_fr
     if (!e || !arena || !frame || (n && !steps)) {
         return DP_EINVAL;
     }
-    if (!dp_enter(e)) {
+    struct dp_worker *w = &e->workers[0];
+    if (!dp_enter(w)) {
         return DP_EBUSY;
     }
-    const uint64_t before = e->worker.now_ns;
+    const uint64_t before = w->now_ns;
     struct dp_trace trace = {steps, n, 0};
-    struct pass x = pass_over(e, arena, arena_len);
+    dp_hold(e, w);
+    struct pass x = pass_over(e, w, arena, arena_len);
     x.count = &e->scratch;
     x.trace = &trace;
-    advance(&e->worker, now_ns);
-    e->worker.packets[0].candidate = 0;
+    advance(w, now_ns);
+    w->packets[0].candidate = 0;
     receive_burst(&x, frame, 1);
-    if (e->worker.packets[0].lane != DP_GONE) {
-        trace_parse(&trace, &e->worker.packets[0]);
-        judge_packet(&x, &e->worker.packets[0]);
+    if (w->packets[0].lane != DP_GONE) {
+        trace_parse(&trace, &w->packets[0]);
+        judge_packet(&x, &w->packets[0]);
     }
-    struct dp_step *s = dp_trace_step(&trace, DP_STEP_VERDICT, &e->worker.packets[0].key);
+    struct dp_step *s = dp_trace_step(&trace, DP_STEP_VERDICT, &w->packets[0].key);
     if (s) {
         s->action = frame->verdict;
         s->reason = frame->reason;
         s->rule = frame->rule;
         s->port = frame->port;
     }
-    e->worker.now_ns = before;
-    dp_leave(e);
+    w->now_ns = before;
+    dp_leave(e, w);
     return (int)trace.n;
 }

@@ -3,17 +3,19 @@
 #define DP_ENGINE_H
 #include "state.h"
 
-/* One thread at a time: false if another one is inside. */
-bool dp_enter(struct dp_engine *e);
-void dp_leave(struct dp_engine *e);
+/* One thread at a time is a worker: false if another one is. */
+bool dp_enter(struct dp_worker *w);
+void dp_leave(struct dp_engine *e, struct dp_worker *w);
 
-/* The committed policy, kept from release until dp_leave, and its timers set. */
-const struct dp_snapshot *dp_read_policy(struct dp_engine *e);
+/* Until dp_leave no other worker judges in general or changes anything. Returns the committed
+ * policy, which is not released until then, and its timers are set. */
+const struct dp_snapshot *dp_hold(struct dp_engine *e, struct dp_worker *w);
 
-/* Drops what waits in datagrams that are overdue or ended; all: in any, and what is queued. */
-void dp_engine_drop_kept(struct dp_engine *e, bool all);
+/* For whoever holds the lock: drops what waits in datagrams that are overdue or ended; all: in any,
+ * and what is queued. */
+void dp_engine_drop_kept(struct dp_engine *e, struct dp_worker *w, bool all);
 
-/* Ends a pair: out of the table, and its binding one flow less. */
+/* For whoever holds the lock: ends a pair, out of the table, and its binding one flow less. */
 void dp_engine_forget(struct dp_engine *e, struct dp_pair *pair);
 
 #endif

@@ -235,9 +235,9 @@ static inline bool stands(const struct way *w, const struct dp_packet *p,
                           const struct dp_half *half) {
     const struct dp_act *act = &half->act;
     const uint16_t wanted = DP_ACT_INDEXED | DP_ACT_STEADY;
-    return (act->flags & (wanted | DP_ACT_ANY_VTEP)) == wanted &&
-           act->generation == w->generation &&
-           (w->now_ns - act->last_ns) >> DP_BRIEF_SHIFT < half->brief &&
+    return (dp_get(act->flags) & (wanted | DP_ACT_ANY_VTEP)) == wanted &&
+           dp_get(act->generation) == w->generation &&
+           (w->now_ns - dp_get(act->last_ns)) >> DP_BRIEF_SHIFT < dp_get(half->brief) &&
            dp_key_equal(&half->key, &p->key);
 }
 
@@ -251,8 +251,11 @@ static inline bool came_right(const struct dp_packet *p, const struct dp_tunnel 
 
 /* May be sent on as it is, by a router. */
 static inline bool may_go(const struct pass *x, struct dp_packet *p, const struct dp_act *act,
-                          uint8_t hops) {
-    if (dp_unlikely(x->narrow) && (act->flags & DP_ACT_ENCAP)) {
+                          uint16_t flags, uint8_t hops) {
+    if (dp_unlikely(x->narrow) && (flags & DP_ACT_ENCAP)) {
+        if (x->shared) {
+            return false; /* what was learned is read under the lock */
+        }
         p->path_mtu = path_mtu(x, p, act);
     }
     return hops > 1 && p->len - L3 <= dp_way_mtu(p, act);
@@ -262,11 +265,11 @@ static inline bool may_go(const struct pass *x, struct dp_packet *p, const struc
 static inline bool follow(struct dp_act *act, const struct dp_packet *p) {
     const uint8_t odd = DP_TCP_SYN | DP_TCP_FIN | DP_TCP_RST | DP_TCP_ACK;
     const struct dp_segment s = dp_tcp_segment(p);
-    if (!(act->flags & DP_ACT_ACKED) || (s.flags & odd) != DP_TCP_ACK || s.seq != act->next) {
+    if (!(dp_get(act->flags) & DP_ACT_ACKED) || (s.flags & odd) != DP_TCP_ACK ||
+        s.seq != dp_get(act->next)) {
         return false;
     }
-    act->next = s.end;
-    act->ack = dp_seq_after(s.ack, act->ack) ? s.ack : act->ack;
+    dp_tcp_advance(act, &s);
     return true;
 }
 
@@ -278,7 +281,7 @@ static inline void enter(const struct way *w, struct dp_packet *p, struct dp_act
     dp_count(&in->rx_bytes, f->len);
     dp_count(&act->packets, 1);
     dp_count(&act->bytes, p->len);
-    act->last_ns = w->now_ns;
+    dp_set(act->last_ns, w->now_ns);
     f->flags &= DP_CSUM_PARTIAL | DP_CSUM_UNKNOWN;
     if (dp_unlikely(f->flags)) {
         dp_parse_checksum_state(p);
@@ -304,7 +307,7 @@ static inline void leave(const struct way *w, struct dp_frame *f, const struct d
 static dp_inline bool take(const struct pass *x, const struct way *w, struct dp_packet *p,
                            struct dp_half *half, bool v4) {
     struct dp_act *act = &half->act;
-    const uint16_t flags = act->flags;
+    const uint16_t flags = dp_get(act->flags);
     const struct dp_tunnel *tunnel = &w->tunnels[act->adjacency];
     uint8_t *frame = p->data;
     struct dp_ip4 *ip4 = (struct dp_ip4 *)(frame + L3);
@@ -312,7 +315,7 @@ static dp_inline bool take(const struct pass *x, const struct way *w, struct dp_
     const uint8_t tos = v4 ? ip4->tos : dp_ip6_class(ip6);
     if (dp_unlikely(!stands(w, p, half)) ||
         dp_unlikely(flags & DP_ACT_DECAP ? !came_right(p, tunnel, frame, tos)
-                                         : !may_go(x, p, act, v4 ? ip4->ttl : ip6->hops)) ||
+                                         : !may_go(x, p, act, flags, v4 ? ip4->ttl : ip6->hops)) ||
         ((flags & DP_ACT_ENCAP) && dp_unlikely(tunnel->odd)) ||
         (p->key.proto == DP_IP_TCP && dp_unlikely(!follow(act, p)))) {
         return false;
@@ -356,7 +359,7 @@ uint32_t dp_express_take(const struct pass *x, uint32_t first, uint32_t n) {
         if (!(p->family == 4 ? take(x, &w, p, half, true) : take(x, &w, p, half, false))) {
             break;
         }
-        local += !(half->act.flags & (DP_ACT_ENCAP | DP_ACT_DECAP));
+        local += !(dp_get(half->act.flags) & (DP_ACT_ENCAP | DP_ACT_DECAP));
     }
     const uint32_t end = (uint32_t)(p - packets);
     dp_count(&x->count->totals.local, local);

@@ -1,15 +1,17 @@
 /* flow.c: lookup, insertion, expiry of the unified flow table. */
 #include "flow.h"
+#include "counters.h"
+#include <sched.h>
 #include <stdlib.h>
 #include <sys/mman.h>
 
-enum { SPARE_SLOTS = 3, EVICTION_LOOKS = 64 };
+enum { SPARE_SLOTS = 3, EVICTION_LOOKS = 64, WAITING_PAIRS = 4096 };
 
 static bool matches(const struct dp_flows *t, uint32_t ref, const struct dp_key *key) {
     return dp_key_equal(&dp_flow_half(t, ref)->key, key);
 }
 
-#ifdef __SSE2__
+#if defined(__SSE2__) && !defined(__SANITIZE_THREAD__)
 /* The slots with the tag as a set, without a branch: which slot it is cannot be foretold. Bit 2 i
  * stands for slot i. */
 static uint64_t tagged(const struct dp_bucket *b, uint16_t tag) {
@@ -22,18 +24,16 @@ static uint32_t first_of(uint64_t slots) {
 }
 #else
 /* Where four 16-bit lanes equal the tag, each lane's top bit; else 0. */
-static uint64_t equal_lanes(const uint16_t lanes[4], uint16_t tag) {
+static uint64_t equal_lanes(uint64_t lanes, uint16_t tag) {
     const uint64_t low = 0x7fff7fff7fff7fffu;
-    uint64_t x;
-    memcpy(&x, lanes, sizeof x);
-    x ^= tag * (uint64_t)0x0001000100010001u;
+    const uint64_t x = lanes ^ tag * (uint64_t)0x0001000100010001u;
     return ~(((x & low) + low) | x | low);
 }
 
 /* The slots with the tag as a set, without a branch: which slot it is cannot be foretold. Bit 16 i
  * stands for slot i, bit 16 i + 1 for slot i + 4. */
 static uint64_t tagged(const struct dp_bucket *b, uint16_t tag) {
-    return equal_lanes(b->tag, tag) >> 15 | equal_lanes(b->tag + 4, tag) >> 14;
+    return equal_lanes(dp_get(b->tags[0]), tag) >> 15 | equal_lanes(dp_get(b->tags[1]), tag) >> 14;
 }
 static uint32_t first_of(uint64_t slots) {
     const uint32_t bit = (uint32_t)__builtin_ctzll(slots);
@@ -48,7 +48,7 @@ static inline uint32_t named(uint32_t slot) {
 
 static inline uint32_t candidate(const struct dp_bucket *b, uint16_t tag) {
     const uint64_t slots = tagged(b, tag);
-    return slots ? b->ref[first_of(slots)] : 0;
+    return slots ? __atomic_load_n(&b->ref[first_of(slots)], __ATOMIC_ACQUIRE) : 0;
 }
 
 void dp_flow_candidates(const struct dp_flows *t, struct dp_packet *packets, uint32_t n) {
@@ -121,9 +121,9 @@ void dp_flow_set_state(const struct dp_flows *t, struct dp_pair *p, uint8_t stat
     for (uint32_t side = 0; side < 2; side++) {
         struct dp_half *h = &p->half[side];
         const uint8_t steady = h->key.proto == DP_IP_TCP ? DP_FLOW_SEEN : dp_flow_side(side);
-        h->brief = brief < UINT32_MAX ? (uint32_t)brief : UINT32_MAX;
-        h->act.flags &= (uint16_t)~DP_ACT_STEADY;
-        h->act.flags |= (state & steady) == steady ? DP_ACT_STEADY : 0;
+        const uint16_t flags = h->act.flags & (uint16_t)~DP_ACT_STEADY;
+        dp_set(h->brief, brief < UINT32_MAX ? (uint32_t)brief : UINT32_MAX);
+        dp_set(h->act.flags, (state & steady) == steady ? flags | DP_ACT_STEADY : flags);
     }
 }
 
@@ -164,16 +164,16 @@ static uint32_t slot_of(const struct dp_half *half, uint32_t ref) {
 static bool index_half(struct dp_flows *t, struct dp_half *half, uint32_t ref) {
     const uint64_t hash = dp_flow_hash(t, &half->key);
     if (dp_flow_find(t, &half->key, hash)) {
-        half->act.flags &= (uint16_t)~DP_ACT_INDEXED;
+        dp_set(half->act.flags, half->act.flags & (uint16_t)~DP_ACT_INDEXED);
         return true;
     }
     uint16_t *tag = NULL;
     uint32_t *slot = free_slot(t, hash, &tag);
     if (!slot) {
-        half->act.flags &= (uint16_t)~DP_ACT_INDEXED;
+        dp_set(half->act.flags, half->act.flags & (uint16_t)~DP_ACT_INDEXED);
         return false;
     }
-    *tag = dp_flow_tag(hash);
+    dp_set(*tag, dp_flow_tag(hash));
     __atomic_store_n(slot, slot_of(half, ref), __ATOMIC_RELEASE);
     return true;
 }
@@ -215,22 +215,58 @@ static void unindex_pair(struct dp_flows *t, struct dp_pair *p) {
 
 /* ---- pairs -------------------------------------------------------------------------------- */
 
+static struct dp_pair *pair_at(const struct dp_flows *t, uint32_t place) {
+    return &t->pairs[place - 1];
+}
+
+static void wait_for_readers(struct dp_flows *t, struct dp_pair *p) {
+    const uint32_t place = (uint32_t)(p - t->pairs) + 1;
+    p->half[0].kept = 0;
+    t->retired[place - 1] = dp_grace_mark(t->grace);
+    if (t->last_waiting) {
+        pair_at(t, t->last_waiting)->half[0].kept = place;
+    } else {
+        t->first_waiting = place;
+    }
+    t->last_waiting = place;
+}
+
+/* A free pair, out of its chain; there is one. Readers that still have the oldest one are done
+ * with their burst soon. */
+static struct dp_pair *take(struct dp_flows *t) {
+    uint32_t *from = &t->free;
+    if (!t->free) {
+        from = &t->first_waiting;
+        while (!dp_grace_over(t->grace, t->retired[t->first_waiting - 1])) {
+            sched_yield();
+        }
+    }
+    struct dp_pair *p = pair_at(t, *from);
+    *from = p->half[0].kept;
+    t->last_waiting = t->first_waiting ? t->last_waiting : 0;
+    t->used++;
+    return p;
+}
+
 static void release(struct dp_flows *t, struct dp_pair *p) {
     dp_shares_give(&t->shares, &p->half[0].key);
     p->half[0].used = 0;
-    p->half[0].act.flags = p->half[1].act.flags = 0;
-    p->half[0].key.vni = t->free;
-    t->free = (uint32_t)(p - t->pairs) + 1;
+    dp_set(p->half[0].act.flags, 0);
+    dp_set(p->half[1].act.flags, 0);
     t->used--;
+    if (t->grace->n > 1) {
+        wait_for_readers(t, p);
+        return;
+    }
+    p->half[0].kept = t->free;
+    t->free = (uint32_t)(p - t->pairs) + 1;
 }
 
 uint32_t dp_flow_add(struct dp_flows *t, const struct dp_pair *draft) {
-    if (!t->free) {
+    if (t->used >= t->max) {
         return 0;
     }
-    struct dp_pair *p = &t->pairs[t->free - 1];
-    t->free = p->half[0].key.vni;
-    t->used++;
+    struct dp_pair *p = take(t);
     *p = *draft;
     p->half[0].used = 1;
     dp_shares_take(&t->shares, &p->half[0].key);
@@ -243,34 +279,32 @@ uint32_t dp_flow_add(struct dp_flows *t, const struct dp_pair *draft) {
 }
 
 void dp_flow_index_answers(struct dp_flows *t, struct dp_pair *pair) {
-    pair->half[1].act.flags |= DP_ACT_INDEXED;
+    dp_set(pair->half[1].act.flags, pair->half[1].act.flags | DP_ACT_INDEXED);
     index_half(t, &pair->half[1], ref_of(t, pair, 1));
 }
 
 static void keep_history(struct dp_half *new, const struct dp_half *old) {
-    new->act.packets = old->act.packets;
-    new->act.bytes = old->act.bytes;
-    new->act.last_ns = old->act.last_ns;
-    new->act.next = old->act.next;
-    new->act.ack = old->act.ack;
+    new->act.packets = dp_count_read(&old->act.packets);
+    new->act.bytes = dp_count_read(&old->act.bytes);
+    new->act.last_ns = dp_get(old->act.last_ns);
+    new->act.next = dp_get(old->act.next);
+    new->act.ack = dp_get(old->act.ack);
     new->act.flags |= old->act.flags &DP_ACT_ACKED;
     new->state = old->state;
-    new->used = old->used;
 }
 
-bool dp_flow_replace(struct dp_flows *t, struct dp_pair *pair, const struct dp_pair *draft) {
-    unindex_pair(t, pair);
+struct dp_pair *dp_flow_replace(struct dp_flows *t, struct dp_pair *pair,
+                                const struct dp_pair *draft) {
     struct dp_pair new = *draft;
     keep_history(&new.half[0], &pair->half[0]);
     keep_history(&new.half[1], &pair->half[1]);
-    *pair = new;
-    if (!index_pair(t, pair)) {
-        unindex_pair(t, pair);
-        release(t, pair);
-        return false;
+    dp_flow_remove(t, pair);
+    const uint32_t ref = dp_flow_add(t, &new);
+    struct dp_pair *now = ref ? dp_flow_pair(t, ref) : NULL;
+    if (now) {
+        dp_flow_set_state(t, now, now->half[0].state);
     }
-    dp_flow_set_state(t, pair, pair->half[0].state);
-    return true;
+    return now;
 }
 
 void dp_flow_remove(struct dp_flows *t, struct dp_pair *pair) {
@@ -281,7 +315,7 @@ void dp_flow_remove(struct dp_flows *t, struct dp_pair *pair) {
 struct dp_pair *dp_flows_next_idle(struct dp_flows *t, uint64_t now_ns, uint32_t *budget) {
     while (*budget > 0 && t->max > 0) {
         (*budget)--;
-        t->sweep = t->sweep < t->max ? t->sweep : 0;
+        t->sweep = t->sweep < t->size ? t->sweep : 0;
         struct dp_pair *p = &t->pairs[t->sweep++];
         if (p->half[0].used && dp_flow_is_idle(t, p, now_ns)) {
             return p;
@@ -293,8 +327,8 @@ struct dp_pair *dp_flows_next_idle(struct dp_flows *t, uint64_t now_ns, uint32_t
 struct dp_pair *dp_flows_next_half_open(const struct dp_flows *t, enum dp_scope scope,
                                         const struct dp_key *key, const struct dp_pair *but,
                                         uint32_t *hand) {
-    for (uint32_t looks = 0; looks < EVICTION_LOOKS && looks < t->max; looks++) {
-        *hand = *hand < t->max ? *hand : 0;
+    for (uint32_t looks = 0; looks < EVICTION_LOOKS && looks < t->size; looks++) {
+        *hand = *hand < t->size ? *hand : 0;
         struct dp_pair *p = &t->pairs[(*hand)++];
         if (p->half[0].used && p != but && dp_pair_half_open(p) &&
             dp_flow_in_scope(&p->half[0].key, key, scope)) {
@@ -317,40 +351,44 @@ static void *huge_alloc(size_t bytes) {
     return p;
 }
 
-bool dp_flows_init(struct dp_flows *t, uint32_t max, uint32_t max_ports, const uint8_t seed[32]) {
+void dp_flows_clear(struct dp_flows *t) {
+    for (uint32_t i = 0; i < t->size; i++) {
+        if (t->pairs[i].half[0].used) {
+            dp_flow_remove(t, &t->pairs[i]);
+        }
+    }
+}
+
+bool dp_flows_init(struct dp_flows *t, uint32_t max, uint32_t max_ports, const uint8_t seed[32],
+                   struct dp_grace *grace) {
     uint32_t buckets = 16;
     while ((uint64_t)buckets * DP_BUCKET_SLOTS < (uint64_t)max * 4) {
         buckets *= 2;
     }
-    *t = (struct dp_flows){.max = max, .mask = buckets - 1};
+    *t = (struct dp_flows){.max = max,
+                           .size = max + (grace->n > 1 ? WAITING_PAIRS : 0),
+                           .mask = buckets - 1,
+                           .grace = grace};
     dp_hash_key_init(&t->key, seed, 1);
     t->buckets = huge_alloc((size_t)buckets * sizeof *t->buckets);
-    t->pairs = huge_alloc(((size_t)max + 1) * sizeof *t->pairs);
-    if (!dp_shares_init(&t->shares, max_ports, max) || !t->buckets || !t->pairs) {
+    t->pairs = huge_alloc(((size_t)t->size + 1) * sizeof *t->pairs);
+    t->retired = grace->n > 1 ? calloc((size_t)t->size + 1, sizeof *t->retired) : NULL;
+    if (!dp_shares_init(&t->shares, max_ports, max) || !t->buckets || !t->pairs ||
+        (grace->n > 1 && !t->retired)) {
         dp_flows_fini(t);
         return false;
     }
-    dp_flows_clear(t);
+    for (uint32_t i = 0; i < t->size; i++) {
+        t->pairs[i].half[0].kept = i + 1 < t->size ? i + 2 : 0;
+    }
+    t->free = t->size ? 1 : 0;
     return true;
 }
 
 void dp_flows_fini(struct dp_flows *t) {
     free(t->buckets);
     free(t->pairs);
+    free(t->retired);
     dp_shares_fini(&t->shares);
     *t = (struct dp_flows){0};
-}
-
-void dp_flows_clear(struct dp_flows *t) {
-    memset(t->buckets, 0, ((size_t)t->mask + 1) * sizeof *t->buckets);
-    for (uint32_t i = 0; i < t->max; i++) {
-        t->pairs[i].half[0].used = 0;
-        t->pairs[i].half[0].act.flags = t->pairs[i].half[1].act.flags = 0;
-        t->pairs[i].half[0].key.vni = i + 1 < t->max ? i + 2 : 0;
-    }
-    t->free = t->max ? 1 : 0;
-    t->used = 0;
-    t->sweep = 0;
-    t->hand = 0;
-    dp_shares_clear(&t->shares);
 }

@@ -11,9 +11,13 @@
  *
  * Bounded: all memory is taken at creation. Where room is short, the new flow takes the place of a
  * half-open one or is refused; no pair whose both sides were seen gives way.
- * Threads: one writer. A reference is published by a release store after its pair is whole. */
+ * Threads: one writer at a time, any number of readers meanwhile. A reference is published by a
+ * release store after its pair is whole; from then on key and transposition stay as they are, and
+ * only counters, times, TCP's numbers, flags and generation change, each a word of its own. A pair
+ * that was taken out is used again when no reader can have it any more (grace.h). */
 #ifndef DP_FLOW_H
 #define DP_FLOW_H
+#include "grace.h"
 #include "hash.h"
 #include "packet.h"
 #include "share.h"
@@ -76,7 +80,10 @@ _Static_assert(sizeof(struct dp_pair) == 256, "a flow, both ways, is 256 bytes")
 enum { DP_BUCKET_SLOTS = 8, DP_SLOT_NAT = 1 << 30 /* its transposition reads the other half */ };
 enum { DP_BRIEF_SHIFT = 20 /* about a millisecond */ };
 struct dp_bucket {
-    uint16_t tag[DP_BUCKET_SLOTS];
+    union {
+        uint16_t tag[DP_BUCKET_SLOTS];
+        uint64_t tags[DP_BUCKET_SLOTS / 4];
+    };
     uint32_t ref[DP_BUCKET_SLOTS]; /* a reference, DP_SLOT_NAT beside it; 0 = free */
     uint8_t pad[16];
 } dp_line;
@@ -94,18 +101,24 @@ struct dp_flow_timers { /* nanoseconds */
 struct dp_flows {
     uint32_t max;
     uint32_t used;
-    uint32_t free;  /* index + 1 of the first free pair; chained through half 0's key.vni */
+    uint32_t size;          /* pairs, those that wait for readers to leave included */
+    uint32_t free;          /* index + 1 of the first free pair; chained through half 0's .kept */
+    uint32_t first_waiting; /* the same of those that readers may still have, oldest first */
+    uint32_t last_waiting;
+    struct dp_grace *grace;
     uint32_t sweep; /* where the next expiry goes on */
     uint32_t hand;  /* where the next eviction goes on */
     uint32_t mask;  /* buckets - 1 */
     struct dp_bucket *buckets;
     struct dp_pair *pairs;
+    uint64_t *retired; /* by pair that waits: the mark of its grace period; NULL with one reader */
     struct dp_hash_key key;
     struct dp_flow_timers timers;
     struct dp_shares shares;
 };
 
-bool dp_flows_init(struct dp_flows *t, uint32_t max, uint32_t max_ports, const uint8_t seed[32]);
+bool dp_flows_init(struct dp_flows *t, uint32_t max, uint32_t max_ports, const uint8_t seed[32],
+                   struct dp_grace *grace);
 void dp_flows_fini(struct dp_flows *t);
 void dp_flows_clear(struct dp_flows *t);
 
@@ -138,8 +151,9 @@ static inline uint32_t dp_pair_idle_s(const struct dp_pair *p) {
     return p->half[1].kept; /* 0 = by protocol */
 }
 static inline uint64_t dp_pair_last(const struct dp_pair *p) {
-    return p->half[0].act.last_ns > p->half[1].act.last_ns ? p->half[0].act.last_ns
-                                                           : p->half[1].act.last_ns;
+    const uint64_t a = dp_get(p->half[0].act.last_ns);
+    const uint64_t b = dp_get(p->half[1].act.last_ns);
+    return a > b ? a : b;
 }
 
 /* Asks for the line a lookup of the hash will read first; most go no further. */
@@ -155,7 +169,7 @@ void dp_flow_candidates(const struct dp_flows *t, struct dp_packet *packets, uin
 /* Whether the reference, a candidate a while ago, is that of the key's half now. */
 static inline bool dp_flow_is(const struct dp_flows *t, uint32_t ref, const struct dp_key *key) {
     const struct dp_half *half = dp_flow_half(t, ref);
-    return dp_key_equal(&half->key, key) && (half->act.flags & DP_ACT_INDEXED);
+    return dp_key_equal(&half->key, key) && (dp_get(half->act.flags) & DP_ACT_INDEXED);
 }
 /* The reference of the key's half, or 0. */
 uint32_t dp_flow_find(const struct dp_flows *t, const struct dp_key *key, uint64_t hash);
@@ -174,7 +188,7 @@ uint64_t dp_flow_idle_ns(const struct dp_flows *t, const struct dp_pair *p);
 void dp_flow_set_state(const struct dp_flows *t, struct dp_pair *p, uint8_t state);
 static inline bool dp_flow_is_idle(const struct dp_flows *t, const struct dp_pair *p,
                                    uint64_t now_ns) {
-    return now_ns - dp_pair_last(p) > dp_flow_idle_ns(t, p);
+    return (int64_t)(now_ns - dp_pair_last(p)) > (int64_t)dp_flow_idle_ns(t, p);
 }
 
 /* Adds a pair as drafted; halves with DP_ACT_INDEXED can be found from then on, unless their key is
@@ -184,8 +198,9 @@ uint32_t dp_flow_add(struct dp_flows *t, const struct dp_pair *draft);
 /* Once more for a pair whose answers' key was taken: makes half 1 found if the key is free now. */
 void dp_flow_index_answers(struct dp_flows *t, struct dp_pair *pair);
 /* Puts the draft in the place of a pair, keeping counters, state and times. The initiator's key
- * must be the same. */
-bool dp_flow_replace(struct dp_flows *t, struct dp_pair *pair, const struct dp_pair *draft);
+ * must be the same. Returns the pair as it is now, which may be another one; NULL: it is gone. */
+struct dp_pair *dp_flow_replace(struct dp_flows *t, struct dp_pair *pair,
+                                const struct dp_pair *draft);
 void dp_flow_remove(struct dp_flows *t, struct dp_pair *pair);
 /* The next idle pair among the *budget ones the sweep looks at from here on, or NULL when the
  * budget is spent. */

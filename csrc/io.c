@@ -13,7 +13,7 @@ void io_complete(const struct dp_frame *f, uint8_t *frame, uint32_t outer) {
 /* What the engine made itself never counted as forwarded, so it cannot be taken back from there. */
 void io_lost(struct dp_engine *e, const struct dp_frame *f, enum dp_reason reason) {
     if (f->verdict == DP_FORWARD) {
-        dp_egress_drop(e, f->port, (uint8_t)reason, 1, f->len);
+        dp_egress_drop(e, 0, f->port, (uint8_t)reason, 1, f->len);
     }
 }
 

@@ -21,6 +21,7 @@ enum { GO_ON = 0, STOPPED = 1, INTERRUPTED = 2 };
 
 struct dp_loop {
     struct dp_engine *engine;
+    uint32_t worker;
     int epoll;
     int stop;            /* eventfd */
     atomic_flag inside;  /* a thread is in dp_loop_run or dp_loop_step */
@@ -79,8 +80,8 @@ static int more(struct dp_loop *l) {
         b->frames[i] = (struct dp_frame){.off = (uint32_t)(i * (size_t)IO_SLOT) + IO_FRONT,
                                          .len = IO_SLOT - IO_FRONT};
     }
-    const int n =
-        dp_more(l->engine, b->arena, (size_t)IO_BURST * IO_SLOT, b->frames, IO_BURST, clock_ns());
+    const int n = dp_more(l->engine, l->worker, b->arena, (size_t)IO_BURST * IO_SLOT, b->frames,
+                          IO_BURST, clock_ns());
     b->n = n > 0 ? (uint32_t)n : 0;
     return n;
 }
@@ -88,8 +89,8 @@ static int more(struct dp_loop *l) {
 static void forward_burst(struct dp_loop *l) {
     struct io_burst *b = &l->burst;
     int status;
-    while ((status = dp_process(l->engine, b->arena, (size_t)IO_BURST * IO_SLOT, b->frames, b->n,
-                                clock_ns())) == DP_EBUSY) {
+    while ((status = dp_process(l->engine, l->worker, b->arena, (size_t)IO_BURST * IO_SLOT,
+                                b->frames, b->n, clock_ns())) == DP_EBUSY) {
         sched_yield(); /* somebody traces or lists flows: a moment */
     }
     if (status >= 0) {

@@ -133,7 +133,8 @@ enum dp_l2 { DP_L2_ROUTED = 0, DP_L2_SWITCHED = 1 };
 enum dp_lane {
     DP_GONE = 0,    /* it has left, or waits */
     DP_GENERAL = 1, /* parsed and admitted by engine.c */
-    DP_EXPRESS = 2  /* by express.c, so far */
+    DP_EXPRESS = 2, /* by express.c, so far */
+    DP_LEFT = 3     /* no longer */
 };
 
 struct dp_packet {

@@ -9,6 +9,7 @@ struct pass {
     struct dp_worker *w;
     const struct dp_snapshot *policy;
     bool narrow; /* some path MTU was learned */
+    bool shared; /* there are other workers */
     struct dp_counters *count;
     struct dp_trace *trace;           /* not NULL: look, but touch nothing */
     const struct dp_pair *leaving;    /* of a trace: would be gone by now, but is not */

@@ -44,7 +44,7 @@ bool dp_paths_learn(struct dp_paths *t, const struct dp_addr *remote, uint16_t m
         return false;
     }
     i = i < DP_PATH_WAYS ? i : oldest(set);
-    t->used += set[i].until_ns == 0;
+    dp_set(t->used, t->used + (set[i].until_ns == 0));
     set[i] = (struct dp_learned_path){*remote, now_ns + t->age_ns, learned};
     return true;
 }
@@ -54,7 +54,7 @@ void dp_paths_expire(struct dp_paths *t, uint64_t now_ns) {
         struct dp_learned_path *path = &t->sets[0][0] + i;
         if (path->until_ns && path->until_ns <= now_ns) {
             path->until_ns = 0;
-            t->used--;
+            dp_set(t->used, t->used - 1);
         }
     }
 }

@@ -6,10 +6,10 @@ enum { REACH = 1 << 22 };
 
 /* The segment is all that is known of its side. */
 static void begin(struct dp_act *own, const struct dp_segment *s) {
-    own->next = s->end;
-    own->ack = s->ack;
-    own->flags &= (uint16_t)~DP_ACT_ACKED;
-    own->flags |= s->flags & DP_TCP_ACK ? DP_ACT_ACKED : 0;
+    const uint16_t flags = own->flags & (uint16_t)~DP_ACT_ACKED;
+    dp_set(own->next, s->end);
+    dp_set(own->ack, s->ack);
+    dp_set(own->flags, s->flags & DP_TCP_ACK ? flags | DP_ACT_ACKED : flags);
 }
 
 static bool near(uint32_t a, uint32_t b) {
@@ -18,25 +18,26 @@ static bool near(uint32_t a, uint32_t b) {
 
 /* Something that was sent, and lately. */
 static bool acknowledges(const struct dp_segment *s, const struct dp_act *peer) {
-    return (s->flags & DP_TCP_ACK) && peer->next - s->ack < REACH;
+    return (s->flags & DP_TCP_ACK) && dp_get(peer->next) - s->ack < REACH;
 }
 
 static bool expects(const struct dp_act *peer, uint32_t seq) {
-    return (peer->flags & DP_ACT_ACKED) && peer->ack == seq;
+    return (peer->flags & DP_ACT_ACKED) && dp_get(peer->ack) == seq;
 }
 
 /* Of a side that was seen: moves its numbers on, if the segment is the next one or near it. */
 static void follow(struct dp_act *own, const struct dp_act *peer, const struct dp_segment *s) {
-    const bool likely = (s->flags & DP_TCP_ACK) && near(s->seq, own->next) &&
-                        near(s->ack, peer->next) && dp_seq_after(s->end, own->next);
-    if (s->seq != own->next && !likely) {
+    const uint32_t next = dp_get(own->next);
+    const bool likely = (s->flags & DP_TCP_ACK) && near(s->seq, next) &&
+                        near(s->ack, dp_get(peer->next)) && dp_seq_after(s->end, next);
+    if (s->seq != next && !likely) {
         return;
     }
-    own->next = s->end;
+    dp_set(own->next, s->end);
     if ((s->flags & DP_TCP_ACK) &&
-        (!(own->flags & DP_ACT_ACKED) || dp_seq_after(s->ack, own->ack))) {
-        own->ack = s->ack;
-        own->flags |= DP_ACT_ACKED;
+        (!(own->flags & DP_ACT_ACKED) || dp_seq_after(s->ack, dp_get(own->ack)))) {
+        dp_set(own->ack, s->ack);
+        dp_set(own->flags, own->flags | DP_ACT_ACKED);
     }
 }
 
@@ -46,9 +47,9 @@ static bool resets(const struct dp_act *own, const struct dp_act *peer, const st
                    uint8_t state, uint8_t bit) {
     if (state & bit) {
         return (state & DP_FLOW_SEEN) == DP_FLOW_SEEN &&
-               (s->seq == own->next || expects(peer, s->seq));
+               (s->seq == dp_get(own->next) || expects(peer, s->seq));
     }
-    return expects(peer, s->seq) || ((s->flags & DP_TCP_ACK) && s->ack == peer->next);
+    return expects(peer, s->seq) || ((s->flags & DP_TCP_ACK) && s->ack == dp_get(peer->next));
 }
 
 /* The state after the segment, or 0: it is not believed. */
@@ -74,7 +75,7 @@ static uint8_t judge(uint8_t state, uint8_t bit, struct dp_act *own, const struc
     }
     bool last = true; /* of what its side has sent: so that a FIN may be believed */
     if (seen) {
-        last = s->seq == own->next || s->end == own->next;
+        last = s->seq == dp_get(own->next) || s->end == dp_get(own->next);
         if (last || !(s->flags & DP_TCP_FIN)) {
             follow(own, peer, s);
         }

@@ -34,6 +34,14 @@ static inline bool dp_seq_after(uint32_t a, uint32_t b) {
     return (int32_t)(a - b) > 0;
 }
 
+/* Notes the next segment in order: its numbers are those that its side goes on from. */
+static inline void dp_tcp_advance(struct dp_act *own, const struct dp_segment *s) {
+    dp_set(own->next, s->end);
+    if (dp_seq_after(s->ack, dp_get(own->ack))) {
+        dp_set(own->ack, s->ack);
+    }
+}
+
 /* Any segment but the next in order of a flow whose sides are both seen. */
 bool dp_tcp_judge(const struct dp_flows *t, struct dp_pair *pair, uint32_t side,
                   const struct dp_segment *s, uint64_t now_ns);
@@ -46,14 +54,11 @@ static inline bool dp_tcp_note(const struct dp_flows *t, struct dp_pair *pair, u
     const struct dp_segment s = dp_tcp_segment(p);
     const uint8_t odd =
         (s.flags & (DP_TCP_SYN | DP_TCP_FIN | DP_TCP_RST | DP_TCP_ACK)) ^ DP_TCP_ACK;
-    if (dp_unlikely(odd || s.seq != own->next || dp_pair_half_open(pair) ||
+    if (dp_unlikely(odd || s.seq != dp_get(own->next) || dp_pair_half_open(pair) ||
                     !(own->flags & DP_ACT_ACKED))) {
         return dp_tcp_judge(t, pair, side, &s, now_ns);
     }
-    own->next = s.end;
-    if (dp_seq_after(s.ack, own->ack)) {
-        own->ack = s.ack;
-    }
+    dp_tcp_advance(own, &s);
     return true;
 }
 

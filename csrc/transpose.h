@@ -8,7 +8,7 @@
 /* Largest IP packet on the way of this one: the policy's, or what was learned of the path. */
 static inline uint16_t dp_way_mtu(const struct dp_packet *p, const struct dp_act *act) {
     const bool narrower =
-        dp_unlikely(p->path_mtu) && (act->flags & DP_ACT_ENCAP) && p->path_mtu < act->mtu;
+        dp_unlikely(p->path_mtu) && (dp_get(act->flags) & DP_ACT_ENCAP) && p->path_mtu < act->mtu;
     return narrower ? p->path_mtu : act->mtu;
 }
 

@@ -6,7 +6,7 @@ A function of (state, frames, now): it reads no clock of its own, opens no socke
 import os
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any, Protocol, TypedDict
@@ -85,8 +85,8 @@ class Limits(TypedDict, total=False):
 class Engine:
     """Owns the C engine; a context manager.
 
-    One thread at a time may process, trace, expire, flush or list flows: a second one gets
-    BusyError. `commit` and `stats` may run on another thread meanwhile.
+    As each worker one thread at a time may process, as worker 0 also trace, expire, flush or list
+    flows: a second one gets BusyError. `commit` and `stats` may run on another thread meanwhile.
     Without a `now` the engine's `clock` is asked, by default a SimClock that stands still.
     """
 
@@ -99,6 +99,7 @@ class Engine:
         max_rules: int = 65_536,
         max_datagrams: int = 4_096,
         max_kept: int = 1_024,
+        workers: int = 1,
         icmp_rate: IcmpRate | None = None,
         timers: Timers | None = None,
         clock: Clock | None = None,
@@ -107,6 +108,7 @@ class Engine:
         """`timers`: where the policy names none, each by itself.
 
         `key`: 32 secret bytes that all tables are hashed under; by default random.
+        `workers`: how many threads may process at the same time, sharing all state.
         `max_datagrams`: incomplete ones; `max_kept`: frames that wait, see `more`.
         `icmp_rate`: of ICMP errors, where the policy says nothing of it.
         """
@@ -114,7 +116,7 @@ class Engine:
         if len(key) != 32:
             raise ValueError(f"the key has {len(key)} bytes, not 32")
         self.clock = SimClock() if clock is None else clock
-        self._worker = threading.Lock()
+        self._workers = [threading.Lock() for _ in range(max(workers, 1))]
         self._control = threading.Lock()
         self._at = _Committed(0, None, None, None, {}, NOTHING, None)
         self._generations: dict[int, Ids] = {0: Ids()}
@@ -125,6 +127,7 @@ class Engine:
             "max_rules": max_rules,
             "max_datagrams": max_datagrams,
             "max_kept": max_kept,
+            "max_workers": workers,
             "icmp": layers.icmp_rate(icmp_rate),
         }
         self._handle = _create(limits, timers, key)
@@ -142,7 +145,9 @@ class Engine:
 
     def close(self) -> None:
         """Frees everything; again is harmless. Raises BusyError while another thread is inside."""
-        with self._control, self.exclusive():
+        with self._control, ExitStack() as inside:
+            for worker in range(len(self._workers)):
+                inside.enter_context(self.exclusive(worker))
             if self._handle is not None:
                 ffi.release(self._handle)
                 self._handle = None
@@ -155,14 +160,16 @@ class Engine:
         self.close()
 
     @contextmanager
-    def exclusive(self) -> Iterator[None]:
-        """Keeps other threads out of the packet's way. Raises BusyError if one is inside."""
-        if not self._worker.acquire(blocking=False):
+    def exclusive(self, worker: int = 0) -> Iterator[None]:
+        """Keeps other threads from being that worker. Raises BusyError if one is."""
+        if not 0 <= worker < len(self._workers):
+            raise ValueError(f"there is no worker {worker}, only 0 to {len(self._workers) - 1}")
+        if not self._workers[worker].acquire(blocking=False):
             raise BusyError("another thread is inside this engine")
         try:
             yield
         finally:
-            self._worker.release()
+            self._workers[worker].release()
 
     # ---- policy --------------------------------------------------------------------------------
 
@@ -271,25 +278,26 @@ class Engine:
 
     # ---- frames --------------------------------------------------------------------------------
 
-    def process(self, batch: Batch, now: int | None = None) -> Result:
+    def process(self, batch: Batch, now: int | None = None, *, worker: int = 0) -> Result:
         """Judges and rewrites all frames of the batch in place, without the GIL. `now` is in ns.
 
+        `worker`: which of the `workers` does it; each may run on a thread of its own.
         Fetch what comes out besides with `more`. Raises BusyError, PortError.
         """
         now = self.clock.now_ns() if now is None else now
-        with self.exclusive():
-            check(lib.dp_process(self.handle, *batch.prepare(self.port_id), now))
+        with self.exclusive(worker):
+            check(lib.dp_process(self.handle, worker, *batch.prepare(self.port_id), now))
         return Result(batch, self._generations)
 
-    def more(self, batch: Batch, now: int | None = None) -> Result:
+    def more(self, batch: Batch, now: int | None = None, *, worker: int = 0) -> Result:
         """Frames that came out with others: fragments whose first one has come, pieces of packets.
 
         Replaces what is in the batch, with as many of them as fit; to be called after `process`
         until there are none. Raises BusyError, and ValueError where the next one finds no room.
         """
         now = self.clock.now_ns() if now is None else now
-        with self.exclusive():
-            got = lib.dp_more(self.handle, *batch.open(), now)
+        with self.exclusive(worker):
+            got = lib.dp_more(self.handle, worker, *batch.open(), now)
         if got < 0 and text(lib.dp_status_name(got)) == "EINVAL":
             raise ValueError(f"a frame that waits does not fit into a slot of {batch.slot} bytes")
         batch.count = check(got)
@@ -302,7 +310,7 @@ class Engine:
         with self.exclusive():
             batch = self._one(frame, port, flags)
             now = self.clock.now_ns() if now is None else now
-            check(lib.dp_process(self.handle, *batch.prepare(self.port_id), now))
+            check(lib.dp_process(self.handle, 0, *batch.prepare(self.port_id), now))
             outcome = self._outcome(batch)
             more = tuple(self._rest(batch, now))
         return replace(outcome, more=more) if more else outcome
@@ -352,7 +360,7 @@ class Engine:
             check(lib.dp_flush(self.handle))
 
     def _rest(self, batch: Batch, now: int) -> Iterator[Outcome]:
-        while check(lib.dp_more(self.handle, *batch.open(), now)):
+        while check(lib.dp_more(self.handle, 0, *batch.open(), now)):
             batch.count = 1
             yield self._outcome(batch)
 

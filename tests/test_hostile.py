@@ -295,9 +295,9 @@ def test_null_is_an_answer_not_a_crash() -> None:
     arena = ffi.new("uint8_t[256]")
     cursor, error = ffi.new("uint32_t *"), ffi.new("struct dp_error *")
     refused = [
-        lib.dp_process(NULL, arena, 256, one, 1, 0),
-        lib.dp_process(engine, NULL, 256, one, 1, 0),
-        lib.dp_process(engine, arena, 256, NULL, 1, 0),
+        lib.dp_process(NULL, 0, arena, 256, one, 1, 0),
+        lib.dp_process(engine, 0, NULL, 256, one, 1, 0),
+        lib.dp_process(engine, 0, arena, 256, NULL, 1, 0),
         lib.dp_trace(NULL, arena, 256, one, 0, NULL, 0),
         lib.dp_trace(engine, NULL, 256, one, 0, NULL, 0),
         lib.dp_trace(engine, arena, 256, NULL, 0, NULL, 0),
@@ -315,7 +315,7 @@ def test_null_is_an_answer_not_a_crash() -> None:
     for release in (lib.dp_group_release, lib.dp_routes_release, lib.dp_snapshot_release):
         release(NULL)
     lib.dp_engine_destroy(NULL)
-    assert lib.dp_process(engine, NULL, 0, NULL, 0, 0) == 0
+    assert lib.dp_process(engine, 0, NULL, 0, NULL, 0, 0) == 0
     assert lib.dp_trace(engine, arena, 256, one, 0, NULL, 0) == 0
     assert totals_of(engine).rx == 0
 
@@ -351,7 +351,7 @@ def test_reasons_and_ports_that_do_not_exist_are_not_counted() -> None:
     engine = committed()
     before = ffi.buffer(totals_of(engine))[:]
     for port, reason in ((0, len(Reason)), (0, 255), (PORTS, 1), (0xFFFF, 1)):
-        lib.dp_egress_drop(engine, port, reason, 1, 1)
+        lib.dp_egress_drop(engine, 0, port, reason, 1, 1)
     assert ffi.buffer(totals_of(engine))[:] == before
     for lookup in (lib.dp_reason_name, lib.dp_reason_layer, lib.dp_reason_text):
         for number in (len(Reason), 0xFFFFFFFF):
@@ -454,7 +454,7 @@ class Arena:
         arena[behind] = self.poison
         batch.frames[:] = described
         batch.count = BATCH
-        assert lib.dp_process(self.engine, *batch.prepare(lambda name: 0), now) == 0
+        assert lib.dp_process(self.engine, 0, *batch.prepare(lambda name: 0), now) == 0
         assert (arena[behind] == self.poison).all()  # nothing is written behind a frame
         return batch.frames, arena
 
@@ -520,7 +520,7 @@ def test_random_descriptors() -> None:
             described["len"][near] = random.integers(0, 200, 256)[near]
         c_arena = ffi.from_buffer("uint8_t[]", arena, require_writable=True)
         c_frames = ffi.from_buffer("struct dp_frame[]", described, require_writable=True)
-        assert lib.dp_process(engine, c_arena, size, c_frames, 256, n) == 0
+        assert lib.dp_process(engine, 0, c_arena, size, c_frames, 256, n) == 0
         gone = described[described["port"] != lib.DP_PORT_NONE]
         assert (gone["off"].astype(np.int64) + gone["len"] <= size).all()
     assert totals_of(engine).rx == 200 * 256
@@ -534,9 +534,9 @@ def test_room_in_front_is_asked_for() -> None:
     for off, reason in ((128, 0), (127, Reason["NO_HEADROOM"]), (0, Reason["NO_HEADROOM"])):
         arena = ffi.new("uint8_t[]", bytes(off) + frame)
         described = ffi.new("struct dp_frame *", {"off": off, "len": len(frame), "port": WEB})
-        assert lib.dp_process(engine, arena, off + len(frame), described, 1, 0) == 0
+        assert lib.dp_process(engine, 0, arena, off + len(frame), described, 1, 0) == 0
         assert described.reason == reason
-        assert lib.dp_process(engine, arena, off + len(frame) - 1, described, 1, 0) == 0
+        assert lib.dp_process(engine, 0, arena, off + len(frame) - 1, described, 1, 0) == 0
 
 
 # ---- threads -----------------------------------------------------------------------------------
@@ -551,7 +551,7 @@ def test_a_second_thread_in_c_is_told_so() -> None:
 
     def work() -> None:
         while not stop.is_set():
-            met.add(lib.dp_process(engine, *args, 0))
+            met.add(lib.dp_process(engine, 0, *args, 0))
 
     workers = [threading.Thread(target=work) for _ in range(2)]
     for worker in workers:

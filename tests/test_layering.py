@@ -14,7 +14,7 @@ C_TIERS = (
     ("base", "dp_io", "dp_bench"),
     ("wire", "cursor", "checksum", "hash", "array", "interval", "counters"),
     ("packet",),
-    ("services", "balance", "share", "store"),
+    ("services", "balance", "share", "store", "grace"),
     (
         "parse",
         "encap",

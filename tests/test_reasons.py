@@ -260,7 +260,7 @@ def refused_at_egress(engine: Engine, reason: str) -> Reason:
     """As the loop does for a frame that its device would not take."""
     got = engine.process_one(UDP, "blue/web")
     number = Reason[reason.upper()]
-    lib.dp_egress_drop(engine.handle, engine.port_id("underlay"), number, 1, len(got.frame))
+    lib.dp_egress_drop(engine.handle, 0, engine.port_id("underlay"), number, 1, len(got.frame))
     return number
 
 

@@ -7,6 +7,7 @@ count is what the nodes count, every TCP stream was intact, and memory has not g
 DATAPLANE_SOAK_SECONDS: 10 by default, `make soak` takes ten minutes.
 """
 
+import itertools
 import json
 import os
 import random
@@ -67,13 +68,14 @@ def resident(node: NodeProcess) -> int:
 
 
 def streams(site: Site, source: str, target: str, port: int, on: Callable[[], bool]) -> int:
-    """TCP transfers, one after the other; returns the bytes of them, all intact."""
-    count = 0
+    """TCP transfers, one after the other, to ports from this one on; the bytes, all intact."""
+    size, ports = 0, itertools.cycle(range(port, port + 500))
     while on():
-        done = traffic.transfer(site, source, target, (POD[target], port), lambda n: n < 8)
+        to = POD[target], next(ports)
+        done = traffic.transfer(site, source, target, to, lambda n: n < 8)
         assert done.intact
-        count += done.size
-    return count
+        size += done.size
+    return size
 
 
 def datagrams(site: Site, source: str, target: str, port: int, on: Callable[[], bool]) -> int:
@@ -194,8 +196,8 @@ def test_all_at_once() -> None:
         nodes = [stack.enter_context(NodeProcess(site, n, n, policy)) for n in ("a", "b")]
         works = [
             lambda on: streams(site, "a1", "b1", 5001, on),
-            lambda on: streams(site, "c1", "a1", 5002, on),
-            lambda on: datagrams(site, "b1", "a1", 5003, on),
+            lambda on: streams(site, "c1", "a1", 6001, on),
+            lambda on: datagrams(site, "b1", "a1", 7001, on),
             lambda on: fragments(site, "a1", "b1", on),
             lambda on: hostile_frames(site, "a1", on),
             lambda on: hostile_datagrams(site, "o", "192.0.2.1", on),

@@ -2,6 +2,7 @@
  * their two buckets are full, and harm no other.
  * conformance: T6 */
 #include "../../csrc/flow.c"
+#include "../../csrc/grace.c"
 #include "../../csrc/share.c"
 #include "check.h"
 
@@ -12,8 +13,10 @@ static struct dp_flows table(uint64_t seed) {
     for (int i = 0; i < 32; i++) {
         key[i] = (uint8_t)(check_random(&seed) >> 32);
     }
+    static struct dp_grace alone;
+    CHECK(dp_grace_init(&alone, 1));
     struct dp_flows t;
-    CHECK(dp_flows_init(&t, FLOWS, 16, key));
+    CHECK(dp_flows_init(&t, FLOWS, 16, key, &alone));
     return t;
 }
 
@@ -58,6 +61,7 @@ static void test_a_random_key_spreads(uint64_t seed) {
         most = n > most ? n : most;
     }
     CHECK(most < SLOTS / 2);
+    dp_grace_fini(t.grace);
     dp_flows_fini(&t);
 }
 
@@ -87,6 +91,7 @@ static void test_a_known_key_costs_its_owner_only(void) {
     }
     const struct dp_key other = key_of(0x0b000000, 1);
     CHECK(add(&t, &other));
+    dp_grace_fini(t.grace);
     dp_flows_fini(&t);
 }
 

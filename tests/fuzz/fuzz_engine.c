@@ -128,7 +128,7 @@ static void check_outcome(uint8_t *arena, size_t arena_len, const struct dp_fram
 static void fetch(struct dp_engine *engine, uint64_t now_ns) {
     static uint8_t arena[DP_HEADROOM + ROOM];
     struct dp_frame frame = {.off = DP_HEADROOM, .len = ROOM};
-    while (dp_more(engine, arena, sizeof arena, &frame, 1, now_ns) == 1) {
+    while (dp_more(engine, 0, arena, sizeof arena, &frame, 1, now_ns) == 1) {
         check_outcome(arena, sizeof arena, &frame);
         CHECK(frame.verdict != DP_HELD);
         frame = (struct dp_frame){.off = DP_HEADROOM, .len = ROOM};
@@ -146,7 +146,7 @@ static void process(struct dp_engine *engine, const struct event *e, uint64_t no
     }
     struct dp_frame frame = e->frame;
     uint8_t *arena = arena_of(e);
-    CHECK(dp_process(engine, arena, arena_len, &frame, 1, now_ns) == 0);
+    CHECK(dp_process(engine, 0, arena, arena_len, &frame, 1, now_ns) == 0);
     check_outcome(arena, arena_len, &frame);
     if (e->op == OP_TRACE) {
         CHECK(told.verdict == frame.verdict && told.reason == frame.reason);
