@@ -4,6 +4,7 @@ Such packets take the express lane up to where they differ. Whatever that is, th
 its twin does, and what a trace, which knows no express lane, has foretold.
 """
 
+import random
 from collections.abc import Iterator
 from dataclasses import replace
 from ipaddress import ip_address, ip_network
@@ -12,6 +13,7 @@ from typing import NamedTuple
 import pytest
 from msgspec import structs
 
+from dataplane import Batch, Verdict
 from dataplane.address import IP, Mac, Vni
 from dataplane.model import (
     Endpoint,
@@ -23,11 +25,11 @@ from dataplane.model import (
     Tap,
     Underlay,
 )
-from dataplane.packet_build import build, checksum, vxlan
+from dataplane.packet_build import build, checksum, pseudo_header, vxlan
 from dataplane.packet_spec import PacketSpec
 from dataplane.rules import host_mac, underlay_mac
 from tests.reference.wire import Packet, parse
-from tests.strategies import Event, Frame
+from tests.strategies import Event, Frame, ip_of
 from tests.test_equivalence import SECONDS, Pair
 
 PARTIAL, UNKNOWN, CHECKED = 1, 2, 4  # enum dp_frame_flag
@@ -86,11 +88,12 @@ def node(family: Family) -> Node:
 class Talk:
     """A flow that stands, and the frame that each side repeats."""
 
-    def __init__(self, kind: str, proto: str, family: Family) -> None:
+    def __init__(self, kind: str, proto: str, family: Family, size: int = 11) -> None:
         self.pair = Pair(node(family))
         self.now = SECOND
         far = {"overlay": family.remote, "local": family.db, "nat": family.outside}[kind]
-        segment = {"kind": "udp", "proto": 17, "length": 11} if proto == "udp" else TCP
+        udp = {"kind": "udp", "proto": 17, "length": size}
+        segment = udp if proto == "udp" else TCP
         there = PacketSpec(
             src=family.web, dst=far, sport=1000, dport=2000, df=True, ipid=7, **segment
         )
@@ -196,6 +199,49 @@ def test_each_state_of_checksums(kind: str, proto: str, family: Family, flags: i
     talk.pair.engine.close()
 
 
+def with_partial_sum(frame: Frame) -> tuple[Frame, int, int]:
+    """With the sum of the pseudo-header for a checksum, as a kernel leaves it; and where that is:
+    from the inner frame to its transport header, and from there."""
+    at = 50 if frame.port == "underlay" else 0
+    inner = parse(frame.data[at:])
+    assert isinstance(inner, Packet)
+    tcp = inner.flow.proto == 6
+    where = at + inner.l4 + (16 if tcp else 6)
+    ends = (ip_of(inner.flow.src), ip_of(inner.flow.dst))
+    length = len(frame.data) - at - inner.l4
+    pseudo = 0xFFFF ^ checksum(pseudo_header(*ends, inner.flow.proto, length))
+    data = frame.data[:where] + pseudo.to_bytes(2) + frame.data[where + 2 :]
+    return Frame(frame.port, data), inner.l4, 16 if tcp else 6
+
+
+def test_what_leaves_of_a_partial_checksum(kind: str, proto: str, family: Family) -> None:
+    """The frame says so, and where: whoever sends it has to make it whole."""
+    talk = Talk(kind, proto, family)
+    for frame in talk.frames:
+        partial, start, field = with_partial_sum(frame)
+        cases = [(frame, 0, 0), (frame, UNKNOWN, 0), (frame, CHECKED, 0)]
+        cases += [(partial, flags, PARTIAL) for flags in (PARTIAL, UNKNOWN, UNKNOWN | CHECKED)]
+        for sent, flags, wanted in cases:
+            batch = Batch(1, slot=1024).load([sent.data], sent.port, flags)
+            result = talk.pair.engine.process(batch, now=talk.now)
+            assert result.verdict_of(0) is Verdict.FORWARD
+            assert batch.frames["flags"][0] == wanted
+            if wanted:
+                assert (batch.frames["csum_start"][0], batch.frames["csum_field"][0]) == (
+                    (start, field)
+                )
+    talk.pair.engine.close()
+
+
+def test_bytes_of_a_flow(kind: str, proto: str, family: Family) -> None:
+    talk = Talk(kind, proto, family)
+    (flow,) = talk.pair.engine.flow_records()
+    inner = [len(f.data) - (50 if f.port == "underlay" else 0) for f in talk.frames]
+    assert flow["packets"].tolist() == [3, 3]
+    assert flow["bytes"].tolist() == [3 * n for n in inner]
+    talk.pair.engine.close()
+
+
 def test_each_silence(kind: str, proto: str, family: Family) -> None:
     for seconds in SECONDS.values():
         for off in (-0.002, -0.0005, 0, 1e-9, 0.002):
@@ -205,13 +251,67 @@ def test_each_silence(kind: str, proto: str, family: Family) -> None:
             talk.pair.engine.close()
 
 
-def test_a_path_that_narrows(kind: str, proto: str, family: Family) -> None:
-    talk = Talk(kind, proto, family)
-    talk.pair.do(Event(talk.now, learn=(PEER, None, 600)))
-    for size in (0, 500, 530, 560, 1300):
-        for frame in talk.frames:
+@pytest.mark.parametrize("size", [510, 520, 530, 600, 1200])
+def test_a_path_that_narrows(kind: str, family: Family, size: int) -> None:
+    """To 600 bytes, and then to the least there may be."""
+    talk = Talk(kind, "udp", family, size)
+    for mtu in (600, 400):
+        talk.pair.do(Event(talk.now, learn=(PEER, None, mtu)))
+        for frame in (*talk.frames, *talk.frames):
             talk.send(frame)
-            talk.send(Frame(frame.port, frame.data + bytes(size)))
+    talk.pair.engine.close()
+
+
+def segment(frame: Frame, flags: int, seq: int, ack: int, size: int) -> Frame:
+    """The TCP frame with other numbers and so much payload; its checksum is nobody's business."""
+    data = bytearray(frame.data)
+    at = 50 if frame.port == "underlay" else 0
+    v4 = data[at + 13] == 0
+    l4 = at + (34 if v4 else 54)
+    data[l4 + 4 : l4 + 12] = seq.to_bytes(4) + ack.to_bytes(4)
+    data[l4 + 13] = flags
+    del data[l4 + 20 :]
+    data += bytes(size)
+    lengths = [(at + 16, len(data) - at - 14)] if v4 else [(at + 18, len(data) - at - 54)]
+    if at:
+        lengths += [(16, len(data) - 14), (38, len(data) - 34)]
+    for place, length in lengths:
+        data[place : place + 2] = length.to_bytes(2)
+    return Frame(frame.port, mended(bytes(data)), frame.flags)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_numbers_of_tcp(kind: str, family: Family, seed: int) -> None:
+    """Data and acknowledgments in order, and what is not: repeated, early, forged ends."""
+    dice = random.Random(seed)
+    talk = Talk(kind, "tcp", family)
+    following, acked = [1, 1], [1, 1]  # by side: what it sends next, what it has acknowledged
+    for _ in range(40):
+        side = dice.randrange(2)
+        size = dice.choice([0, 0, 1, 10])
+        what = dice.randrange(12)
+        flags, seq, ack = 0x10, following[side], dice.choice([following[1 - side], acked[side]])
+        if what == 0:
+            seq = dice.choice([seq - 1, seq + 1, acked[1 - side]])
+        elif what == 1:
+            flags, size = dice.choice([0x14, 0x04, 0x11, 0x02, 0x12, 0x00]), 0
+            seq = dice.choice([seq, seq, acked[1 - side], acked[1 - side] + 1])
+        else:
+            following[side] += size
+            acked[side] = max(acked[side], ack)
+        talk.send(segment(talk.frames[side], flags, seq % 2**32, ack, size))
+    talk.pair.engine.close()
+
+
+def test_ipv6_packets_that_say_ipv4_addresses() -> None:
+    """The flow id of the IPv4 flow in an IPv6 header: no packet has such addresses."""
+    talk = Talk("overlay", "udp", V4)
+    mapped = (ip_address(f"::ffff:{a}") for a in (V4.web, V4.remote))
+    src, dst = mapped
+    spec = PacketSpec(kind="udp", proto=17, src=src, dst=dst, sport=1000, dport=2000, length=11)
+    left = talk.pair.judge(Frame("blue/web", build(spec, WEB_MAC, DR)), talk.now)
+    assert left.reason == "bad_address"
+    talk.send(talk.frames[0])
     talk.pair.engine.close()
 
 
