@@ -38,6 +38,7 @@ const char *dp_bench_build(void) {
 
 struct vector {
     struct dp_engine *engine;
+    uint32_t worker;
     const struct dp_snapshot *policy;
     uint8_t *arena;
     uint64_t now_ns;
@@ -59,7 +60,7 @@ static void load(struct vector *v, struct dp_bench_traffic *t) {
 
 static uint32_t process(struct vector *v) {
     uint32_t failed = 0;
-    if (dp_process(v->engine, 0, v->arena, (size_t)DP_BURST * SLOT, v->frames, DP_BURST,
+    if (dp_process(v->engine, v->worker, v->arena, (size_t)DP_BURST * SLOT, v->frames, DP_BURST,
                    v->now_ns) != DP_OK) {
         return DP_BURST;
     }
@@ -174,8 +175,9 @@ static uint32_t run(struct vector *v, enum dp_bench_stage stage, struct dp_bench
     return failed;
 }
 
-int dp_bench_run(struct dp_engine *engine, enum dp_bench_stage stage, struct dp_bench_traffic *t,
-                 uint64_t now_ns, uint32_t vectors, uint64_t *cycles, uint32_t windows) {
+int dp_bench_run(struct dp_engine *engine, uint32_t worker, enum dp_bench_stage stage,
+                 struct dp_bench_traffic *t, uint64_t now_ns, uint32_t vectors, uint64_t *cycles,
+                 uint32_t windows) {
     if (!engine || !t || !t->frames || !t->ports || !cycles || t->n == 0 || t->at >= t->n ||
         t->len > SLOT - DP_HEADROOM || (unsigned)stage > DP_BENCH_TRANSPOSE) {
         return DP_EINVAL;
@@ -188,7 +190,8 @@ int dp_bench_run(struct dp_engine *engine, enum dp_bench_stage stage, struct dp_
     uint8_t *arena = aligned_alloc(SLOT, (size_t)DP_BURST * SLOT);
     uint64_t failed = 0;
     if (v && arena) {
-        *v = (struct vector){.engine = engine, .policy = policy, .arena = arena, .now_ns = now_ns};
+        *v = (struct vector){
+            .engine = engine, .worker = worker, .policy = policy, .arena = arena, .now_ns = now_ns};
         for (uint32_t i = 0; i < windows; i++) {
             failed += run(v, stage, t, vectors, &cycles[i]);
         }

@@ -28,7 +28,7 @@ const char *dp_bench_build(void);
  * window spent in it; laying the frames into the arena, and the stages before, are not counted.
  * Returns how many frames did not pass the stage, or a status. All but DP_BENCH_ENGINE want single
  * frames on endpoint ports. */
-int dp_bench_run(struct dp_engine *engine, enum dp_bench_stage stage,
+int dp_bench_run(struct dp_engine *engine, uint32_t worker, enum dp_bench_stage stage,
                  struct dp_bench_traffic *traffic, uint64_t now_ns, uint32_t vectors,
                  uint64_t *cycles, uint32_t windows);
 /* cffi:end */

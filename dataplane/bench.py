@@ -18,8 +18,10 @@ from dataplane import bench_attack, bench_traffic
 from dataplane._engine import lib
 from dataplane.batch import Batch
 from dataplane.bench_commit import PARTS, measure_commit
+from dataplane.bench_latency import measure_latency
 from dataplane.bench_play import HIT_VECTORS, MISS_VECTORS, VECTOR, Cycles, Player, Row
 from dataplane.bench_traffic import BINDINGS, INNER, WORKS, Traffic, Work
+from dataplane.bench_workers import measure_workers
 from dataplane.engine import Engine
 from dataplane.errors import DataplaneError
 from dataplane.reasons import Verdict, text
@@ -41,6 +43,17 @@ ATTACK_COLUMNS = (
     "attacked",
     "ratio",
     "median",
+)
+LATENCY_COLUMNS = ("work", "path", "meanwhile", "commits", "p50_us", "p99_us", "p999_us")
+WORKER_COLUMNS = (
+    "work",
+    "path",
+    "workers",
+    "flows_of_each",
+    "alone_cycles_per_packet",
+    "median_cycles_per_packet",
+    "speedup",
+    "median_mpps",
 )
 COMMIT_COLUMNS = ("commit", "seconds", "median", *PARTS)
 
@@ -87,6 +100,10 @@ def run(progress: Progress = lambda _: None, *, quick: bool = False) -> dict[str
         results += bench_attack.measure(rate, seconds)
         progress("commits of large policies")
         results += measure_commit(repeats=1 if quick else 3)
+        progress("packets while policies are committed")
+        results += measure_latency(rate, rounds=1 if quick else 6)
+    progress("workers")
+    results += measure_workers(rate, seconds, rounds=2 if quick else 8)
     return {"machine": described, "results": results}
 
 
@@ -243,7 +260,15 @@ def render(report: dict[str, Any]) -> str:
     lines += ["", *table([PACKET_COLUMNS, *map(_packet_cells, packets)])]
     lines += ["", *table([ATTACK_COLUMNS, *map(_attack_cells, attacks)])]
     lines += ["", *table([COMMIT_COLUMNS, *map(_commit_cells, commits)])]
+    lines += ["", *_columns(LATENCY_COLUMNS, report, "meanwhile")]
+    lines += ["", *_columns(WORKER_COLUMNS, report, "workers")]
     return "\n".join(lines)
+
+
+def _columns(names: tuple[str, ...], report: dict[str, Any], kind: str) -> list[str]:
+    """A table of the rows that have the key `kind`, as they are."""
+    rows = [row for row in report["results"] if kind in row]
+    return table([names, *(tuple(str(row[name]) for name in names) for row in rows)])
 
 
 def _packet_cells(row: Row) -> tuple[str, ...]:

@@ -23,8 +23,15 @@ MISS_VECTORS = 8
 class Player:
     """Plays the traffic's frames through a stage of the engine, round and round."""
 
-    def __init__(self, engine: Engine, traffic: Traffic, stage: int = lib.DP_BENCH_ENGINE) -> None:
-        self._engine, self._stage = engine, stage
+    def __init__(
+        self,
+        engine: Engine,
+        traffic: Traffic,
+        stage: int = lib.DP_BENCH_ENGINE,
+        *,
+        worker: int = 0,
+    ) -> None:
+        self._engine, self._stage, self._worker = engine, stage, worker
         self._keep = traffic
         n, size = traffic.frames.shape
         self._traffic = ffi.new(
@@ -45,10 +52,11 @@ class Player:
         import numpy as np
 
         cycles = np.zeros(windows, np.uint64)
-        with self._engine.exclusive():
+        with self._engine.exclusive(self._worker):
             failed = check(
                 lib.dp_bench_run(
                     self._engine.handle,
+                    self._worker,
                     self._stage,
                     self._traffic,
                     self._engine.clock.now_ns(),
