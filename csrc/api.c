@@ -304,15 +304,15 @@ int dp_flows(struct dp_engine *e, uint32_t *cursor, struct dp_flow_info *out, ui
 /* ---- counters ----------------------------------------------------------------------------- */
 
 void dp_egress_drop(struct dp_engine *e, uint32_t worker, uint16_t port, uint8_t reason,
-                    uint32_t frames, uint64_t bytes) {
+                    uint32_t packets, uint64_t bytes) {
     if (worker >= e->n_workers || reason >= DP_REASONS || port >= e->limits.max_ports) {
         return;
     }
     struct dp_counters *c = &e->workers[worker].count;
-    dp_count(&c->totals.forwarded, (uint64_t)0 - frames);
-    dp_count(&c->totals.dropped, frames);
-    dp_count(&c->reasons[reason], frames);
-    dp_count(&c->ports[port].tx_frames, (uint64_t)0 - frames);
+    dp_count(&c->totals.forwarded, (uint64_t)0 - packets);
+    dp_count(&c->totals.dropped, packets);
+    dp_count(&c->reasons[reason], packets);
+    dp_count(&c->ports[port].tx_frames, (uint64_t)0 - packets);
     dp_count(&c->ports[port].tx_bytes, (uint64_t)0 - bytes);
 }
 

@@ -42,6 +42,12 @@ enum dp_frame_flag {
     DP_MISS = 8           /* out: took the miss path */
 };
 
+/* A super-frame stands for many packets of one flow: one payload behind the headers of the first,
+ * to be cut every gso_size bytes by the port that needs it. Its checksum is partial. Behind outer
+ * headers they are checked ones, their lengths those of the first packet and a UDP checksum that
+ * cannot be left out is 0 when it leaves: each packet has its own. The engine decides about it
+ * once; its size is that of its largest packet, and where that is too large its sender is told.
+ * Frames above 65535 bytes of IP packet there are none. */
 struct dp_frame {
     uint32_t off;    /* first byte, from the start of the arena; DP_HEADROOM bytes free before it */
     uint32_t len;    /* bytes */
@@ -49,12 +55,15 @@ struct dp_frame {
     uint8_t verdict; /* out: enum dp_verdict */
     uint8_t reason;  /* out: index into reason.def, 0 unless dropped */
     uint8_t flags;   /* enum dp_frame_flag */
-    uint8_t gso_type;    /* virtio-net gso_type: 0 none, 1 TCPv4, 4 TCPv6, 5 UDP */
-    uint16_t gso_size;   /* payload bytes per segment of a super-frame, else 0 */
+    uint8_t gso_type;    /* virtio-net: 0 none, 1 TCPv4, 4 TCPv6, 5 UDP; of TCP | 0x80: with CWR */
+    uint16_t gso_size;   /* payload bytes of each packet of a super-frame but the last; or 0 */
     uint16_t csum_start; /* with DP_CSUM_PARTIAL: from the inner frame to its transport header */
     uint16_t csum_field; /* with DP_CSUM_PARTIAL: from the transport header to the field */
     uint32_t rule;       /* out: id of the rule that decided, or DP_NONE */
     uint32_t generation; /* out: of the policy that judged the frame */
+    uint16_t
+        head; /* out: of a super-frame: bytes of all headers, which each packet repeats; or 0 */
+    uint16_t zero;
 };
 
 /* ---- policy: immutable tables, then a snapshot of them ------------------------------------ */
@@ -352,12 +361,15 @@ int dp_learn_path(struct dp_engine *engine, const uint8_t remote[16], uint32_t v
                   uint64_t now_ns);
 /* Forgets all flows and bindings, and drops what is held. */
 int dp_flush(struct dp_engine *engine);
-/* A frame that an egress port could not send: its forward count becomes a drop for the reason. */
+/* Packets that an egress port could not send: their forward count becomes a drop for the reason. */
 void dp_egress_drop(struct dp_engine *engine, uint32_t worker, uint16_t port, uint8_t reason,
-                    uint32_t frames, uint64_t bytes);
+                    uint32_t packets, uint64_t bytes);
 
 /* ---- looking ------------------------------------------------------------------------------ */
 
+/* All of them count packets as they are on the wire: a super-frame as many as it is cut into (the
+ * headers of each among the bytes) once its headers are parsed, one that is dropped before as one.
+ * Only hits, misses and reconciled count decisions, and so frames. */
 struct dp_port_counters {
     uint64_t rx_frames;
     uint64_t rx_bytes;

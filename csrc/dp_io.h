@@ -1,11 +1,11 @@
 /* dp_io.h: ports of the operating system and the loop that moves frames between them and an engine.
  *
  * Descriptors belong to the caller, who opens them non-blocking and closes them after the loop is
- * destroyed. A TAP is opened with IFF_TAP | IFF_NO_PI | IFF_VNET_HDR (10 byte header) and without
- * receive offloads. An underlay is a set of UDP sockets: those bound to the VXLAN port receive,
- * those on source ports of 49152-65535 send. Threads: one inside dp_loop_run or
- * dp_loop_step of one loop at a time, a second one gets DP_EBUSY; ports are added while none is;
- * dp_loop_stop and dp_loop_counters from any. */
+ * destroyed. A TAP is opened with IFF_TAP | IFF_NO_PI | IFF_VNET_HDR (10 byte header), with
+ * whatever receive offloads (TUNSETOFFLOAD). An underlay is a set of UDP sockets: those bound to
+ * the VXLAN port receive, those on source ports of 49152-65535 send. Threads: one inside
+ * dp_loop_run or dp_loop_step of one loop at a time, a second one gets DP_EBUSY; ports are added
+ * while none is; dp_loop_stop and dp_loop_counters from any. */
 #ifndef DP_IO_H
 #define DP_IO_H
 #include "dp.h"
@@ -21,6 +21,8 @@ struct dp_underlay_sockets {
     uint8_t ip4[16]; /* own provider addresses, as in struct dp_port */
     uint8_t ip6[16];
     uint16_t udp_port;
+    bool segment; /* messages of many packets are sent (UDP_SEGMENT); needs UDP checksums on */
+    bool gro;     /* the receiving sockets have UDP_GRO on */
 };
 
 struct dp_io_counters {
@@ -30,18 +32,25 @@ struct dp_io_counters {
     uint64_t tx_calls;
     uint64_t rx_errors; /* receive calls that failed, ICMP errors of the underlay among them */
     uint64_t
-        tx_errors; /* frames the device refused; forwarded ones are counted drops of the engine */
+        tx_errors; /* packets the device refused; forwarded ones are counted drops of the engine */
     uint64_t truncated;
-    uint64_t gso_frames; /* super-frames handed to the device for segmentation */
+    uint64_t gso_frames;  /* sent: super-frames that the device was left to cut */
+    uint64_t gso_packets; /* sent: packets of super-frames, or of one size, in one message */
+    uint64_t gro_frames;  /* received: super-frames that were joined here */
+    uint64_t gro_packets; /* received: packets that are parts of them */
 };
 
 struct dp_loop;
 
 struct dp_loop *dp_loop_create(struct dp_engine *engine, struct dp_error *err);
 void dp_loop_destroy(struct dp_loop *loop);
-/* mtu: of the device; with vnet_hdr larger TCP frames are handed over as super-frames of segments
- * that fit. */
-int dp_loop_add_tap(struct dp_loop *loop, uint16_t port, int fd, uint16_t mtu, bool vnet_hdr,
+struct dp_tap {
+    int fd;
+    uint16_t mtu;  /* of the device */
+    bool vnet_hdr; /* opened with IFF_VNET_HDR; else super-frames are cut here */
+    bool uso;      /* its kernel cuts UDP super-frames too (Linux 6.2) */
+};
+int dp_loop_add_tap(struct dp_loop *loop, uint16_t port, const struct dp_tap *tap,
                     struct dp_error *err);
 int dp_loop_add_underlay(struct dp_loop *loop, uint16_t port,
                          const struct dp_underlay_sockets *sockets, struct dp_error *err);

@@ -53,6 +53,7 @@ void dp_tunnel_init(struct dp_tunnel *t, const struct dp_adjacency *a, const str
                     const struct dp_port *port) {
     memset(t, 0, sizeof *t);
     t->remote = dp_addr_load(a->remote);
+    t->mtu = n->mtu;
     t->vni = n->vni;
     memcpy(t->own_mac, n->dr_mac, sizeof t->own_mac);
     t->tos_copy = n->dscp == DP_DSCP_COPY ? 0xff : ECN_BITS;
@@ -84,18 +85,19 @@ static uint16_t udp_checksum(const struct dp_udp *udp, const struct dp_addr *src
     return csum ? csum : 0xffff;
 }
 
-/* Over IPv6 the UDP checksum is mandatory (RFC 8200 section 8.1). */
-static void push6(uint8_t *at, const struct dp_tunnel *t, uint32_t inner, uint64_t inner_sum,
-                  uint16_t sport, uint8_t tos) {
+/* Over IPv6 the UDP checksum is mandatory (RFC 8200 section 8.1); that of a super-frame is made for
+ * each packet when it is cut. */
+static void push6(uint8_t *at, const struct dp_tunnel *t, const struct dp_packet *p, uint16_t sport,
+                  uint8_t tos) {
     struct dp_outer6 *o = (struct dp_outer6 *)at;
     *o = t->head.v6;
-    const uint32_t udp = inner + (uint32_t)(sizeof o->udp + sizeof o->vxlan);
+    const uint32_t udp = dp_packet_first_len(p) + (uint32_t)(sizeof o->udp + sizeof o->vxlan);
     o->ip.version_class_flow = be32_put(6u << 28 | (uint32_t)tos << 20);
     o->ip.payload = be16_put(udp);
     o->udp.sport = be16_put(sport);
     o->udp.len = be16_put(udp);
     const struct dp_addr src = dp_addr_load(o->ip.src);
-    o->udp.csum = udp_checksum(&o->udp, &src, &t->remote, inner_sum);
+    o->udp.csum = p->more ? 0 : udp_checksum(&o->udp, &src, &t->remote, inner_sum(p));
 }
 
 static void change_frag(struct dp_ip4 *ip, be16 frag, be16 id) {
@@ -114,12 +116,12 @@ void dp_outer_number(struct dp_packet *p, uint16_t id) {
 static dp_cold int push_odd4(struct dp_packet *p, const struct dp_tunnel *t, uint16_t sport,
                              uint8_t tos) {
     struct dp_outer4 *o = (struct dp_outer4 *)(p->data - sizeof *o);
-    dp_push4((uint8_t *)o, t, p->len, sport, tos);
+    dp_push4((uint8_t *)o, t, dp_packet_first_len(p), sport, tos);
     if ((t->odd & DP_WIRE_DF_INHERIT) &&
         (p->family == 6 || (p->family == 4 && be16_get(dp_packet_ip4(p)->frag) & DP_IP4_DF))) {
         change_frag(&o->ip, be16_put(DP_IP4_DF), o->ip.id);
     }
-    if (t->odd & DP_WIRE_UDP_CHECKSUM) {
+    if ((t->odd & DP_WIRE_UDP_CHECKSUM) && !p->more) {
         const struct dp_addr src = dp_addr_from4(o->ip.src);
         o->udp.csum = udp_checksum(&o->udp, &src, &t->remote, inner_sum(p));
     }
@@ -130,11 +132,11 @@ int dp_encap(struct dp_packet *p, const struct dp_tunnel *t, uint16_t sport, uin
     uint8_t *at = p->data - t->head_len;
     int said = DP_R_none;
     if (dp_unlikely(t->head_len != sizeof(struct dp_outer4))) {
-        push6(at, t, p->len, inner_sum(p), sport, dp_outer_tos(t, tos));
+        push6(at, t, p, sport, dp_outer_tos(t, tos));
     } else if (dp_unlikely(t->odd)) {
         said = push_odd4(p, t, sport, tos);
     } else {
-        dp_push4(at, t, p->len, sport, tos);
+        dp_push4(at, t, dp_packet_first_len(p), sport, tos);
     }
     p->data = at;
     p->len += t->head_len;

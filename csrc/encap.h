@@ -15,6 +15,7 @@ struct dp_tunnel {
     uint8_t head_len;   /* 50 or 70 */
     uint8_t odd;        /* IPv4: enum dp_wire_flag of what is not as usual */
     bool usual;         /* IPv4, and nothing is: dp_push4 is all */
+    uint16_t mtu;       /* of its network: of the largest inner packet */
     uint16_t ip_sum;    /* IPv4: folded sum of the header as it stands */
     uint8_t tos_copy;   /* bits of the outer TOS or traffic class that are the inner packet's, */
     uint8_t tos_fixed;  /* and the rest of them */

@@ -22,6 +22,7 @@
  * meanwhile, few enough that it is still in the first cache then. */
 enum { STRIDE = 64 };
 _Static_assert((int)STRIDE <= (int)DP_BURST, "a worker has so many packets");
+enum { LONGEST = 65535 + 84 }; /* an IP packet behind two Ethernet headers and IPv6, UDP, VXLAN */
 
 /* ---- rx ----------------------------------------------------------------------------------- */
 
@@ -34,13 +35,14 @@ static void start(struct dp_packet *p, struct dp_frame *f) {
     p->outer_tos = p->outer_odd = p->fragment = 0;
     p->lane = DP_GONE;
     p->path_mtu = 0;
+    p->more = p->payload = 0;
     p->network = DP_NONE;
 }
 
 static enum dp_reason receive(const struct pass *x, struct dp_packet *p, struct dp_frame *f) {
     start(p, f);
     f->flags &= DP_CSUM_PARTIAL | DP_CSUM_UNKNOWN | DP_OUTER_CHECKED;
-    if (f->off > x->arena_len || f->len > x->arena_len - f->off || f->len > 65535 + 64) {
+    if (f->off > x->arena_len || f->len > x->arena_len - f->off || f->len > LONGEST) {
         return DP_R_bad_descriptor;
     }
     p->data = x->arena + f->off;
@@ -120,6 +122,29 @@ static dp_cold enum dp_reason parse_untagged(const struct pass *x, struct dp_pac
     return dp_parse(p);
 }
 
+/* Larger than any packet of its network, as a kernel peer hands them over to a socket. */
+static bool is_unsized(const struct pass *x, const struct dp_packet *p) {
+    const uint8_t socket = DP_CSUM_UNKNOWN | DP_OUTER_CHECKED;
+    return (p->frame->flags & socket) == socket && p->kind == DP_PORT_UNDERLAY &&
+           p->len - p->l3 > x->policy->networks[p->network].mtu;
+}
+
+/* From here on a super-frame counts as the packets that it stands for. */
+static dp_cold enum dp_reason unfold(const struct pass *x, struct dp_packet *p) {
+    if (!p->frame->gso_type && is_unsized(x, p)) {
+        dp_parse_unsized(p, x->policy->networks[p->network].mtu);
+    }
+    const enum dp_reason r = dp_parse_super(p);
+    if (!r && p->more) {
+        const uint32_t outer = (uint32_t)(p->data - (x->arena + p->frame->off));
+        const uint64_t heads = outer + p->len - p->payload;
+        dp_count(&x->count->totals.rx, p->more);
+        dp_count(&x->count->ports[p->key.port].rx_frames, p->more);
+        dp_count(&x->count->ports[p->key.port].rx_bytes, p->more * heads);
+    }
+    return r;
+}
+
 static enum dp_reason parse(const struct pass *x, struct dp_packet *p) {
     const struct dp_port_slot *slot = &x->policy->slots[p->key.port];
     p->kind = slot->port->kind;
@@ -135,6 +160,10 @@ static enum dp_reason parse(const struct pass *x, struct dp_packet *p) {
     }
     if (p->frame->flags & (DP_CSUM_PARTIAL | DP_CSUM_UNKNOWN)) {
         dp_parse_checksum_state(p);
+    }
+    if (dp_unlikely(p->frame->gso_type | p->frame->gso_size || is_unsized(x, p)) &&
+        (r = unfold(x, p))) {
+        return r;
     }
     return admit(x, p, slot);
 }
@@ -161,10 +190,10 @@ static void drop(const struct pass *x, struct dp_packet *p, enum dp_reason reaso
     f->verdict = DP_DROP;
     f->reason = (uint8_t)reason;
     f->port = DP_PORT_NONE;
-    dp_count(&x->count->totals.dropped, 1);
-    dp_count(&x->count->reasons[reason], 1);
+    dp_count(&x->count->totals.dropped, dp_packet_count(p));
+    dp_count(&x->count->reasons[reason], dp_packet_count(p));
     if (p->key.port < x->count->n_ports) {
-        dp_count(&x->count->ports[p->key.port].dropped, 1);
+        dp_count(&x->count->ports[p->key.port].dropped, dp_packet_count(p));
     }
 }
 
@@ -273,8 +302,8 @@ static void note_use(const struct pass *x, const struct dp_packet *p, struct dp_
                      uint32_t side) {
     struct dp_act *act = &pair->half[side].act;
     const uint8_t state = pair->half[0].state | dp_flow_side(side);
-    dp_count(&act->packets, 1);
-    dp_count(&act->bytes, p->len);
+    dp_count(&act->packets, dp_packet_count(p));
+    dp_count(&act->bytes, dp_packet_bytes(p));
     if (p->key.proto == DP_IP_TCP) {
         if (dp_unlikely(p->fragment == DP_LATER ||
                         !dp_tcp_note(&x->e->flows, pair, side, p, x->w->now_ns))) {
@@ -296,7 +325,8 @@ static dp_cold void number(const struct pass *x, struct dp_packet *p) {
 /* What is left of a packet's way once its transposition said r. */
 static void conclude(const struct pass *x, struct dp_packet *p, const struct dp_act *act, int r) {
     if (dp_likely(r == DP_R_none)) {
-        dp_count(&x->count->totals.local, !(act->flags & (DP_ACT_ENCAP | DP_ACT_DECAP)));
+        dp_count(&x->count->totals.local,
+                 act->flags & (DP_ACT_ENCAP | DP_ACT_DECAP) ? 0 : dp_packet_count(p));
         forward(x, p, act->egress);
     } else if (r == DP_UNNUMBERED) {
         number(x, p);

@@ -7,7 +7,7 @@
 #include "transpose.h"
 
 enum { L3 = sizeof(struct dp_eth), L4_OF_IP4 = L3 + 20, L4_OF_IP6 = L3 + 40 };
-enum { FRAME_MAX = 65535 + 64, OUTER4 = sizeof(struct dp_outer4) };
+enum { FRAME_MAX = 65535 + 84, OUTER4 = sizeof(struct dp_outer4) };
 enum { IP4_MIN = 20 + 8, INNER_MIN = L3 + IP4_MIN }; /* with a UDP header */
 enum { UDP_MIN = OUTER4 - L4_OF_IP4 + INNER_MIN };   /* outer UDP length */
 
@@ -90,6 +90,7 @@ static inline void shape(struct dp_packet *p, uint8_t family, uint16_t l4, uint3
     p->outer_odd = p->fragment = 0;
     p->part_is_last = false;
     p->path_mtu = 0;
+    p->more = 0;
 }
 
 static inline bool inner4(const struct dp_hash_key *key, struct dp_packet *p, uint32_t vni,
@@ -187,7 +188,8 @@ static inline bool look(const struct ground *g, struct dp_packet *p, struct dp_f
     const uint32_t len = f->len;
     const uint16_t port = f->port;
     if (len - INNER_MIN > FRAME_MAX - INNER_MIN || f->off < DP_HEADROOM ||
-        (uint64_t)f->off + len > g->arena_len || port >= g->n_slots || f->gso_size) {
+        (uint64_t)f->off + len > g->arena_len || port >= g->n_slots ||
+        (f->gso_type | f->gso_size)) {
         return false;
     }
     const struct dp_port_slot *slot = &g->slots[port];
@@ -241,11 +243,12 @@ static inline bool stands(const struct way *w, const struct dp_packet *p,
            dp_key_equal(&half->key, &p->key);
 }
 
-/* From the VTEP that the flow belongs to, to our router; ECN as it is (RFC 6040). */
+/* From the VTEP that the flow belongs to, to our router, no larger than packets are; ECN as it is
+ * (RFC 6040). */
 static inline bool came_right(const struct dp_packet *p, const struct dp_tunnel *t,
                               const uint8_t *frame, uint8_t tos) {
-    return t->trusted && t->vni == p->key.vni && dp_addr_equal(&t->remote, &p->outer_src) &&
-           dp_mac_equal(frame, t->own_mac) &&
+    return t->trusted && t->vni == p->key.vni && p->len - L3 <= t->mtu &&
+           dp_addr_equal(&t->remote, &p->outer_src) && dp_mac_equal(frame, t->own_mac) &&
            (dp_likely(!(p->outer_tos & 3)) || dp_ecn_decap(tos, p->outer_tos) == (tos & 3));
 }
 
@@ -299,6 +302,7 @@ static inline void leave(const struct way *w, struct dp_frame *f, const struct d
     f->flags &= DP_CSUM_PARTIAL;
     f->rule = act->rule;
     f->generation = w->generation;
+    f->head = 0;
     dp_count(&out->tx_frames, 1);
     dp_count(&out->tx_bytes, len);
 }

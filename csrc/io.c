@@ -11,19 +11,39 @@ void io_complete(const struct dp_frame *f, uint8_t *frame, uint32_t outer) {
 }
 
 /* What the engine made itself never counted as forwarded, so it cannot be taken back from there. */
-void io_lost(struct dp_engine *e, const struct dp_frame *f, enum dp_reason reason) {
+static void lose(struct dp_engine *e, const struct dp_frame *f, enum dp_reason reason,
+                 uint32_t packets, uint64_t bytes) {
     if (f->verdict == DP_FORWARD) {
-        dp_egress_drop(e, 0, f->port, (uint8_t)reason, 1, f->len);
+        dp_egress_drop(e, 0, f->port, (uint8_t)reason, packets, bytes);
     }
 }
 
-void io_refused(struct io_port *p, struct dp_engine *e, const struct dp_frame *f, int error) {
-    enum dp_reason reason = DP_R_egress_down;
+/* A frame as it counts on the wire. */
+static uint32_t packets_of(const struct dp_frame *f) {
+    return f->head ? (f->len - f->head + f->gso_size - 1) / f->gso_size : 1;
+}
+static uint64_t bytes_of(const struct dp_frame *f) {
+    return f->len + (uint64_t)(packets_of(f) - 1) * f->head;
+}
+
+void io_lost(struct dp_engine *e, const struct dp_frame *f, enum dp_reason reason) {
+    lose(e, f, reason, packets_of(f), bytes_of(f));
+}
+
+enum dp_reason io_reason_of(int error) {
     if (error == EAGAIN || error == ENOBUFS || error == ENOMEM) {
-        reason = DP_R_egress_busy;
-    } else if (error == EMSGSIZE || error == EINVAL) {
-        reason = DP_R_egress_too_big;
+        return DP_R_egress_busy;
     }
-    dp_count(&p->count.tx_errors, 1);
-    io_lost(e, f, reason);
+    return error == EMSGSIZE || error == EINVAL ? DP_R_egress_too_big : DP_R_egress_down;
+}
+
+void io_refused(struct io_port *p, struct dp_engine *e, const struct dp_frame *f, int error) {
+    dp_count(&p->count.tx_errors, packets_of(f));
+    io_lost(e, f, io_reason_of(error));
+}
+
+void io_refused_part(struct io_port *p, struct dp_engine *e, const struct dp_frame *f,
+                     uint32_t packets, uint64_t bytes, int error) {
+    dp_count(&p->count.tx_errors, packets);
+    lose(e, f, io_reason_of(error), packets, bytes);
 }

@@ -10,6 +10,8 @@ enum {
     IO_FRONT = 256, /* bytes in front of a received frame: headroom, virtio and outer headers */
     IO_SLOT = IO_FRONT + 65536 + 256, /* a super-frame of 64 KiB fits */
     IO_VNET_HDR = 10,
+    IO_FRONT4 = 42, /* bytes of outer headers in front of VXLAN */
+    IO_FRONT6 = 62,
 };
 
 struct io_port {
@@ -18,9 +20,12 @@ struct io_port {
     bool dead;    /* the device is gone: no longer polled */
     uint16_t mtu;
     uint8_t front; /* TAP: bytes of virtio-net header in front of a frame: 10, or 0 without */
+    bool uso;      /* TAP: the kernel cuts UDP super-frames */
     int fd;        /* TAP */
     struct dp_underlay_sockets sockets;
     int *sending; /* n_send IPv4 sockets, then n_send IPv6 ones */
+    bool *uncut;  /* of each: its way was found not to take UDP_SEGMENT */
+    struct io_outbox *outbox;
     struct dp_io_counters count;
 };
 
@@ -53,12 +58,18 @@ void io_tap_send(struct io_port *p, struct dp_engine *e, uint8_t *arena,
 void io_underlay_send(struct io_port *p, struct dp_engine *e, uint8_t *arena,
                       struct dp_frame *const *frames, uint32_t n);
 
+struct io_outbox *io_outbox_create(void); /* of an underlay; to be freed */
+
 /* Makes a partial checksum whole, where nobody behind the port would. outer: bytes in front of the
  * inner frame. */
 void io_complete(const struct dp_frame *f, uint8_t *frame, uint32_t outer);
 
-/* The frame was not sent, for a reason or for the errno that the device gave. */
+/* The frame was not sent, for a reason or for the errno that the device gave; of a super-frame that
+ * had been begun, so many packets of so many bytes. */
 void io_lost(struct dp_engine *e, const struct dp_frame *f, enum dp_reason reason);
+enum dp_reason io_reason_of(int error);
 void io_refused(struct io_port *p, struct dp_engine *e, const struct dp_frame *f, int error);
+void io_refused_part(struct io_port *p, struct dp_engine *e, const struct dp_frame *f,
+                     uint32_t packets, uint64_t bytes, int error);
 
 #endif

@@ -264,6 +264,8 @@ struct dp_loop *dp_loop_create(struct dp_engine *engine, struct dp_error *err) {
 static void free_port(struct io_port *p) {
     if (p) {
         free(p->sending);
+        free(p->uncut);
+        free(p->outbox);
         free(p);
     }
 }
@@ -314,16 +316,21 @@ static int join(struct dp_loop *l, struct io_port *p, bool polled, struct dp_err
     return DP_OK;
 }
 
-int dp_loop_add_tap(struct dp_loop *l, uint16_t port, int fd, uint16_t mtu, bool vnet_hdr,
+int dp_loop_add_tap(struct dp_loop *l, uint16_t port, const struct dp_tap *tap,
                     struct dp_error *err) {
+    if (!tap) {
+        *err = (struct dp_error){DP_EINVAL, "port", port, "no TAP"};
+        return err->status;
+    }
     struct io_port *p = new_port(l, port, DP_PORT_ENDPOINT, err);
     if (!p) {
         return err->status;
     }
-    p->fd = fd;
-    p->mtu = mtu;
-    p->front = vnet_hdr ? IO_VNET_HDR : 0;
-    return join(l, p, watch(l, fd, (uint64_t)port << 1), err);
+    p->fd = tap->fd;
+    p->mtu = tap->mtu;
+    p->front = tap->vnet_hdr ? IO_VNET_HDR : 0;
+    p->uso = tap->uso;
+    return join(l, p, watch(l, p->fd, (uint64_t)port << 1), err);
 }
 
 int dp_loop_add_underlay(struct dp_loop *l, uint16_t port, const struct dp_underlay_sockets *s,
@@ -339,14 +346,16 @@ int dp_loop_add_underlay(struct dp_loop *l, uint16_t port, const struct dp_under
     }
     p->sockets = *s;
     p->sending = calloc((size_t)s->n_send * 2, sizeof *p->sending);
+    p->uncut = calloc((size_t)s->n_send * 2, sizeof *p->uncut);
+    p->outbox = io_outbox_create();
     for (uint32_t i = 0; p->sending && i < s->n_send; i++) {
         p->sending[i] = s->send4 ? s->send4[i] : -1;
         p->sending[s->n_send + i] = s->send6 ? s->send6[i] : -1;
     }
     const uint64_t what = (uint64_t)port << 1;
-    const bool polled = p->sending && (s->receive4 < 0 || watch(l, s->receive4, what)) &&
-                        (s->receive6 < 0 || watch(l, s->receive6, what | ON_V6)) &&
-                        watch_errors(l, p);
+    const bool polled =
+        p->sending && p->uncut && p->outbox && (s->receive4 < 0 || watch(l, s->receive4, what)) &&
+        (s->receive6 < 0 || watch(l, s->receive6, what | ON_V6)) && watch_errors(l, p);
     return join(l, p, polled, err);
 }
 

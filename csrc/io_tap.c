@@ -1,14 +1,74 @@
 /* io_tap.c: TAP devices: one frame a system call, with a virtio-net header that says what is left
- * to do. */
+ * to do: a checksum, or the cut of a super-frame. */
 #include "checksum.h"
 #include "cursor.h"
 #include "io.h"
+#include "segment.h"
 #include <errno.h>
 #include <linux/virtio_net.h>
+#include <sys/uio.h>
 #include <unistd.h>
 
 _Static_assert(sizeof(struct virtio_net_hdr) == IO_VNET_HDR,
                "IFF_VNET_HDR without TUNSETVNETHDRSZ");
+enum { GSO_UDP = 5 }; /* VIRTIO_NET_HDR_GSO_UDP_L4, which older headers lack */
+
+/* ---- receive ------------------------------------------------------------------------------ */
+
+/* Where TCP or UDP begins right behind IP, if it does; else 0. A single VLAN tag is stepped over.
+ */
+static uint32_t find_transport(uint8_t *frame, uint32_t len, uint8_t *proto) {
+    struct dp_cursor c = {frame, len};
+    const struct dp_eth *eth = dp_pull(&c, sizeof *eth);
+    if (!eth) {
+        return 0;
+    }
+    be16 type = eth->type;
+    const uint8_t *tag = be16_get(type) == DP_ETH_VLAN ? dp_pull(&c, DP_VLAN_TAG) : NULL;
+    if (tag) {
+        memcpy(&type, tag + 2, sizeof type);
+    }
+    if (be16_get(type) == DP_ETH_IP4) {
+        const struct dp_ip4 *ip = dp_peek(&c, sizeof *ip);
+        *proto = ip ? ip->proto : 0;
+        return ip && dp_pull(&c, (uint32_t)(ip->version_ihl & 15) * 4) ? (uint32_t)(c.at - frame)
+                                                                       : 0;
+    }
+    const struct dp_ip6 *ip = dp_pull(&c, sizeof *ip);
+    *proto = ip ? ip->next : 0;
+    return ip && be16_get(type) == DP_ETH_IP6 ? (uint32_t)(c.at - frame) : 0;
+}
+
+/* The engine knows the checksums of TCP and UDP; any other that was left is made here. Offsets are
+ * those of whoever sent the frame: they may be anything. */
+static void take_checksum(const struct virtio_net_hdr *v, struct dp_frame *f, uint8_t *frame) {
+    uint8_t proto = 0;
+    if (!(v->flags & VIRTIO_NET_HDR_F_NEEDS_CSUM) ||
+        (uint32_t)v->csum_start + v->csum_offset + 2 > f->len) {
+        return;
+    }
+    const bool known = find_transport(frame, f->len, &proto) == v->csum_start &&
+                       ((proto == DP_IP_TCP && v->csum_offset == offsetof(struct dp_tcp, csum)) ||
+                        (proto == DP_IP_UDP && v->csum_offset == offsetof(struct dp_udp, csum)));
+    if (known || v->gso_type != VIRTIO_NET_HDR_GSO_NONE) {
+        f->flags = DP_CSUM_PARTIAL;
+        f->csum_start = v->csum_start;
+        f->csum_field = v->csum_offset;
+    } else {
+        dp_csum_complete(frame + v->csum_start, f->len - v->csum_start, v->csum_offset);
+    }
+}
+
+static void take_header(const struct io_port *p, struct dp_frame *f, uint8_t *frame) {
+    struct virtio_net_hdr v;
+    if (p->front == 0) {
+        return;
+    }
+    memcpy(&v, frame - IO_VNET_HDR, sizeof v);
+    take_checksum(&v, f, frame);
+    f->gso_type = v.gso_type;
+    f->gso_size = v.gso_type ? v.gso_size : 0;
+}
 
 bool io_tap_receive(struct io_port *p, struct io_burst *b) {
     b->n = 0;
@@ -25,110 +85,103 @@ bool io_tap_receive(struct io_port *p, struct io_burst *b) {
             dp_count(&p->count.truncated, 1);
             continue;
         }
-        b->frames[b->n] = (struct dp_frame){
+        struct dp_frame *f = &b->frames[b->n++];
+        *f = (struct dp_frame){
             .off = (uint32_t)(at - b->arena), .len = (uint32_t)got - p->front, .port = p->id};
-        b->n++;
+        take_header(p, f, at);
     }
     return true;
 }
 
-/* Offsets of a TCP packet that is to be cut into segments. */
-struct headers {
-    bool v4;
-    uint16_t l4;
-    uint16_t payload;
-};
+/* ---- send --------------------------------------------------------------------------------- */
 
-/* False: not whole TCP. A stream may be cut anywhere, but a datagram is one or none. */
-static bool find_headers(uint8_t *frame, uint32_t len, struct headers *h) {
-    struct dp_cursor c = {frame, len};
-    const struct dp_eth *eth = dp_pull(&c, sizeof *eth);
-    if (!eth) {
-        return false;
-    }
-    h->v4 = be16_get(eth->type) == DP_ETH_IP4;
-    uint8_t proto;
-    if (h->v4) {
-        const struct dp_ip4 *ip = dp_peek(&c, sizeof *ip);
-        if (!ip || (be16_get(ip->frag) & (DP_IP4_MF | DP_IP4_OFFSET)) ||
-            !dp_pull(&c, (uint32_t)(ip->version_ihl & 15) * 4)) {
-            return false;
-        }
-        proto = ip->proto;
-    } else {
-        const struct dp_ip6 *ip = dp_pull(&c, sizeof *ip);
-        if (!ip || be16_get(eth->type) != DP_ETH_IP6) {
-            return false;
-        }
-        proto = ip->next;
-    }
-    h->l4 = (uint16_t)(c.at - frame);
-    const struct dp_tcp *tcp = dp_peek(&c, sizeof *tcp);
-    if (!tcp || proto != DP_IP_TCP) {
-        return false;
-    }
-    h->payload = (uint16_t)(h->l4 + (uint32_t)(tcp->offset >> 4) * 4);
-    return true;
+/* One system call; false: the device refused. */
+static bool put(struct io_port *p, const struct iovec *parts, int n) {
+    const ssize_t sent = writev(p->fd, parts, n);
+    dp_count(&p->count.tx_calls, 1);
+    return sent >= 0;
 }
 
-/* The field of a frame that the device is to finish holds the sum of the pseudo-header. */
-static void put_pseudo_sum(uint8_t *frame, uint32_t len, const struct headers *h) {
-    const uint8_t *ip = frame + sizeof(struct dp_eth);
-    const struct dp_addr src = h->v4 ? dp_addr_from4(ip + 12) : dp_addr_load(ip + 8);
-    const struct dp_addr dst = h->v4 ? dp_addr_from4(ip + 16) : dp_addr_load(ip + 24);
-    const uint16_t sum = dp_csum_fold(dp_csum_pseudo(&src, &dst, DP_IP_TCP, len - h->l4));
-    memcpy(frame + h->l4 + offsetof(struct dp_tcp, csum), &sum, 2);
+/* Bytes of payload for each packet. A stream may be cut anywhere, so for a device whose MTU is
+ * below its network's it is cut smaller; 0: no packet of it would fit. */
+static uint16_t size_for(const struct io_port *p, const struct dp_frame *f) {
+    const uint32_t most = p->mtu + (uint32_t)sizeof(struct dp_eth);
+    if ((uint32_t)f->head + f->gso_size <= most) {
+        return f->gso_size;
+    }
+    return f->gso_type != GSO_UDP && f->head < most ? (uint16_t)(most - f->head) : 0;
 }
 
-/* What the device has to know; false: a frame it could not carry. */
-static bool describe(const struct io_port *p, const struct dp_frame *f, uint8_t *frame,
-                     struct virtio_net_hdr *v) {
-    struct headers h;
+/* The packets of a super-frame, one by one, for a device that cannot cut it. Of a stream cut
+ * smaller than it was counted there may be more of them: those are not counted where they are lost.
+ */
+static void put_cut(struct io_port *p, struct dp_engine *e, const struct dp_frame *f,
+                    struct dp_super *s) {
+    uint8_t head[IO_VNET_HDR + DP_SEGMENT_HEADERS] = {0};
+    const uint32_t counted = dp_super_count(s);
+    s->size = size_for(p, f);
+    if (s->size == 0) {
+        io_refused(p, e, f, EMSGSIZE);
+        return;
+    }
+    for (uint32_t i = 0; i < dp_super_count(s); i++) {
+        const uint32_t payload = dp_segment(s, i, head + p->front);
+        const struct iovec parts[] = {{head, (size_t)p->front + s->head},
+                                      {(void *)(s->data + dp_super_at(s, i)), payload}};
+        if (put(p, parts, 2)) {
+            dp_count(&p->count.tx_frames, 1);
+        } else {
+            io_refused_part(p, e, f, i < counted, s->head + payload, errno);
+        }
+    }
+}
+
+/* What the device has to know of the frame. False: no packet of it would fit. */
+static bool describe(const struct io_port *p, const struct dp_frame *f, struct virtio_net_hdr *v) {
     *v = (struct virtio_net_hdr){0};
-    if (p->front == 0) {
-        io_complete(f, frame, 0);
-        return f->len <= p->mtu + sizeof(struct dp_eth);
-    }
     if (f->flags & DP_CSUM_PARTIAL) {
         v->flags = VIRTIO_NET_HDR_F_NEEDS_CSUM;
         v->csum_start = f->csum_start;
         v->csum_offset = f->csum_field;
     }
-    if (f->len <= p->mtu + sizeof(struct dp_eth)) {
-        return true;
+    if (f->head == 0) {
+        return f->len <= p->mtu + sizeof(struct dp_eth);
     }
-    if (!find_headers(frame, f->len, &h) || p->mtu + (int)sizeof(struct dp_eth) <= h.payload) {
-        return false;
+    v->hdr_len = f->head;
+    v->gso_type = f->gso_type;
+    v->gso_size = size_for(p, f);
+    return v->gso_size != 0;
+}
+
+static void put_whole(struct io_port *p, struct dp_engine *e, const struct dp_frame *f,
+                      uint8_t *frame) {
+    struct virtio_net_hdr v;
+    if (!describe(p, f, &v)) {
+        io_refused(p, e, f, EMSGSIZE);
+        return;
     }
-    if (!(f->flags & DP_CSUM_PARTIAL)) {
-        put_pseudo_sum(frame, f->len, &h);
+    if (p->front == 0) {
+        io_complete(f, frame, 0);
     }
-    v->flags = VIRTIO_NET_HDR_F_NEEDS_CSUM;
-    v->csum_start = h.l4;
-    v->csum_offset = offsetof(struct dp_tcp, csum);
-    v->hdr_len = h.payload;
-    v->gso_size = (uint16_t)(p->mtu + sizeof(struct dp_eth) - h.payload);
-    v->gso_type = h.v4 ? VIRTIO_NET_HDR_GSO_TCPV4 : VIRTIO_NET_HDR_GSO_TCPV6;
-    return true;
+    memcpy(frame - p->front, &v, p->front);
+    if (put(p, &(struct iovec){frame - p->front, (size_t)f->len + p->front}, 1)) {
+        dp_count(&p->count.tx_frames, 1);
+        dp_count(&p->count.gso_frames, f->head != 0);
+    } else {
+        io_refused(p, e, f, errno);
+    }
 }
 
 void io_tap_send(struct io_port *p, struct dp_engine *e, uint8_t *arena,
                  struct dp_frame *const *frames, uint32_t n) {
     for (uint32_t i = 0; i < n; i++) {
-        struct virtio_net_hdr v;
+        struct dp_super s;
         uint8_t *frame = arena + frames[i]->off;
-        if (!describe(p, frames[i], frame, &v)) {
-            io_refused(p, e, frames[i], EMSGSIZE);
-            continue;
-        }
-        memcpy(frame - p->front, &v, p->front);
-        const ssize_t sent = write(p->fd, frame - p->front, (size_t)frames[i]->len + p->front);
-        dp_count(&p->count.tx_calls, 1);
-        if (sent < 0) {
-            io_refused(p, e, frames[i], errno);
+        const bool takes = p->front && (p->uso || frames[i]->gso_type != GSO_UDP);
+        if (!takes && dp_super_read(&s, frames[i], frame, 0)) {
+            put_cut(p, e, frames[i], &s);
         } else {
-            dp_count(&p->count.tx_frames, 1);
-            dp_count(&p->count.gso_frames, v.gso_type ? 1 : 0);
+            put_whole(p, e, frames[i], frame);
         }
     }
 }

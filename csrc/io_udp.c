@@ -1,6 +1,6 @@
-/* io_udp.c: the underlay through UDP sockets. The engine speaks whole outer frames; here the kernel
- * writes and reads the outer headers, so on receipt they are made up from what it tells in control
- * messages, and on sending read back from what the engine wrote. */
+/* io_udp.c: packets and errors out of the underlay's sockets. The engine speaks whole outer frames;
+ * here the kernel reads the outer headers, so they are made up from what it tells in control
+ * messages. */
 #include "io.h"
 #include "wire.h"
 #include <arpa/inet.h>
@@ -10,7 +10,7 @@
 #include <netinet/ip_icmp.h>
 #include <sys/socket.h>
 
-enum { CONTROL = 128, FRONT4 = 42, FRONT6 = 62, SOCKET_TTL = 64 };
+enum { CONTROL = 128 };
 
 union io_address {
     struct sockaddr any;
@@ -18,7 +18,7 @@ union io_address {
     struct sockaddr_in6 v6;
 };
 
-/* Buffers of one call of recvmmsg or sendmmsg. */
+/* Buffers of one call of recvmmsg. */
 struct io_messages {
     struct mmsghdr head[IO_BURST];
     struct iovec data[IO_BURST];
@@ -62,8 +62,8 @@ static void read_control(struct msghdr *h, uint8_t *tos, uint8_t *ttl) {
 
 static uint8_t *front4(const struct io_port *p, uint8_t *payload, uint32_t len,
                        const union io_address *from, uint8_t tos, uint8_t ttl) {
-    struct dp_outer4 *o = (struct dp_outer4 *)(payload - FRONT4);
-    memset(o, 0, FRONT4);
+    struct dp_outer4 *o = (struct dp_outer4 *)(payload - IO_FRONT4);
+    memset(o, 0, IO_FRONT4);
     o->eth.type = be16_put(DP_ETH_IP4);
     o->ip = (struct dp_ip4){.version_ihl = 0x45,
                             .tos = tos,
@@ -75,13 +75,13 @@ static uint8_t *front4(const struct io_port *p, uint8_t *payload, uint32_t len,
     o->udp = (struct dp_udp){.sport = {from->v4.sin_port},
                              .dport = be16_put(p->sockets.udp_port),
                              .len = be16_put(len + 8)};
-    return payload - FRONT4;
+    return payload - IO_FRONT4;
 }
 
 static uint8_t *front6(const struct io_port *p, uint8_t *payload, uint32_t len,
                        const union io_address *from, uint8_t tos, uint8_t ttl) {
-    struct dp_outer6 *o = (struct dp_outer6 *)(payload - FRONT6);
-    memset(o, 0, FRONT6);
+    struct dp_outer6 *o = (struct dp_outer6 *)(payload - IO_FRONT6);
+    memset(o, 0, IO_FRONT6);
     o->eth.type = be16_put(DP_ETH_IP6);
     o->ip = (struct dp_ip6){.version_class_flow = be32_put(6u << 28 | (uint32_t)tos << 20),
                             .payload = be16_put(len + 8),
@@ -92,7 +92,7 @@ static uint8_t *front6(const struct io_port *p, uint8_t *payload, uint32_t len,
     o->udp = (struct dp_udp){.sport = {from->v6.sin6_port},
                              .dport = be16_put(p->sockets.udp_port),
                              .len = be16_put(len + 8)};
-    return payload - FRONT6;
+    return payload - IO_FRONT6;
 }
 
 void io_underlay_receive(struct io_port *p, int fd, struct io_burst *b) {
@@ -113,7 +113,7 @@ void io_underlay_receive(struct io_port *p, int fd, struct io_burst *b) {
         const uint32_t len = m.head[i].msg_len;
         const union io_address *from = &m.address[i];
         const bool v4 = from->any.sa_family == AF_INET;
-        const uint32_t front = v4 ? FRONT4 : FRONT6;
+        const uint32_t front = v4 ? IO_FRONT4 : IO_FRONT6;
         read_control(&m.head[i].msg_hdr, &tos, &ttl);
         if ((m.head[i].msg_hdr.msg_flags & MSG_TRUNC) || len > 65535 - 48) {
             dp_count(&p->count.truncated, 1);
@@ -181,106 +181,4 @@ bool io_underlay_error(struct io_port *p, int fd, struct io_path *path) {
         path->vni = dp_vxlan_vni(&quoted);
     }
     return true;
-}
-
-/* ---- send --------------------------------------------------------------------------------- */
-
-static void append_control(struct msghdr *h, uint8_t *control, int level, int type, int value) {
-    struct cmsghdr *c = (struct cmsghdr *)(control + h->msg_controllen);
-    h->msg_control = control;
-    h->msg_controllen += CMSG_SPACE(sizeof value);
-    *c = (struct cmsghdr){
-        .cmsg_len = CMSG_LEN(sizeof value), .cmsg_level = level, .cmsg_type = type};
-    memcpy(CMSG_DATA(c), &value, sizeof value);
-}
-
-/* What the sockets are not set to already. */
-static void set_control(struct msghdr *h, uint8_t *control, bool v4, uint8_t tos, uint8_t ttl) {
-    const int level = v4 ? IPPROTO_IP : IPPROTO_IPV6;
-    if (tos != 0) {
-        append_control(h, control, level, v4 ? IP_TOS : IPV6_TCLASS, tos);
-    }
-    if (ttl != SOCKET_TTL) {
-        append_control(h, control, level, v4 ? IP_TTL : IPV6_HOPLIMIT, ttl);
-    }
-}
-
-/* Fills message i from the outer headers of a frame; returns the socket for its source port. */
-static int address(const struct io_port *p, struct io_messages *m, uint32_t i,
-                   const struct dp_frame *f, uint8_t *frame) {
-    const bool v4 = be16_get(((const struct dp_eth *)frame)->type) == DP_ETH_IP4;
-    const uint32_t front = v4 ? FRONT4 : FRONT6;
-    struct msghdr *h = &m->head[i].msg_hdr;
-    io_complete(f, frame, front + (uint32_t)sizeof(struct dp_vxlan));
-    m->data[i] = (struct iovec){frame + front, f->len - front};
-    *h = (struct msghdr){.msg_name = &m->address[i], .msg_iov = &m->data[i], .msg_iovlen = 1};
-    uint8_t tos;
-    uint8_t ttl;
-    uint16_t sport;
-    if (v4) {
-        const struct dp_outer4 *o = (const struct dp_outer4 *)frame;
-        m->address[i].v4 =
-            (struct sockaddr_in){.sin_family = AF_INET, .sin_port = o->udp.dport.net};
-        memcpy(&m->address[i].v4.sin_addr, o->ip.dst, 4);
-        h->msg_namelen = sizeof m->address[i].v4;
-        tos = o->ip.tos;
-        ttl = o->ip.ttl;
-        sport = be16_get(o->udp.sport);
-    } else {
-        const struct dp_outer6 *o = (const struct dp_outer6 *)frame;
-        m->address[i].v6 =
-            (struct sockaddr_in6){.sin6_family = AF_INET6, .sin6_port = o->udp.dport.net};
-        memcpy(&m->address[i].v6.sin6_addr, o->ip.dst, 16);
-        h->msg_namelen = sizeof m->address[i].v6;
-        tos = (uint8_t)(be32_get(o->ip.version_class_flow) >> 20);
-        ttl = o->ip.hops;
-        sport = be16_get(o->udp.sport);
-    }
-    set_control(h, m->control[i], v4, tos, ttl);
-    return p->sending[(v4 ? 0 : p->sockets.n_send) + sport % p->sockets.n_send];
-}
-
-static bool is_echo_of_icmp(int error) {
-    return error == ECONNREFUSED || error == EMSGSIZE || error == EHOSTUNREACH ||
-           error == ENETUNREACH || error == EHOSTDOWN;
-}
-
-/* Sends messages [first, last) through one socket. An error belongs to the first that was not sent;
- * one that tells of an earlier packet's ICMP is taken off by the failed call, so that message is
- * tried once more. */
-static void send_run(struct io_port *p, struct dp_engine *e, int fd, struct io_messages *m,
-                     struct dp_frame *const *frames, uint32_t first, uint32_t last) {
-    bool tried = false;
-    while (first < last) {
-        const int sent = sendmmsg(fd, &m->head[first], last - first, MSG_DONTWAIT);
-        dp_count(&p->count.tx_calls, 1);
-        if (sent > 0) {
-            dp_count(&p->count.tx_frames, (uint64_t)sent);
-            first += (uint32_t)sent;
-            tried = false;
-        } else if (errno == EINTR || (is_echo_of_icmp(errno) && !tried)) {
-            tried = true;
-            dp_count(&p->count.rx_errors, 1);
-        } else {
-            io_refused(p, e, frames[first++], errno);
-            tried = false;
-        }
-    }
-}
-
-void io_underlay_send(struct io_port *p, struct dp_engine *e, uint8_t *arena,
-                      struct dp_frame *const *frames, uint32_t n) {
-    struct io_messages m;
-    int fds[IO_BURST];
-    for (uint32_t i = 0; i < n; i++) {
-        fds[i] = address(p, &m, i, frames[i], arena + frames[i]->off);
-    }
-    for (uint32_t first = 0; first < n;) {
-        uint32_t last = first + 1;
-        while (last < n && fds[last] == fds[first]) {
-            last++;
-        }
-        send_run(p, e, fds[first], &m, frames, first, last);
-        first = last;
-    }
 }

@@ -137,6 +137,9 @@ enum dp_lane {
     DP_LEFT = 3     /* no longer */
 };
 
+/* Bytes that the headers of a super-frame may have at most, outer ones not counted. */
+enum { DP_SUPER_HEADERS = 192 };
+
 struct dp_packet {
     struct dp_key key;
     struct dp_frame *frame;
@@ -161,9 +164,23 @@ struct dp_packet {
     uint32_t datagram_id; /* of a fragment */
     uint16_t part_at;     /* of a fragment, in units of 8 bytes */
     uint16_t part_len;    /* of a fragment, in bytes */
+    uint16_t more;        /* of a super-frame: packets it stands for beyond the first */
+    uint16_t payload;     /* of a super-frame: bytes behind its transport header */
 } dp_line;
 
 _Static_assert(sizeof(struct dp_packet) == 128, "a packet under way is two cache lines");
+
+/* What a frame is on the wire: of a super-frame each packet repeats the headers. */
+static inline uint32_t dp_packet_count(const struct dp_packet *p) {
+    return 1u + p->more;
+}
+static inline uint64_t dp_packet_bytes(const struct dp_packet *p) {
+    return p->len + (uint64_t)p->more * (p->len - p->payload);
+}
+/* Bytes of the first packet of a super-frame, or of the one that there is. */
+static inline uint32_t dp_packet_first_len(const struct dp_packet *p) {
+    return dp_likely(!p->more) ? p->len : p->len - p->payload + p->frame->gso_size;
+}
 
 static inline struct dp_eth *dp_packet_eth(const struct dp_packet *p) {
     return (struct dp_eth *)p->data;

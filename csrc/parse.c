@@ -5,6 +5,7 @@
 #include "cursor.h"
 
 enum { ICMP_QUERY_MIN = 8 };
+enum { GSO_TCP4 = 1, GSO_TCP6 = 4, GSO_UDP = 5, GSO_ECN = 0x80 }; /* virtio 1.2 section 5.1.6 */
 
 static enum dp_reason parse_arp(struct dp_cursor *c) {
     const struct dp_arp *arp = dp_peek(c, sizeof *arp);
@@ -249,4 +250,76 @@ void dp_parse_checksum_state(struct dp_packet *p) {
         f->csum_start = p->l4;
         f->csum_field = (uint16_t)(field - (const uint8_t *)dp_packet_l4(p));
     }
+}
+
+/* What a super-frame of the packet's kind is called; 0: there are none. */
+static uint8_t gso_type_of(const struct dp_packet *p) {
+    if (p->key.proto == DP_IP_TCP) {
+        return p->family == 4 ? GSO_TCP4 : GSO_TCP6;
+    }
+    return p->key.proto == DP_IP_UDP ? GSO_UDP : 0;
+}
+
+static uint32_t transport_header(const struct dp_packet *p) {
+    const struct dp_tcp *tcp = dp_packet_l4(p);
+    return p->key.proto == DP_IP_TCP ? (uint32_t)(tcp->offset >> 4) * 4
+                                     : (uint32_t)sizeof(struct dp_udp);
+}
+
+enum dp_reason dp_parse_super(struct dp_packet *p) {
+    struct dp_frame *f = p->frame;
+    const uint8_t type = gso_type_of(p);
+    const bool ecn = f->gso_type == (type | GSO_ECN) && type != GSO_UDP;
+    if (f->gso_type == 0) {
+        f->gso_size = 0;
+        return DP_R_none;
+    }
+    if (type == 0 || p->fragment || (f->gso_type != type && !ecn) || f->gso_size == 0 ||
+        !(f->flags & DP_CSUM_PARTIAL) ||
+        (p->kind == DP_PORT_UNDERLAY && !(f->flags & DP_OUTER_CHECKED))) {
+        return DP_R_bad_gso;
+    }
+    if (type == GSO_UDP &&
+        be16_get(((const struct dp_udp *)dp_packet_l4(p))->len) != p->len - p->l4) {
+        return DP_R_bad_gso;
+    }
+    const uint32_t headers = p->l4 + transport_header(p);
+    const uint32_t payload = p->len - headers;
+    if (payload <= f->gso_size) {
+        f->gso_type = 0;
+        f->gso_size = 0;
+        return DP_R_none;
+    }
+    if (headers > DP_SUPER_HEADERS) {
+        return DP_R_bad_gso;
+    }
+    p->payload = (uint16_t)payload;
+    p->more = (uint16_t)((payload - 1) / f->gso_size);
+    return DP_R_none;
+}
+
+void dp_parse_unsized(struct dp_packet *p, uint16_t mtu) {
+    struct dp_frame *f = p->frame;
+    if (p->key.proto != DP_IP_TCP || p->fragment) {
+        return;
+    }
+    const uint32_t headers = p->l4 - p->l3 + transport_header(p);
+    if (headers >= mtu || p->l3 + headers > DP_SUPER_HEADERS) {
+        return;
+    }
+    if (!(f->flags & DP_CSUM_PARTIAL)) {
+        uint8_t *field = dp_packet_l4_checksum(p);
+        const uint32_t len = p->len - p->l4;
+        const uint64_t pseudo = dp_csum_pseudo(&p->key.src, &p->key.dst, p->key.proto, len);
+        const uint16_t sum = dp_csum_fold(pseudo);
+        if (dp_csum_fold(dp_csum_add(pseudo, dp_packet_l4(p), len)) != 0xffff) {
+            return;
+        }
+        memcpy(field, &sum, sizeof sum);
+        f->flags |= DP_CSUM_PARTIAL;
+        f->csum_start = p->l4;
+        f->csum_field = (uint16_t)(field - (const uint8_t *)dp_packet_l4(p));
+    }
+    f->gso_type = gso_type_of(p);
+    f->gso_size = (uint16_t)(mtu - headers);
 }

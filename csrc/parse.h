@@ -1,4 +1,4 @@
-/* parse.h: what a frame is. Reads only, except that it notes a partial checksum in the descriptor.
+/* parse.h: what a frame is. Reads only, except that it notes in the descriptor what is left to do.
  */
 #ifndef DP_PARSE_H
 #define DP_PARSE_H
@@ -22,6 +22,15 @@ bool dp_parse_quote(const struct dp_packet *p, struct dp_quote *q);
 /* The checksum of a frame that says it is partial, or whose kernel peer may have left it so: where
  * it stands, or that it is not. */
 void dp_parse_checksum_state(struct dp_packet *p);
+
+/* Whether the packet is the super-frame that its descriptor says: fills more and payload; where it
+ * is one packet after all the descriptor says so. Returns 0 or the drop's reason. */
+enum dp_reason dp_parse_super(struct dp_packet *p);
+
+/* A packet above its network's MTU that a kernel peer handed over before it was cut, without saying
+ * how: TCP becomes a super-frame of packets that fit. The only function here that writes into the
+ * frame: a checksum that is complete, and right, is given up, since each packet gets its own. */
+void dp_parse_unsized(struct dp_packet *p, uint16_t mtu);
 
 /* The VXLAN packet at p->data, p->len, received on an underlay port: checks and steps over the
  * outer headers, leaving data and len at the inner frame; fills outer_src, outer_tos, outer_odd and

@@ -10,6 +10,11 @@ static bool is_own(struct dp_addr dst, const uint8_t own[16]) {
     return !dp_addr_is_zero(&mine) && dp_addr_equal(&dst, &mine);
 }
 
+/* Of a super-frame the outer lengths are those of its first packet. */
+static bool trim(const struct dp_packet *p, struct dp_cursor *c, uint32_t len) {
+    return dp_unlikely(p->frame->gso_type) ? len <= c->left : dp_trim(c, len);
+}
+
 static enum dp_reason outer_ip4(struct dp_packet *p, struct dp_cursor *c,
                                 const struct dp_port *port) {
     const struct dp_ip4 *ip = dp_peek(c, sizeof *ip);
@@ -18,7 +23,7 @@ static enum dp_reason outer_ip4(struct dp_packet *p, struct dp_cursor *c,
     }
     const uint32_t header = (uint32_t)(ip->version_ihl & 15) * 4;
     const uint32_t total = be16_get(ip->total);
-    if (ip->version_ihl >> 4 != 4 || header < sizeof *ip || total < header || !dp_trim(c, total)) {
+    if (ip->version_ihl >> 4 != 4 || header < sizeof *ip || total < header || !trim(p, c, total)) {
         return DP_R_outer_malformed;
     }
     dp_pull(c, header);
@@ -41,7 +46,7 @@ static enum dp_reason outer_ip4(struct dp_packet *p, struct dp_cursor *c,
 static enum dp_reason outer_ip6(struct dp_packet *p, struct dp_cursor *c,
                                 const struct dp_port *port) {
     const struct dp_ip6 *ip = dp_pull(c, sizeof *ip);
-    if (!ip || be32_get(ip->version_class_flow) >> 28 != 6 || !dp_trim(c, be16_get(ip->payload))) {
+    if (!ip || be32_get(ip->version_class_flow) >> 28 != 6 || !trim(p, c, be16_get(ip->payload))) {
         return DP_R_outer_malformed;
     }
     if (ip->next == DP_IP_FRAGMENT) {
@@ -65,7 +70,7 @@ static enum dp_reason outer_udp(struct dp_packet *p, struct dp_cursor *c,
         return DP_R_outer_not_vxlan;
     }
     const uint32_t len = be16_get(udp->len);
-    if (len < sizeof *udp || !dp_trim(c, len)) {
+    if (len < sizeof *udp || !trim(p, c, len)) {
         return DP_R_outer_malformed;
     }
     if (!(p->frame->flags & DP_OUTER_CHECKED)) {

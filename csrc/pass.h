@@ -38,16 +38,17 @@ static inline void settle(const struct pass *x, struct dp_packet *p, uint16_t eg
     f->len = p->len;
     f->port = egress;
     f->flags &= DP_CSUM_PARTIAL | DP_MISS;
+    f->head = (uint16_t)(p->more ? p->len - p->payload : 0);
     if (egress < x->count->n_ports) {
-        dp_count(&x->count->ports[egress].tx_frames, 1);
-        dp_count(&x->count->ports[egress].tx_bytes, p->len);
+        dp_count(&x->count->ports[egress].tx_frames, dp_packet_count(p));
+        dp_count(&x->count->ports[egress].tx_bytes, dp_packet_bytes(p));
     }
 }
 
 static inline void forward(const struct pass *x, struct dp_packet *p, uint16_t egress) {
     p->frame->verdict = DP_FORWARD;
     p->frame->reason = DP_R_none;
-    dp_count(&x->count->totals.forwarded, 1);
+    dp_count(&x->count->totals.forwarded, dp_packet_count(p));
     settle(x, p, egress);
 }
 

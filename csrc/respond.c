@@ -8,6 +8,7 @@ static void made_here(struct dp_packet *p) {
     p->frame->flags &= (uint8_t)~DP_CSUM_PARTIAL;
     p->frame->gso_size = 0;
     p->frame->gso_type = 0;
+    p->more = 0;
 }
 
 bool dp_is_echo_request(const struct dp_packet *p) {

@@ -19,20 +19,15 @@ static uint8_t ttl_of(const struct dp_packet *p) {
 
 /* Bytes of IP packet the way has to carry: of a super-frame, those of one segment. */
 static uint32_t wire_size(const struct dp_packet *p) {
-    if (dp_likely(p->frame->gso_size == 0)) {
-        return p->len - p->l3;
-    }
-    const uint32_t l4 = p->key.proto == DP_IP_TCP
-                            ? (uint32_t)(((struct dp_tcp *)dp_packet_l4(p))->offset >> 4) * 4
-                            : (uint32_t)sizeof(struct dp_udp);
-    return (uint32_t)(p->l4 - p->l3) + l4 + p->frame->gso_size;
+    return dp_packet_first_len(p) - p->l3;
 }
 
+/* A super-frame is not cut into pieces: its sender is told, and makes smaller packets. */
 static enum dp_reason check_size(const struct dp_packet *p, uint16_t mtu) {
     if (dp_likely(mtu == 0 || wire_size(p) <= mtu)) {
         return DP_R_none;
     }
-    if (p->family == 4 && !(be16_get(dp_packet_ip4(p)->frag) & DP_IP4_DF)) {
+    if (p->family == 4 && !p->more && !(be16_get(dp_packet_ip4(p)->frag) & DP_IP4_DF)) {
         return DP_R_needs_fragmentation;
     }
     return DP_R_too_big;

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 assert lib.dp_abi() == lib.DP_ABI, "the extension module is of another version than its headers"
 
 KEPT_GENERATIONS = 16  # whose names are still known
-LARGEST_FRAME = 65535 + 64  # a super-frame with its Ethernet header
+LARGEST_FRAME = 65535 + 84  # a super-frame behind outer headers
 MAX_STEPS = 4096  # of a trace
 
 
@@ -57,6 +57,7 @@ class Outcome:
     frame: bytes
     rule: str | None
     generation: int
+    gso_size: int = 0  # of a super-frame that is forwarded
     more: tuple["Outcome", ...] = ()  # of frames that came out with it, see `Engine.more`
 
 
@@ -304,11 +305,18 @@ class Engine:
         return Result(batch, self._generations)
 
     def process_one(
-        self, frame: Frame, port: int | str, *, now: int | None = None, flags: int = 0
+        self,
+        frame: Frame,
+        port: int | str,
+        *,
+        now: int | None = None,
+        flags: int = 0,
+        gso_type: int = 0,
+        gso_size: int = 0,
     ) -> Outcome:
-        """One frame, without FCS, by the way of `process`."""
+        """One frame, without FCS, by the way of `process`. With `gso_size` it is a super-frame."""
         with self.exclusive():
-            batch = self._one(frame, port, flags)
+            batch = self._one(frame, port, flags, gso_type, gso_size)
             now = self.clock.now_ns() if now is None else now
             check(lib.dp_process(self.handle, 0, *batch.prepare(self.port_id), now))
             outcome = self._outcome(batch)
@@ -316,12 +324,19 @@ class Engine:
         return replace(outcome, more=more) if more else outcome
 
     def trace(
-        self, frame: Frame, port: int | str, *, now: int | None = None, flags: int = 0
+        self,
+        frame: Frame,
+        port: int | str,
+        *,
+        now: int | None = None,
+        flags: int = 0,
+        gso_type: int = 0,
+        gso_size: int = 0,
     ) -> Walk:
         """What would become of the frame, and why. Changes no state and no counter."""
         steps = ffi.new("struct dp_step[]", MAX_STEPS)
         with self.exclusive():
-            batch = self._one(frame, port, flags)
+            batch = self._one(frame, port, flags, gso_type, gso_size)
             before = bytes(batch.view(0))
             now = self.clock.now_ns() if now is None else now
             arena, size, frames, _ = batch.prepare(self.port_id)
@@ -364,10 +379,14 @@ class Engine:
             batch.count = 1
             yield self._outcome(batch)
 
-    def _one(self, frame: Frame, port: int | str, flags: int) -> Batch:
+    def _one(
+        self, frame: Frame, port: int | str, flags: int, gso_type: int, gso_size: int
+    ) -> Batch:
         if self._single is None:
             self._single = Batch(1, lib.DP_HEADROOM + LARGEST_FRAME)
-        return self._single.load([frame], port, flags)
+        batch = self._single.load([frame], port, flags)
+        batch.frames["gso_type"], batch.frames["gso_size"] = gso_type, gso_size
+        return batch
 
     def _outcome(self, batch: Batch) -> Outcome:
         result = Result(batch, self._generations)
@@ -378,6 +397,7 @@ class Engine:
             frame=bytes(result.frame(0)),
             rule=result.rule_of(0),
             generation=int(result.generation[0]),
+            gso_size=int(batch.frames["gso_size"][0]),
         )
 
     # ---- looking -------------------------------------------------------------------------------

@@ -23,6 +23,8 @@ _TUNSETIFF, _TUNSETPERSIST, _TUNSETOWNER, _TUNSETOFFLOAD = (
     0x400454D0,
 )
 _IFF_TAP, _IFF_NO_PI, _IFF_VNET_HDR = 0x0002, 0x1000, 0x4000
+_TUN_F_TCP = 0x01 | 0x02 | 0x04 | 0x08  # checksums, TSO4, TSO6, TSO with ECN
+_TUN_F_USO = 0x20 | 0x40  # Linux 6.2
 _IP_MTU_DISCOVER, _IPV6_MTU_DISCOVER, _PMTUDISC_PROBE = 10, 23, 3
 _UDP_NO_CHECK6_RX = 102
 _IP_RECVERR, _IPV6_RECVERR, _SO_ATTACH_FILTER, _BPF_RET = 11, 25, 26, 6
@@ -60,7 +62,18 @@ class _Owner:
         self.close()
 
 
-def _open_tap(name: str, persist: bool, owner: int | None) -> int:
+def _offload(fd: int, wanted: bool) -> bool:
+    """Lets the kernel hand over what is not cut and summed yet; whether UDP, too, may be so."""
+    for flags in (_TUN_F_TCP | _TUN_F_USO, _TUN_F_TCP) if wanted else ():
+        with contextlib.suppress(OSError):
+            fcntl.ioctl(fd, _TUNSETOFFLOAD, flags)
+            return bool(flags & _TUN_F_USO)
+    fcntl.ioctl(fd, _TUNSETOFFLOAD, 0)
+    return False
+
+
+def _open_tap(name: str, persist: bool, owner: int | None, offload: bool) -> tuple[int, bool]:
+    """Its descriptor, and whether its kernel cuts UDP super-frames."""
     _check_name(name)
     try:
         fd = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -70,7 +83,7 @@ def _open_tap(name: str, persist: bool, owner: int | None) -> int:
     try:
         flags = _IFF_TAP | _IFF_NO_PI | _IFF_VNET_HDR
         fcntl.ioctl(fd, _TUNSETIFF, struct.pack("16sH22x", name.encode(), flags))
-        fcntl.ioctl(fd, _TUNSETOFFLOAD, 0)
+        uso = _offload(fd, offload)
         if owner is not None:
             fcntl.ioctl(fd, _TUNSETOWNER, owner)
         if persist:
@@ -78,7 +91,7 @@ def _open_tap(name: str, persist: bool, owner: int | None) -> int:
     except OSError as error:
         os.close(fd)
         raise PortError(f"tap {name}: {_tap_fault(error)}") from error
-    return fd
+    return fd, uso
 
 
 def _check_name(name: str) -> None:
@@ -104,11 +117,16 @@ def _tap_fault(error: OSError) -> str:
 
 
 class AdoptedTap(_Owner):
-    """A TAP by its open, non-blocking descriptor, which the port closes; its link stays as is."""
+    """A TAP by its open, non-blocking descriptor, which the port closes; its link stays as is.
 
-    def __init__(self, fd: int, *, mtu: int = 1500, vnet_hdr: bool = True) -> None:
+    `uso`: its kernel takes UDP super-frames (Linux 6.2); else they are cut before.
+    """
+
+    def __init__(
+        self, fd: int, *, mtu: int = 1500, vnet_hdr: bool = True, uso: bool = False
+    ) -> None:
         self.mtu = mtu
-        self._fd, self._vnet_hdr = fd, vnet_hdr
+        self._fd, self._vnet_hdr, self._uso = fd, vnet_hdr, uso
 
     def fileno(self) -> int:
         return self._fd
@@ -118,8 +136,8 @@ class AdoptedTap(_Owner):
         from dataplane.reasons import check
 
         error = ffi.new("struct dp_error *")
-        tap = (self._fd, self.mtu, self._vnet_hdr)
-        check(lib.dp_loop_add_tap(loop, port_id, *tap, error), error)
+        tap = ffi.new("struct dp_tap *", [self._fd, self.mtu, self._vnet_hdr, self._uso])
+        check(lib.dp_loop_add_tap(loop, port_id, tap, error), error)
 
     def close(self) -> None:
         fd, self._fd = self._fd, -1
@@ -131,7 +149,8 @@ class Tap(AdoptedTap):
     """A TAP device by its exact name, new or existing, in any network namespace.
 
     A new one disappears at `close()` unless `persist`; an existing persistent one always stays.
-    `mac`, `mtu` (bytes of IP packet) and `up` are set at once. Raises PortError with the fix.
+    `mac`, `mtu` (bytes of IP packet) and `up` are set at once. `offload`: the device's kernel
+    leaves the cutting of large packets and their checksums to us. Raises PortError with the fix.
     """
 
     def __init__(
@@ -144,12 +163,14 @@ class Tap(AdoptedTap):
         up: bool = True,
         persist: bool = False,
         owner: int | None = None,
+        offload: bool = True,
     ) -> None:
         if not 68 <= mtu <= 65_535:
             raise PortError(f"tap {name}: MTU {mtu} is not in 68-65535")
         self.name, self.netns = name, netns
         self._home = inside(netns, here)
-        super().__init__(inside(netns, lambda: _open_tap(name, persist, owner)), mtu=mtu)
+        fd, uso = inside(netns, lambda: _open_tap(name, persist, owner, offload))
+        super().__init__(fd, mtu=mtu, uso=uso)
         try:
             self._link(mtu=mtu, mac=mac, up=up)
         except BaseException:
@@ -240,7 +261,9 @@ class VxlanSocket(_Owner):
     refuses what is above the device's MTU. PMTUDISC_PROBE and not DO: the path's MTU is the
     engine's business, and a forged ICMP error must not shrink it for everyone behind the socket.
     `interface`: the only device to use. `checksum4`: UDP checksums over IPv4 too. `zero6`: over
-    IPv6 a zero one is accepted (RFC 6936). Raises PortError with the fix.
+    IPv6 a zero one is accepted (RFC 6936). `offload`: many packets are one message, which the
+    kernel cuts (UDP_SEGMENT) or has joined (UDP_GRO); it then makes UDP checksums in any case.
+    Raises PortError with the fix.
     """
 
     def __init__(
@@ -254,6 +277,7 @@ class VxlanSocket(_Owner):
         sources: int = 64,
         netns: str | None = None,
         interface: str | None = None,
+        offload: bool = True,
     ) -> None:
         if not 0 < sources <= len(_SOURCE_PORTS):
             raise PortError(f"{sources} source ports: at least 1, at most {len(_SOURCE_PORTS)}")
@@ -261,12 +285,12 @@ class VxlanSocket(_Owner):
             raise PortError(f"UDP port {port} is not in 1-65535")
         own = [a for a in (address, address6) if a is not None]
         self.port = port
-        self._interface = interface
+        self._interface, self._offload = interface, offload
         self._own: dict[int, IP] = {a.version: a for a in own}
         self._receive: dict[int, socket.socket] = {}
         self._send: dict[int, list[socket.socket]] = {}
         try:
-            inside(netns, lambda: self._open(sources, checksum4, zero6))
+            inside(netns, lambda: self._open(sources, checksum4 or offload, zero6))
         except BaseException:
             self.close()
             raise
@@ -294,6 +318,7 @@ class VxlanSocket(_Owner):
         config.receive6 = self._receive[6].fileno() if 6 in self._receive else -1
         config.send4, config.send6 = fds.get(4, ffi.NULL), fds.get(6, ffi.NULL)
         config.n_send, config.udp_port = count, self.port
+        config.segment = self._offload
         for version, address in self._own.items():
             setattr(config, f"ip{version}", ip16(address))
         check(lib.dp_loop_add_underlay(loop, port_id, config, error), error)

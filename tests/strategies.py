@@ -6,6 +6,7 @@ and a list of steps; `play` leads one through a dataplane. A state machine uses 
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from dataclasses import replace as with_fields
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -459,6 +460,8 @@ class Frame:
     port: str
     data: bytes
     flags: int = 0
+    gso_type: int = 0
+    gso_size: int = 0
 
 
 @st.composite
@@ -475,7 +478,22 @@ def frames(draw: st.Draw, node: Node) -> Frame:
         frame = draw(_from_endpoint(site, site.endpoints[port]))
     if draw(seldom):
         frame = Frame(frame.port, draw(damaged(frame.data)), frame.flags)
-    return frame
+    return draw(supers(frame)) if draw(seldom) else frame
+
+
+@st.composite
+def supers(draw: st.Draw, frame: Frame) -> Frame:
+    """The frame as one that stands for many; mostly one that may be said to."""
+    outer = frame.port == UNDERLAY
+    at = 0 if not outer else 50 if frame.data[12:14] == b"\x08\0" else 70
+    ip = frame.data[at + 14 :]
+    proto = ip[9:10] if ip[:1] and ip[0] >> 4 == 4 else ip[6:7]
+    tcp = [1, 0x81] if ip[:1] and ip[0] >> 4 == 4 else [4, 0x84]
+    right = {bytes([TCP]): tcp, bytes([UDP]): [5]}
+    kind = draw(_mostly(right.get(proto, [1]), [0, 1, 4, 5, 0x85, 3]))
+    size = draw(_mostly([100, 500, 1200, 1300, 1400], [0, 1, 65535]))
+    flags = draw(_mostly([frame.flags & 2 | (5 if outer else 1)], [0, 1, 4]))
+    return with_fields(frame, flags=flags, gso_type=kind, gso_size=size)
 
 
 @st.composite
@@ -795,7 +813,7 @@ def _segments(draw: st.Draw, version: int, aim: Aim | None) -> tuple[int, bytes]
     return draw(st.sampled_from([47, 50, 132, 255, ICMP6 if version == 4 else ICMP])), data
 
 
-LARGE = [bytes(n) for n in (1232, 1252, 1271, 1272, 1352, 1372, 1373)]  # as UDP about an MTU
+LARGE = [bytes(n) for n in (1232, 1252, 1271, 1272, 1352, 1372, 1373, 5000)]  # about an MTU
 MSS_OPTIONS = [
     b"",
     b"\x02\x04\x23\x00",

@@ -120,19 +120,20 @@ class Pair:
 
     def judge(self, frame: strategies.Frame, now: int) -> Outcome:
         before = self.engine.stats()
-        walk = self.engine.trace(frame.data, frame.port, now=now, flags=frame.flags)
+        gso = {"gso_type": frame.gso_type, "gso_size": frame.gso_size}
+        walk = self.engine.trace(frame.data, frame.port, now=now, flags=frame.flags, **gso)
         assert self.engine.stats().totals == before.totals
-        got = self.engine.process_one(frame.data, frame.port, now=now, flags=frame.flags)
+        got = self.engine.process_one(frame.data, frame.port, now=now, flags=frame.flags, **gso)
         assert (walk.verdict, walk.reason, walk.egress, walk.after, walk.rule) == (
             (got.verdict, got.reason, got.port, got.frame, got.rule)
         )
         seen = as_twin_says(got)
         choices = Choices(seen.frame, self.evicted, self.outside_port)
-        wanted = self.twin.process(frame.data, frame.port, now, frame.flags, choices=choices)
-        assert seen == wanted._replace(partial=False)
+        wanted = self.twin.process(frame.data, frame.port, now, frame.flags, **gso, choices=choices)
+        assert seen == wanted._replace(partial=False, packets=1)
         for out in map(as_twin_says, got.more):
             told = self.twin.more(Choices(out.frame, self.evicted, self.outside_port))
-            assert told and out == told._replace(partial=False)
+            assert told and out == told._replace(partial=False, packets=1)
         assert self.twin.more() is None
         totals = self.engine.stats().totals
         assert totals["icmp_limited"] == self.twin.icmp_limited
@@ -142,7 +143,9 @@ class Pair:
             out.verdict == "forward" and strategies.UNDERLAY not in (frame.port, out.egress)
             for out in (seen, *map(as_twin_says, got.more))
         ]
-        assert totals["local"] == before.totals["local"] + sum(near)
+        packets = wanted.packets
+        assert totals["local"] == before.totals["local"] + sum(near) * packets
+        assert totals["rx"] == before.totals["rx"] + packets
         assert adds_up(totals)
         return seen
 
@@ -154,6 +157,7 @@ def as_twin_says(got: EngineOutcome) -> Outcome:
         got.port,
         got.frame if got.port is not None else None,
         got.rule,
+        gso_size=got.gso_size if got.port is not None else 0,
     )
 
 

@@ -30,7 +30,7 @@ C_TIERS = (
         "split",
     ),
     ("parse_outer", "parse_quote", "snapshot", "tcp"),
-    ("transpose", "nd", "arp"),
+    ("transpose", "nd", "arp", "segment"),
     ("layer",),
     ("nat",),
     ("lb",),
@@ -40,7 +40,7 @@ C_TIERS = (
     ("express",),
     ("engine",),
     ("api", "names", "bench", "io"),
-    ("io_loop", "io_tap", "io_udp"),
+    ("io_loop", "io_tap", "io_udp", "io_udp_send"),
 )
 
 PYTHON_TIERS = (

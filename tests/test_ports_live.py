@@ -9,6 +9,7 @@ import contextlib
 import functools
 import hashlib
 import os
+import re
 import select
 import shutil
 import socket
@@ -135,16 +136,26 @@ class Site:
 class Running:
     """An engine that forwards between the pod's TAP and the underlay, on a thread."""
 
-    def __init__(self, site: Site, made: contextlib.ExitStack, mtu: int | None = None) -> None:
+    def __init__(
+        self,
+        site: Site,
+        made: contextlib.ExitStack,
+        mtu: int | None = None,
+        offload: bool = True,
+    ) -> None:
         self.site = site
         self.engine = made.enter_context(Engine())
         self.engine.commit(site.policy(mtu))
         mac = self.engine.resolved.networks[0].endpoints[0].mac  # type: ignore[union-attr]
-        self.tap = made.enter_context(Tap("web", netns=site.pod, mac=mac, mtu=mtu or site.mtu))
+        self.tap = made.enter_context(
+            Tap("web", netns=site.pod, mac=mac, mtu=mtu or site.mtu, offload=offload)
+        )
         self.tap.address(ip_address(POD), 16)
         self.tap.default_route(ip_address("10.1.0.1"))
         self.underlay = made.enter_context(
-            VxlanSocket(ip_address(site.address), netns=site.node, interface="under")
+            VxlanSocket(
+                ip_address(site.address), netns=site.node, interface="under", offload=offload
+            )
         )
         ports = {"underlay": self.underlay, "web": self.tap}
         self.forwarder = made.enter_context(Forwarder(self.engine, ports))
@@ -159,16 +170,16 @@ class Running:
 
 @contextlib.contextmanager
 def running(
-    *, v6: bool = False, underlay_mtu: int = 1500, mtu: int | None = None
+    *, v6: bool = False, underlay_mtu: int = 1500, mtu: int | None = None, offload: bool = True
 ) -> Iterator[Running]:
     with namespaces("n", "k", "p") as names, contextlib.ExitStack() as made:
         site = Site(*names, v6=v6, underlay_mtu=underlay_mtu)
-        yield Running(site, made, mtu)
+        yield Running(site, made, mtu, offload)
 
 
-@pytest.fixture
-def live() -> Iterator[Running]:
-    with running() as r:
+@pytest.fixture(params=[True, False], ids=["offload", "plain"])
+def live(request: pytest.FixtureRequest) -> Iterator[Running]:
+    with running(offload=request.param) as r:
         yield r
 
 
@@ -337,9 +348,10 @@ def outer_packets(r: Running, work: Callable[[], None], quiet: float = 0.3) -> l
 
 
 @pytest.mark.conformance("V1", "V6", "E1", "E5", "E8")
+@pytest.mark.parametrize("offload", [False, True], ids=["plain", "offload"])
 @pytest.mark.parametrize("v6", [False, True], ids=["underlay4", "underlay6"])
-def test_outer_headers(v6: bool) -> None:
-    with running(v6=v6) as r:
+def test_outer_headers(v6: bool, offload: bool) -> None:
+    with running(v6=v6, offload=offload) as r:
 
         def send() -> None:
             with udp(r.site.pod, POD) as pod:
@@ -357,7 +369,7 @@ def test_outer_headers(v6: bool) -> None:
             assert outer[1] == 2 and outer[8] == 64
             assert outer[6] & 0xC0 == 0x40, "DF is set: never fragmented (RFC 7348 section 4.3)"
             transport = outer[20:]
-            assert transport[6:8] == b"\0\0"
+            assert (transport[6:8] == b"\0\0") is not offload, "many in one need a checksum"
         assert int.from_bytes(transport[:2]) >= 49152
         assert int.from_bytes(transport[2:4]) == 4789
         assert transport[8:16] == bytes([8, 0, 0, 0, 0, 16, 0, 0])
@@ -375,9 +387,8 @@ def test_flows_spread_over_source_ports_and_stick_to_theirs(live: Running) -> No
 
     ports: dict[int, set[int]] = {}
     for frame in outer_packets(live, send):
-        at = frame.find(b"spread")
-        if at > 0:
-            flow = struct.unpack_from("!H", frame, at + 6)[0]
+        for found in re.finditer(b"spread(..)", frame, re.DOTALL):  # of a message of many, all
+            flow = int.from_bytes(found[1])
             ports.setdefault(flow, set()).add(int.from_bytes(frame[34:36]))
     assert len(ports) == flows and all(len(p) == 1 for p in ports.values())
     distinct = set().union(*ports.values())
@@ -579,7 +590,10 @@ def test_super_frames_are_left_to_the_device(v6: bool, partial: bool) -> None:
 
 @pytest.mark.conformance("T18")
 def test_a_full_queue_of_the_underlays_device_is_counted(live: Running) -> None:
-    """ENOBUFS: what the queueing discipline drops is a drop of ours; then traffic goes on."""
+    """ENOBUFS: what the queueing discipline drops is a drop of ours; then traffic goes on.
+
+    Of a message of many packets it takes some and drops others without telling.
+    """
     shape = "root handle 1: tbf rate 64kbit burst 2000 limit 4000"
     tc = ["tc", "-n", live.site.node, "qdisc"]
     subprocess.run([*tc, "add", "dev", "under", *shape.split()], check=True)
@@ -588,7 +602,7 @@ def test_a_full_queue_of_the_underlays_device_is_counted(live: Running) -> None:
             sender.sendto(bytes(1000), (REMOTE, 9))
         wait_for(lambda: live.engine.stats().totals["rx"] >= 200)
     stats = live.engine.stats()
-    assert live.drops().get("egress_busy", 0) > 100 and adds_up(stats.totals)
+    assert live.drops().get("egress_busy", 0) > 20 and adds_up(stats.totals)
     subprocess.run([*tc, "del", "dev", "under", "root"], check=True)
     transfer(live.site.pod, live.site.peer, REMOTE, 1 << 20)
 
@@ -598,8 +612,18 @@ def test_super_frames_that_cannot_be_cut_are_counted() -> None:
         b.encapsulated(tcp_frame(2004, flags="MF"))
         assert b.drops() == {"egress_too_big": 1}
     with bench(vnet_hdr=False) as b:
-        b.encapsulated(tcp_frame(2000))
+        b.encapsulated(tcp_frame(2004, flags="MF"))
         assert b.drops() == {"egress_too_big": 1}
+
+
+def test_super_frames_are_cut_where_no_device_would() -> None:
+    with bench(vnet_hdr=False) as b:
+        b.encapsulated(tcp_frame(2000))
+        first, second = b.delivered()[1], b.delivered()[1]
+        assert (len(first), len(second)) == (1414, 54 + 2000 - 1360)
+        assert first[54:] + second[54:] == tcp_frame(2000)[54:]
+        totals = b.engine.stats().totals
+        assert totals["rx"] == totals["forwarded"] == b.forwarder.stats()["web"]["tx_frames"] == 2
 
 
 @pytest.mark.conformance("E2")

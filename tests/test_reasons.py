@@ -270,9 +270,16 @@ def abandoned(engine: Engine) -> Reason:
     return Reason["FRAGMENT_TIMEOUT"]
 
 
+def called_super(engine: Engine) -> Reason:
+    """A descriptor that says TCP of what is UDP."""
+    got = engine.process_one(UDP, "blue/web", flags=lib.DP_CSUM_PARTIAL, gso_type=1, gso_size=1)
+    return got.reason
+
+
 BY_HAND: dict[str, Callable[[Engine], Reason]] = {
     "bad_descriptor": lambda e: off_the_arena(e, 1 << 31),
     "no_headroom": lambda e: off_the_arena(e, lib.DP_HEADROOM - 1),
+    "bad_gso": called_super,
     "fragment_timeout": abandoned,
     "egress_down": lambda e: refused_at_egress(e, "egress_down"),
     "egress_busy": lambda e: refused_at_egress(e, "egress_busy"),

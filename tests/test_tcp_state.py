@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from dataplane import Batch, DocumentError, Engine, Timers, Verdict
+from dataplane._engine import lib
 from dataplane.address import Mac, Vni
 from dataplane.flows import Flow
 from dataplane.model import Endpoint, HostPort, Network, Node, OutboundNat, Tap, Underlay
@@ -67,7 +68,9 @@ class Talk:
         packet = build.ip(src, dst, TCP, build.summed(src, dst, TCP, segment))
         macs = [(DR, WEB_MAC), (OURS, PEER) if self.nat else (DR, DB_MAC)][side]
         frame = build.ethernet(macs[0].packed, macs[1].packed, 0x0800, packet)
-        batch = Batch(1, 1 << 17).load([frame], ("web", "host" if self.nat else "db")[side])
+        flags = lib.DP_CSUM_PARTIAL if gso_size else 0
+        port = ("web", "host" if self.nat else "db")[side]
+        batch = Batch(1, 1 << 17).load([frame], port, flags)
         batch.frames["gso_size"], batch.frames["gso_type"] = gso_size, gso_size > 0
         result = self.engine.process(batch, now=self.now)
         assert result.verdict_of(0) is Verdict.FORWARD

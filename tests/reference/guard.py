@@ -1,15 +1,28 @@
 """Where a frame came in, and what is checked before its flow is looked up (semantics 1-3)."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from tests.reference import answer, nd
+from tests.reference.checksum import checksum, fold, pseudo_header, words
 from tests.reference.outer import Outer, check_wire, decapsulate
 from tests.reference.site import HOST, UNDERLAY, Endpoint, Network, Site
 from tests.reference.verdict import Drop
-from tests.reference.wire import UDP, Arp, FlowId, Packet, is_mapped, parse
+from tests.reference.wire import TCP, UDP, Arp, FlowId, Packet, is_mapped, parse, unmapped
 
 CSUM_PARTIAL, CSUM_UNKNOWN, OUTER_CHECKED = 1, 2, 4
 BROADCAST4 = b"\xff\xff\xff\xff"
+
+
+TCP4, TCP6, USO, ECN = 1, 4, 5, 0x80  # virtio 1.2 section 5.1.6
+LONGEST_HEADERS = 192  # of a super-frame
+
+
+class Gso(NamedTuple):
+    """What the descriptor of a super-frame says of it."""
+
+    kind: int = 0
+    size: int = 0
 
 
 @dataclass
@@ -44,9 +57,62 @@ class Arrival:
         return self.network is not None and self.dmac != self.network.dr_mac
 
 
-def receive(site: Site, frame: bytes, port: str, flags: int) -> Arrival:
+def receive(site: Site, frame: bytes, port: str, flags: int, gso: Gso) -> Arrival:
+    arrival = _receive(site, frame, port, flags, gso)
+    checked = arrival.outer is None or bool(flags & OUTER_CHECKED)
+    if gso.kind:
+        _unfold(arrival.packet, gso, checked)
+    elif arrival.outer is not None and checked and flags & CSUM_UNKNOWN:
+        assert arrival.network is not None
+        _unfold_unsized(arrival.packet, arrival.network.mtu)
+    return arrival
+
+
+def packets_of(arrival: Arrival | None) -> int:
+    """That it stands for on the wire."""
+    packet = arrival.packet if arrival else None
+    return packet.count if isinstance(packet, Packet) else 1
+
+
+def _unfold(packet: Packet | Arp, gso: Gso, checked: bool) -> None:
+    """Whether the headers bear the descriptor out (semantics: dp.h, struct dp_frame)."""
+    if isinstance(packet, Arp) or packet.fragment or not packet.partial or not checked:
+        raise Drop("bad_gso")
+    tcp = TCP4 if packet.version == 4 else TCP6
+    kinds = {TCP: (tcp, tcp | ECN), UDP: (USO,)}.get(packet.flow.proto, ())
+    if gso.kind not in kinds or gso.size == 0:
+        raise Drop("bad_gso")
+    length = int.from_bytes(packet.data[packet.l4 + 4 : packet.l4 + 6])
+    if gso.kind == USO and length != len(packet.data) - packet.l4:
+        raise Drop("bad_gso")
+    if packet.payload_len <= gso.size:
+        return
+    if 14 + packet.headers_len > LONGEST_HEADERS:
+        raise Drop("bad_gso")
+    packet.size = gso.size
+
+
+def _unfold_unsized(packet: Packet | Arp, mtu: int) -> None:
+    """TCP that a kernel peer handed over before it was cut, without telling how."""
+    if isinstance(packet, Arp) or packet.fragment or packet.flow.proto != TCP:
+        return
+    longest = 14 + packet.headers_len <= LONGEST_HEADERS
+    if packet.ip_len <= mtu or packet.headers_len >= mtu or not longest:
+        return
+    ends = unmapped(packet.flow.src), unmapped(packet.flow.dst)
+    pseudo = pseudo_header(*ends, TCP, len(packet.data) - packet.l4)
+    if not packet.partial:
+        if checksum(pseudo + bytes(packet.data[packet.l4 :])) != 0:
+            return
+        at = packet.l4 + 16
+        packet.data[at : at + 2] = fold(sum(words(pseudo))).to_bytes(2)
+        packet.partial = True
+    packet.size = mtu - packet.headers_len
+
+
+def _receive(site: Site, frame: bytes, port: str, flags: int, gso: Gso) -> Arrival:
     if port == UNDERLAY:
-        outer = decapsulate(frame, site.underlay, bool(flags & OUTER_CHECKED))
+        outer = decapsulate(frame, site.underlay, bool(flags & OUTER_CHECKED), gso.kind != 0)
         network = site.networks.get(outer.vni)
         if network is None:
             raise Drop("unknown_vni")

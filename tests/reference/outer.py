@@ -32,15 +32,16 @@ class Outer(NamedTuple):
         return self.tos & 3
 
 
-def decapsulate(frame: bytes, port: Underlay, checked: bool) -> Outer:
-    """`checked`: whoever received the frame has verified the outer checksums."""
+def decapsulate(frame: bytes, port: Underlay, checked: bool, joined: bool = False) -> Outer:
+    """`checked`: whoever received the frame has verified the outer checksums. `joined`: it stands
+    for many, and the outer lengths are those of the first."""
     if len(frame) < ETHERNET:
         raise Drop("short_ethernet")
     ethertype, ip, zero6 = int.from_bytes(frame[12:14]), frame[ETHERNET:], False
     if ethertype == IP4:
-        src, tos, payload = _outer_ip4(ip, port, checked)
+        src, tos, payload = _outer_ip4(ip, port, checked, joined)
     elif ethertype == IP6:
-        src, tos, payload = _outer_ip6(ip, port, checked)
+        src, tos, payload = _outer_ip6(ip, port, checked, joined)
         zero6 = not checked and ip[46:48] == b"\0\0"
     else:
         raise Drop("outer_not_vxlan")
@@ -50,7 +51,7 @@ def decapsulate(frame: bytes, port: Underlay, checked: bool) -> Outer:
     return Outer(src, tos, int.from_bytes(payload[4:7]), payload[8:], reserved, zero6)
 
 
-def _outer_ip4(ip: bytes, port: Underlay, checked: bool) -> tuple[bytes, int, bytes]:
+def _outer_ip4(ip: bytes, port: Underlay, checked: bool, joined: bool) -> tuple[bytes, int, bytes]:
     header, total = ip4_lengths(ip, "outer_malformed")
     if not checked and checksum(ip[:header]) != 0:
         raise Drop("outer_checksum")
@@ -59,10 +60,11 @@ def _outer_ip4(ip: bytes, port: Underlay, checked: bool) -> tuple[bytes, int, by
     src, dst = ip[12:16], ip[16:20]
     if ip[9] != UDP or MAPPED + dst != port.ip4:
         raise Drop("outer_not_vxlan")
-    return MAPPED + src, ip[1], _outer_udp(src, dst, ip[header:total], port, checked)
+    udp = ip[header:] if joined else ip[header:total]
+    return MAPPED + src, ip[1], _outer_udp(src, dst, udp, port, checked, joined)
 
 
-def _outer_ip6(ip: bytes, port: Underlay, checked: bool) -> tuple[bytes, int, bytes]:
+def _outer_ip6(ip: bytes, port: Underlay, checked: bool, joined: bool) -> tuple[bytes, int, bytes]:
     total = ip6_length(ip, "outer_malformed")
     src, dst = ip[8:24], ip[24:40]
     if ip[6] == FRAGMENT:
@@ -72,11 +74,13 @@ def _outer_ip6(ip: bytes, port: Underlay, checked: bool) -> tuple[bytes, int, by
     return (
         src,
         int.from_bytes(ip[0:2]) >> 4 & 0xFF,
-        _outer_udp(src, dst, ip[40:total], port, checked),
+        _outer_udp(src, dst, ip[40:] if joined else ip[40:total], port, checked, joined),
     )
 
 
-def _outer_udp(src: bytes, dst: bytes, udp: bytes, port: Underlay, checked: bool) -> bytes:
+def _outer_udp(
+    src: bytes, dst: bytes, udp: bytes, port: Underlay, checked: bool, joined: bool
+) -> bytes:
     """The UDP payload; `src` and `dst` as they stand in the IP header."""
     if len(udp) < 8:
         raise Drop("outer_malformed")
@@ -88,7 +92,7 @@ def _outer_udp(src: bytes, dst: bytes, udp: bytes, port: Underlay, checked: bool
     whole = pseudo_header(src, dst, UDP, length) + udp[:length]
     if not checked and udp[6:8] != b"\0\0" and checksum(whole) != 0:
         raise Drop("outer_checksum")
-    return udp[8:length]
+    return udp[8:] if joined else udp[8:length]
 
 
 def check_wire(outer: Outer, wire: Wire) -> None:
@@ -101,19 +105,21 @@ def check_wire(outer: Outer, wire: Wire) -> None:
 
 class Inside(NamedTuple):
     """What the outer headers are made from. `on_wire`: the frame with its checksum complete, as the
-    outer checksum covers it."""
+    outer checksum covers it. `joined`: it stands for many, the first of `length` bytes."""
 
     frame: bytes
     on_wire: bytes
     tos: int
     dont_fragment: bool
+    length: int
+    joined: bool
 
 
 def encapsulate(inside: Inside, sport: int, way: Adjacency, port: Underlay, next_id: int) -> bytes:
     """`next_id`: of the outer IPv4 packet where its DF is clear."""
     vxlan = b"\x08\0\0\0" + way.vni.to_bytes(3) + b"\0"
     payload = vxlan + inside.frame
-    length = 8 + len(payload)
+    length = 8 + len(vxlan) + inside.length
     udp = sport.to_bytes(2) + port.udp_port.to_bytes(2) + length.to_bytes(2)
     dst = unmapped(way.remote)
     own = port.ip4 if len(dst) == 4 else port.ip6
@@ -125,7 +131,7 @@ def encapsulate(inside: Inside, sport: int, way: Adjacency, port: Underlay, next
         ethertype, ip = IP4, _ip4_header(src, dst, tos, way.wire.ttl, ident, length)
     else:
         ethertype, ip = IP6, _ip6_header(src, dst, tos, way.wire.ttl, length)
-    if len(dst) == 16 or way.wire.udp_checksum == "full":
+    if not inside.joined and (len(dst) == 16 or way.wire.udp_checksum == "full"):
         whole = pseudo_header(src, dst, UDP, length) + udp + b"\0\0" + vxlan + inside.on_wire
         udp += (checksum(whole) or 0xFFFF).to_bytes(2)
     else:

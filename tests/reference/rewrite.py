@@ -22,15 +22,14 @@ ECN_TABLE = (  # inner after decapsulation, [inner][outer]; None: drop (RFC 6040
 )
 
 
-def check(arrival: Arrival, way: Way, gso_size: int) -> None:
+def check(arrival: Arrival, way: Way) -> None:
     """TTL, then size, then ECN; nothing has been changed yet."""
     packet = arrival.packet
     assert isinstance(packet, Packet)
     if hops(arrival) and packet.data[packet.ttl_at] <= 1:
         raise Drop("ttl_expired")
-    size = packet.headers_len + gso_size if gso_size else packet.ip_len
-    if way.mtu is not None and size > way.mtu:
-        if packet.dont_fragment:
+    if way.mtu is not None and packet.first_len > way.mtu:
+        if packet.dont_fragment or packet.size:
             raise Drop("too_big", mtu=way.mtu)
         raise Drop("needs_fragmentation")
     if arrival.outer is not None and ECN_TABLE[packet.ecn][arrival.outer.ecn] is None:
@@ -161,7 +160,9 @@ def outgoing(
     sport = pair.entropy[half]
     assert sport is not None
     on_wire = completed(packet) if packet.partial else frame
-    inside = Inside(frame, on_wire, packet.tos, packet.dont_fragment)
+    length = ETHERNET + packet.first_len
+    joined = packet.size > 0
+    inside = Inside(frame, on_wire, packet.tos, packet.dont_fragment, length, joined)
     ident = 0 if sets_df(inside, way.adjacency) else next(ids)
     return encapsulate(inside, sport, way.adjacency, site.underlay, ident)
 

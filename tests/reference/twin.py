@@ -16,7 +16,7 @@ from dataplane.model import Node
 from tests.reference import answer, guard, rewrite
 from tests.reference.flows import Chooser, FlowTable, Key, Pair, Timers, Way
 from tests.reference.fragments import Fragments, Held, Ready, pieces, take_flow
-from tests.reference.guard import Arrival
+from tests.reference.guard import Arrival, Gso, packets_of
 from tests.reference.keyed import stretched
 from tests.reference.limit import Limit
 from tests.reference.nat import SECOND, Bindings
@@ -138,13 +138,14 @@ class Twin:
         now_ns: int,
         flags: int = 0,
         *,
+        gso_type: int = 0,
         gso_size: int = 0,
         choices: Choices | None = None,
     ) -> Outcome:
-        """`flags`: enum dp_frame_flag."""
+        """`flags`: enum dp_frame_flag. `gso_type`, `gso_size`: as in struct dp_frame."""
         self.choices = choices or Choices()
         self.now = max(self.now, now_ns)
-        return self._judge(frame, port, flags, gso_size)
+        return self._judge(frame, port, flags, Gso(gso_type, gso_size))
 
     def more(self, choices: Choices | None = None) -> Outcome | None:
         """What came out with the frame before: the next of them, or None."""
@@ -152,30 +153,32 @@ class Twin:
         if not self.fragments.queue:
             return None
         ready = self.fragments.queue.pop(0)
-        return self._judge(ready.frame, self._name(ready.port), ready.flags, 0, ready.flow)
+        return self._judge(ready.frame, self._name(ready.port), ready.flags, Gso(), ready.flow)
 
     def _judge(
         self,
         frame: bytes,
         port: str,
         flags: int,
-        gso_size: int,
+        gso: Gso,
         known: FlowId | None = None,
     ) -> Outcome:
         """`known`: the flow of the datagram that the frame is a later fragment of."""
         arrival: Arrival | None = None
         try:
-            arrival = guard.receive(self.site, frame, self._label(port), flags)
+            arrival = guard.receive(self.site, frame, self._label(port), flags, gso)
             reply = guard.check_frame(self.site, arrival)
             if reply is None:
                 self._track(arrival, frame, flags, known)
-                return self._by_flow(arrival, gso_size)
+                return self._by_flow(arrival)
             return Outcome("answer", egress=port, frame=reply)
         except Held:
             return Outcome("held")
         except Drop as drop:
             told = arrival and self._tell_sender(arrival, drop)
-            return Outcome("drop", drop.reason, port if told else None, told or None, drop.rule)
+            count = packets_of(arrival)
+            out = Outcome("drop", drop.reason, port if told else None, told or None, drop.rule)
+            return out._replace(packets=count)
 
     def _track(self, arrival: Arrival, frame: bytes, flags: int, known: FlowId | None) -> None:
         """A later fragment gets the flow of its datagram. Raises Drop or Held."""
@@ -215,13 +218,13 @@ class Twin:
 
     # ---- flows -----------------------------------------------------------------------------
 
-    def _by_flow(self, arrival: Arrival, gso_size: int) -> Outcome:
+    def _by_flow(self, arrival: Arrival) -> Outcome:
         packet = arrival.packet
         assert isinstance(packet, Packet)
         key = Key(arrival.port, arrival.vni, packet.flow)
         related = None if key in self.flows.index else self._related(arrival)
         if related:
-            return self._forward_error(arrival, *related, gso_size)
+            return self._forward_error(arrival, *related)
         found = self._find(key)
         if found is None:
             reply = guard.gateway_echo(arrival) if arrival.endpoint else None
@@ -234,7 +237,7 @@ class Twin:
             self._check_vtep(arrival, way)
             self._note(pair, half, packet)
             way = self._on_path(packet, way)
-            self._check_or_cut(arrival, pair, way, gso_size)
+            self._check_or_cut(arrival, pair, way)
         except Drop as drop:
             drop.rule = pair.rule
             raise
@@ -244,7 +247,8 @@ class Twin:
         leaves_as = pair.leaves_as if half == 0 else pair.key.flow.reply()
         rewrite.rewrite(self.site, arrival, way, leaves_as)
         frame = rewrite.outgoing(self.site, packet, pair, half, way, self.outer_ids)
-        return Outcome("forward", None, self._name(way.egress), frame, pair.rule, packet.partial)
+        out = Outcome("forward", None, self._name(way.egress), frame, pair.rule, packet.partial)
+        return out._replace(gso_size=packet.size, packets=packet.count)
 
     def _related(self, arrival: Arrival) -> tuple[Quote, Pair, int] | None:
         """The standing flow an ICMP error speaks of, and the half whose way the error goes."""
@@ -267,14 +271,13 @@ class Twin:
         quote: Quote,
         pair: Pair,
         half: int,
-        gso_size: int,
     ) -> Outcome:
         """The same way, but no ACL is asked, and the flow neither lives longer nor ends for it."""
         packet = arrival.packet
         assert isinstance(packet, Packet)
         way = self._on_path(packet, pair.ways[half])
         try:
-            self._check_way(arrival, pair, way, gso_size)
+            self._check_way(arrival, pair, way)
         except Drop as drop:
             drop.rule = pair.rule
             raise
@@ -319,20 +322,20 @@ class Twin:
         if _speaks_for_another(arrival, way):
             raise Drop("source_not_behind_vtep")
 
-    def _check_way(self, arrival: Arrival, pair: Pair, way: Way, gso_size: int) -> None:
+    def _check_way(self, arrival: Arrival, pair: Pair, way: Way) -> None:
         """What no flow id holds, so each packet is asked: MAC, TTL, size, ECN."""
         neighbour = way.receiver is not None and arrival.dmac == way.receiver.mac
         if arrival.switched and (pair.translated or not neighbour):
             raise Drop("not_our_mac")
-        rewrite.check(arrival, way, gso_size)
+        rewrite.check(arrival, way)
 
-    def _check_or_cut(self, arrival: Arrival, pair: Pair, way: Way, gso_size: int) -> None:
+    def _check_or_cut(self, arrival: Arrival, pair: Pair, way: Way) -> None:
         try:
-            self._check_way(arrival, pair, way, gso_size)
+            self._check_way(arrival, pair, way)
         except Drop as drop:
-            if drop.reason != "needs_fragmentation" or gso_size or not self._cut(arrival, way):
+            if drop.reason != "needs_fragmentation" or not self._cut(arrival, way):
                 raise
-            self._check_way(arrival, pair, way, gso_size)
+            self._check_way(arrival, pair, way)
 
     def _cut(self, arrival: Arrival, way: Way) -> bool:
         """The first piece goes on, the others come after it; not if there is no room for them."""
@@ -389,7 +392,7 @@ class Twin:
         self.flows.enter(pair, self.now)
 
     def _note(self, pair: Pair, half: int, packet: Packet) -> None:
-        pair.packets[half] += 1
+        pair.packets[half] += packet.count
         if packet.flow.proto == TCP:
             if packet.later:
                 return

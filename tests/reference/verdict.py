@@ -22,3 +22,5 @@ class Outcome(NamedTuple):
     frame: bytes | None = None
     rule: str | None = None
     partial: bool = False  # the L4 checksum of `frame` covers the pseudo-header only
+    gso_size: int = 0  # of a super-frame
+    packets: int = 1  # on the wire, of the frame that was judged

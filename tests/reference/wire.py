@@ -85,6 +85,7 @@ class Packet:
     l4: int  # of the transport header
     part: Part | None  # None: a whole datagram
     partial: bool = False
+    size: int = 0  # payload of each packet that a super-frame stands for; 0: it is one packet
 
     @property
     def fragment(self) -> bool:
@@ -140,8 +141,24 @@ class Packet:
     @property
     def headers_len(self) -> int:
         """IP and transport headers: what each segment of a super-frame repeats."""
-        transport = {TCP: self.data[self.l4 + 12] >> 2 & 60, UDP: 8} if not self.later else {}
-        return self.l4 - ETHERNET + transport.get(self.flow.proto, 0)
+        transport = 8 if self.flow.proto == UDP and not self.later else 0
+        if self.flow.proto == TCP and not self.later:
+            transport = self.data[self.l4 + 12] >> 2 & 60
+        return self.l4 - ETHERNET + transport
+
+    @property
+    def payload_len(self) -> int:
+        return self.ip_len - self.headers_len
+
+    @property
+    def count(self) -> int:
+        """Packets on the wire."""
+        return -(-self.payload_len // self.size) if self.size else 1
+
+    @property
+    def first_len(self) -> int:
+        """Of the first of them, as an IP packet."""
+        return self.headers_len + self.size if self.size else self.ip_len
 
 
 def parse(frame: bytes, checksum_unknown: bool = False, partial: bool = False) -> Arp | Packet:
