@@ -6,8 +6,9 @@
 #include "packet.h"
 
 enum {
-    IO_BURST = 64,
-    IO_FRONT = 256, /* bytes in front of a received frame: headroom, virtio and outer headers */
+    IO_BURST = 64,   /* frames or messages of one receive call, each in a slot of its own */
+    IO_FRAMES = 128, /* frames of a burst, and slots */
+    IO_FRONT = 256,  /* bytes in front of a received frame: headroom, virtio and outer headers */
     IO_SLOT = IO_FRONT + 65536 + 256, /* a super-frame of 64 KiB fits */
     IO_VNET_HDR = 10,
     IO_FRONT4 = 42, /* bytes of outer headers in front of VXLAN */
@@ -25,13 +26,14 @@ struct io_port {
     struct dp_underlay_sockets sockets;
     int *sending; /* n_send IPv4 sockets, then n_send IPv6 ones */
     bool *uncut;  /* of each: its way was found not to take UDP_SEGMENT */
+    struct io_inbox *inbox;
     struct io_outbox *outbox;
     struct dp_io_counters count;
 };
 
 struct io_burst {
     uint8_t *arena;
-    struct dp_frame frames[IO_BURST];
+    struct dp_frame frames[IO_FRAMES];
     uint32_t n;
 };
 
@@ -39,9 +41,13 @@ static inline uint8_t *io_slot(const struct io_burst *b, uint32_t i) {
     return b->arena + (size_t)i * IO_SLOT;
 }
 
-/* Receive up to IO_BURST frames into the slots; set b->n. False: the device is gone for good. */
+/* Receives up to IO_BURST frames into the slots; sets b->n. False: the device is gone for good. */
 bool io_tap_receive(struct io_port *p, struct io_burst *b);
-void io_underlay_receive(struct io_port *p, int fd, struct io_burst *b);
+/* Receives up to IO_BURST messages into the first slots; io_underlay_gather then makes bursts of
+ * them, until it returns false. A message may be of many packets, so there may be several bursts;
+ * between them the slots from IO_BURST on are free. */
+void io_underlay_receive(struct io_port *p, int fd, const struct io_burst *b);
+bool io_underlay_gather(struct io_port *p, struct io_burst *b);
 
 /* What ICMP said of the way to a provider address; mtu 0: nothing of its size. */
 struct io_path {
@@ -58,7 +64,9 @@ void io_tap_send(struct io_port *p, struct dp_engine *e, uint8_t *arena,
 void io_underlay_send(struct io_port *p, struct dp_engine *e, uint8_t *arena,
                       struct dp_frame *const *frames, uint32_t n);
 
-struct io_outbox *io_outbox_create(void); /* of an underlay; to be freed */
+/* Of an underlay; to be freed. */
+struct io_inbox *io_inbox_create(void);
+struct io_outbox *io_outbox_create(void);
 
 /* Makes a partial checksum whole, where nobody behind the port would. outer: bytes in front of the
  * inner frame. */

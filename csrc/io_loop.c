@@ -17,6 +17,7 @@ enum { EVENTS = 64, TURN_MS = 100, EXPIRE_BUDGET = 8192, ERRORS_A_TURN = 16 };
 enum { ON_STOP = INT32_MAX, ON_V6 = 1, ERRORS = 32 };
 /* epoll data: port id * 2 + family, or the stop; from bit ERRORS on the place + 1 of a sending
  * socket */
+#define ARENA ((size_t)IO_FRAMES * IO_SLOT)
 enum { GO_ON = 0, STOPPED = 1, INTERRUPTED = 2 };
 
 struct dp_loop {
@@ -41,7 +42,7 @@ static uint64_t clock_ns(void) {
 /* Sends the frames of the burst that leave by the first one's port, in order; then they are done.
  */
 static void send_port(struct dp_loop *l, uint32_t first) {
-    struct dp_frame *run[IO_BURST];
+    struct dp_frame *run[IO_FRAMES];
     uint32_t n = 0;
     struct io_burst *b = &l->burst;
     const uint16_t id = b->frames[first].port;
@@ -73,15 +74,17 @@ static void send_burst(struct dp_loop *l) {
     }
 }
 
-/* Refills the burst with what the engine has kept or made. */
+/* Refills the burst with what the engine has kept or made; messages may still wait in the first
+ * slots. */
 static int more(struct dp_loop *l) {
     struct io_burst *b = &l->burst;
-    for (uint32_t i = 0; i < IO_BURST; i++) {
-        b->frames[i] = (struct dp_frame){.off = (uint32_t)(i * (size_t)IO_SLOT) + IO_FRONT,
-                                         .len = IO_SLOT - IO_FRONT};
+    for (uint32_t i = 0; i < IO_FRAMES - IO_BURST; i++) {
+        b->frames[i] =
+            (struct dp_frame){.off = (uint32_t)(io_slot(b, IO_BURST + i) + IO_FRONT - b->arena),
+                              .len = IO_SLOT - IO_FRONT};
     }
-    const int n = dp_more(l->engine, l->worker, b->arena, (size_t)IO_BURST * IO_SLOT, b->frames,
-                          IO_BURST, clock_ns());
+    const int n =
+        dp_more(l->engine, l->worker, b->arena, ARENA, b->frames, IO_FRAMES - IO_BURST, clock_ns());
     b->n = n > 0 ? (uint32_t)n : 0;
     return n;
 }
@@ -89,8 +92,8 @@ static int more(struct dp_loop *l) {
 static void forward_burst(struct dp_loop *l) {
     struct io_burst *b = &l->burst;
     int status;
-    while ((status = dp_process(l->engine, l->worker, b->arena, (size_t)IO_BURST * IO_SLOT,
-                                b->frames, b->n, clock_ns())) == DP_EBUSY) {
+    while ((status = dp_process(l->engine, l->worker, b->arena, ARENA, b->frames, b->n,
+                                clock_ns())) == DP_EBUSY) {
         sched_yield(); /* somebody traces or lists flows: a moment */
     }
     if (status >= 0) {
@@ -105,13 +108,14 @@ static void serve(struct dp_loop *l, struct io_port *p, bool v6) {
     if (p->dead) {
         return;
     }
-    bool alive = true;
     if (p->kind == DP_PORT_UNDERLAY) {
         io_underlay_receive(p, v6 ? p->sockets.receive6 : p->sockets.receive4, &l->burst);
-    } else {
-        alive = io_tap_receive(p, &l->burst);
+        while (io_underlay_gather(p, &l->burst)) {
+            forward_burst(l);
+        }
+        return;
     }
-    if (!alive) {
+    if (!io_tap_receive(p, &l->burst)) {
         p->dead = true;
         (void)epoll_ctl(l->epoll, EPOLL_CTL_DEL, p->fd, NULL);
     }
@@ -231,11 +235,10 @@ static bool watch_errors(const struct dp_loop *l, const struct io_port *p) {
 }
 
 static void *touched_arena(void) {
-    const size_t size = (size_t)IO_BURST * IO_SLOT;
-    void *p = aligned_alloc(4096, (size + 4095) / 4096 * 4096);
+    void *p = aligned_alloc(4096, (ARENA + 4095) / 4096 * 4096);
     if (p) {
-        (void)madvise(p, size, MADV_HUGEPAGE);
-        memset(p, 0, size);
+        (void)madvise(p, ARENA, MADV_HUGEPAGE);
+        memset(p, 0, ARENA);
     }
     return p;
 }
@@ -265,6 +268,7 @@ static void free_port(struct io_port *p) {
     if (p) {
         free(p->sending);
         free(p->uncut);
+        free(p->inbox);
         free(p->outbox);
         free(p);
     }
@@ -347,15 +351,17 @@ int dp_loop_add_underlay(struct dp_loop *l, uint16_t port, const struct dp_under
     p->sockets = *s;
     p->sending = calloc((size_t)s->n_send * 2, sizeof *p->sending);
     p->uncut = calloc((size_t)s->n_send * 2, sizeof *p->uncut);
+    p->inbox = io_inbox_create();
     p->outbox = io_outbox_create();
     for (uint32_t i = 0; p->sending && i < s->n_send; i++) {
         p->sending[i] = s->send4 ? s->send4[i] : -1;
         p->sending[s->n_send + i] = s->send6 ? s->send6[i] : -1;
     }
     const uint64_t what = (uint64_t)port << 1;
-    const bool polled =
-        p->sending && p->uncut && p->outbox && (s->receive4 < 0 || watch(l, s->receive4, what)) &&
-        (s->receive6 < 0 || watch(l, s->receive6, what | ON_V6)) && watch_errors(l, p);
+    const bool polled = p->sending && p->uncut && p->inbox && p->outbox &&
+                        (s->receive4 < 0 || watch(l, s->receive4, what)) &&
+                        (s->receive6 < 0 || watch(l, s->receive6, what | ON_V6)) &&
+                        watch_errors(l, p);
     return join(l, p, polled, err);
 }
 

@@ -102,61 +102,59 @@ static bool put(struct io_port *p, const struct iovec *parts, int n) {
     return sent >= 0;
 }
 
-/* Bytes of payload for each packet. A stream may be cut anywhere, so for a device whose MTU is
- * below its network's it is cut smaller; 0: no packet of it would fit. */
-static uint16_t size_for(const struct io_port *p, const struct dp_frame *f) {
-    const uint32_t most = p->mtu + (uint32_t)sizeof(struct dp_eth);
-    if ((uint32_t)f->head + f->gso_size <= most) {
-        return f->gso_size;
-    }
-    return f->gso_type != GSO_UDP && f->head < most ? (uint16_t)(most - f->head) : 0;
+static uint32_t longest(const struct io_port *p) {
+    return p->mtu + (uint32_t)sizeof(struct dp_eth);
 }
 
-/* The packets of a super-frame, one by one, for a device that cannot cut it. Of a stream cut
- * smaller than it was counted there may be more of them: those are not counted where they are lost.
- */
+/* Bytes of payload for each packet. A stream may be cut anywhere, so for a device whose MTU is
+ * below its network's it is cut smaller. */
+static uint16_t size_for(const struct io_port *p, const struct dp_frame *f) {
+    const bool fits = (uint32_t)f->head + f->gso_size <= longest(p);
+    return fits || f->gso_type == GSO_UDP || f->head >= longest(p)
+               ? f->gso_size
+               : (uint16_t)(longest(p) - f->head);
+}
+
+/* The packets of a super-frame, one by one. Of a stream cut smaller than it was counted there may
+ * be more of them: those are not counted where they are lost. */
 static void put_cut(struct io_port *p, struct dp_engine *e, const struct dp_frame *f,
                     struct dp_super *s) {
     uint8_t head[IO_VNET_HDR + DP_SEGMENT_HEADERS] = {0};
     const uint32_t counted = dp_super_count(s);
     s->size = size_for(p, f);
-    if (s->size == 0) {
-        io_refused(p, e, f, EMSGSIZE);
-        return;
-    }
     for (uint32_t i = 0; i < dp_super_count(s); i++) {
         const uint32_t payload = dp_segment(s, i, head + p->front);
+        const uint32_t len = s->head + payload;
         const struct iovec parts[] = {{head, (size_t)p->front + s->head},
                                       {(void *)(s->data + dp_super_at(s, i)), payload}};
-        if (put(p, parts, 2)) {
+        if (len <= longest(p) && put(p, parts, 2)) {
             dp_count(&p->count.tx_frames, 1);
         } else {
-            io_refused_part(p, e, f, i < counted, s->head + payload, errno);
+            io_refused_part(p, e, f, i < counted, len, len <= longest(p) ? errno : EMSGSIZE);
         }
     }
 }
 
-/* What the device has to know of the frame. False: no packet of it would fit. */
-static bool describe(const struct io_port *p, const struct dp_frame *f, struct virtio_net_hdr *v) {
-    *v = (struct virtio_net_hdr){0};
+/* What the device has to know of the frame. */
+static struct virtio_net_hdr describe(const struct io_port *p, const struct dp_frame *f) {
+    struct virtio_net_hdr v = {0};
     if (f->flags & DP_CSUM_PARTIAL) {
-        v->flags = VIRTIO_NET_HDR_F_NEEDS_CSUM;
-        v->csum_start = f->csum_start;
-        v->csum_offset = f->csum_field;
+        v.flags = VIRTIO_NET_HDR_F_NEEDS_CSUM;
+        v.csum_start = f->csum_start;
+        v.csum_offset = f->csum_field;
     }
-    if (f->head == 0) {
-        return f->len <= p->mtu + sizeof(struct dp_eth);
+    if (f->head) {
+        v.hdr_len = f->head;
+        v.gso_type = f->gso_type;
+        v.gso_size = size_for(p, f);
     }
-    v->hdr_len = f->head;
-    v->gso_type = f->gso_type;
-    v->gso_size = size_for(p, f);
-    return v->gso_size != 0;
+    return v;
 }
 
 static void put_whole(struct io_port *p, struct dp_engine *e, const struct dp_frame *f,
                       uint8_t *frame) {
-    struct virtio_net_hdr v;
-    if (!describe(p, f, &v)) {
+    const struct virtio_net_hdr v = describe(p, f);
+    if (f->head == 0 && f->len > longest(p)) {
         io_refused(p, e, f, EMSGSIZE);
         return;
     }
@@ -172,13 +170,18 @@ static void put_whole(struct io_port *p, struct dp_engine *e, const struct dp_fr
     }
 }
 
+/* Whether the device cuts it. Datagrams that do not fit are looked at one by one: the last may. */
+static bool takes(const struct io_port *p, const struct dp_frame *f) {
+    const bool fits = (uint32_t)f->head + size_for(p, f) <= longest(p);
+    return p->front && fits && (p->uso || f->gso_type != GSO_UDP);
+}
+
 void io_tap_send(struct io_port *p, struct dp_engine *e, uint8_t *arena,
                  struct dp_frame *const *frames, uint32_t n) {
     for (uint32_t i = 0; i < n; i++) {
         struct dp_super s;
         uint8_t *frame = arena + frames[i]->off;
-        const bool takes = p->front && (p->uso || frames[i]->gso_type != GSO_UDP);
-        if (!takes && dp_super_read(&s, frames[i], frame, 0)) {
+        if (!takes(p, frames[i]) && dp_super_read(&s, frames[i], frame, 0)) {
             put_cut(p, e, frames[i], &s);
         } else {
             put_whole(p, e, frames[i], frame);

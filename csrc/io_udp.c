@@ -1,6 +1,7 @@
 /* io_udp.c: packets and errors out of the underlay's sockets. The engine speaks whole outer frames;
  * here the kernel reads the outer headers, so they are made up from what it tells in control
  * messages. */
+#include "coalesce.h"
 #include "io.h"
 #include "wire.h"
 #include <arpa/inet.h>
@@ -8,9 +9,16 @@
 #include <linux/errqueue.h>
 #include <netinet/in.h>
 #include <netinet/ip_icmp.h>
+#include <netinet/udp.h>
+#include <stdlib.h>
 #include <sys/socket.h>
 
-enum { CONTROL = 128 };
+#ifndef UDP_GRO
+#define UDP_GRO 104
+#endif
+
+enum { CONTROL = 128, SOCKET_TTL = 64 };
+enum { GSO_UDP = 5 }; /* VIRTIO_NET_HDR_GSO_UDP_L4, which older headers lack */
 
 union io_address {
     struct sockaddr any;
@@ -18,17 +26,26 @@ union io_address {
     struct sockaddr_in6 v6;
 };
 
-/* Buffers of one call of recvmmsg. */
-struct io_messages {
+/* What one call of recvmmsg gave, and how far it was taken in. */
+struct io_inbox {
     struct mmsghdr head[IO_BURST];
     struct iovec data[IO_BURST];
     union io_address address[IO_BURST];
     _Alignas(struct cmsghdr) uint8_t control[IO_BURST][CONTROL];
+    uint32_t got;
+    uint32_t at;      /* the message at hand */
+    uint32_t done;    /* bytes of it */
+    uint32_t spilled; /* frames of the burst that stand in slots of their own */
+    struct dp_coalescer joined;
 };
+
+struct io_inbox *io_inbox_create(void) {
+    return calloc(1, sizeof(struct io_inbox));
+}
 
 /* ---- receive ------------------------------------------------------------------------------ */
 
-static void prepare(struct io_messages *m, const struct io_burst *b) {
+static void prepare(struct io_inbox *m, const struct io_burst *b) {
     for (uint32_t i = 0; i < IO_BURST; i++) {
         m->data[i] = (struct iovec){io_slot(b, i) + IO_FRONT, IO_SLOT - IO_FRONT};
         m->head[i].msg_hdr = (struct msghdr){.msg_name = &m->address[i],
@@ -40,92 +57,194 @@ static void prepare(struct io_messages *m, const struct io_burst *b) {
     }
 }
 
-static void read_control(struct msghdr *h, uint8_t *tos, uint8_t *ttl) {
-    *tos = 0;
-    *ttl = 64;
-    for (struct cmsghdr *c = CMSG_FIRSTHDR(h); c; c = CMSG_NXTHDR(h, c)) {
-        int value = 0;
-        if (c->cmsg_level == IPPROTO_IP && c->cmsg_type == IP_TOS) {
-            *tos = *(uint8_t *)CMSG_DATA(c);
-        } else if (c->cmsg_level == IPPROTO_IP && c->cmsg_type == IP_TTL) {
-            memcpy(&value, CMSG_DATA(c), sizeof value);
-            *ttl = (uint8_t)value;
-        } else if (c->cmsg_level == IPPROTO_IPV6 && c->cmsg_type == IPV6_TCLASS) {
-            memcpy(&value, CMSG_DATA(c), sizeof value);
-            *tos = (uint8_t)value;
-        } else if (c->cmsg_level == IPPROTO_IPV6 && c->cmsg_type == IPV6_HOPLIMIT) {
-            memcpy(&value, CMSG_DATA(c), sizeof value);
-            *ttl = (uint8_t)value;
-        }
-    }
-}
-
-static uint8_t *front4(const struct io_port *p, uint8_t *payload, uint32_t len,
-                       const union io_address *from, uint8_t tos, uint8_t ttl) {
-    struct dp_outer4 *o = (struct dp_outer4 *)(payload - IO_FRONT4);
-    memset(o, 0, IO_FRONT4);
-    o->eth.type = be16_put(DP_ETH_IP4);
-    o->ip = (struct dp_ip4){.version_ihl = 0x45,
-                            .tos = tos,
-                            .total = be16_put(len + 28),
-                            .ttl = ttl,
-                            .proto = DP_IP_UDP};
-    memcpy(o->ip.src, &from->v4.sin_addr, 4);
-    memcpy(o->ip.dst, p->sockets.ip4 + 12, 4);
-    o->udp = (struct dp_udp){.sport = {from->v4.sin_port},
-                             .dport = be16_put(p->sockets.udp_port),
-                             .len = be16_put(len + 8)};
-    return payload - IO_FRONT4;
-}
-
-static uint8_t *front6(const struct io_port *p, uint8_t *payload, uint32_t len,
-                       const union io_address *from, uint8_t tos, uint8_t ttl) {
-    struct dp_outer6 *o = (struct dp_outer6 *)(payload - IO_FRONT6);
-    memset(o, 0, IO_FRONT6);
-    o->eth.type = be16_put(DP_ETH_IP6);
-    o->ip = (struct dp_ip6){.version_class_flow = be32_put(6u << 28 | (uint32_t)tos << 20),
-                            .payload = be16_put(len + 8),
-                            .next = DP_IP_UDP,
-                            .hops = ttl};
-    memcpy(o->ip.src, &from->v6.sin6_addr, 16);
-    memcpy(o->ip.dst, p->sockets.ip6, 16);
-    o->udp = (struct dp_udp){.sport = {from->v6.sin6_port},
-                             .dport = be16_put(p->sockets.udp_port),
-                             .len = be16_put(len + 8)};
-    return payload - IO_FRONT6;
-}
-
-void io_underlay_receive(struct io_port *p, int fd, struct io_burst *b) {
-    struct io_messages m;
-    prepare(&m, b);
-    b->n = 0;
-    const int got = recvmmsg(fd, m.head, IO_BURST, MSG_DONTWAIT, NULL);
+void io_underlay_receive(struct io_port *p, int fd, const struct io_burst *b) {
+    struct io_inbox *m = p->inbox;
+    prepare(m, b);
+    m->at = m->got = m->done = 0;
+    const int got = recvmmsg(fd, m->head, IO_BURST, MSG_DONTWAIT, NULL);
     dp_count(&p->count.rx_calls, 1);
     if (got < 0) {
         /* an ICMP error of an earlier packet, perhaps: the next call reads on */
         dp_count(&p->count.rx_errors, errno == EAGAIN || errno == EINTR ? 0 : 1);
         return;
     }
-    for (int i = 0; i < got; i++) {
-        uint8_t tos;
-        uint8_t ttl;
-        uint8_t *payload = m.data[i].iov_base;
-        const uint32_t len = m.head[i].msg_len;
-        const union io_address *from = &m.address[i];
-        const bool v4 = from->any.sa_family == AF_INET;
-        const uint32_t front = v4 ? IO_FRONT4 : IO_FRONT6;
-        read_control(&m.head[i].msg_hdr, &tos, &ttl);
-        if ((m.head[i].msg_hdr.msg_flags & MSG_TRUNC) || len > 65535 - 48) {
-            dp_count(&p->count.truncated, 1);
+    m->got = (uint32_t)got;
+}
+
+/* ---- what the kernel told of a message ---------------------------------------------------- */
+
+/* A message: one packet, or many of .size bytes (UDP_GRO). */
+struct message {
+    uint8_t *data;
+    uint32_t len;
+    uint32_t size; /* 0: the kernel joined nothing */
+    const union io_address *from;
+    struct dp_origin origin;
+};
+
+static void read_control(struct msghdr *h, struct message *m) {
+    m->origin.ttl = SOCKET_TTL;
+    for (struct cmsghdr *c = CMSG_FIRSTHDR(h); c; c = CMSG_NXTHDR(h, c)) {
+        int value = 0;
+        if (c->cmsg_level == IPPROTO_IP && c->cmsg_type == IP_TOS) {
+            m->origin.tos = *(uint8_t *)CMSG_DATA(c);
             continue;
         }
-        uint8_t *frame =
-            v4 ? front4(p, payload, len, from, tos, ttl) : front6(p, payload, len, from, tos, ttl);
-        b->frames[b->n++] = (struct dp_frame){.off = (uint32_t)(frame - b->arena),
-                                              .len = len + front,
-                                              .port = p->id,
-                                              .flags = DP_OUTER_CHECKED | DP_CSUM_UNKNOWN};
+        if (c->cmsg_len < CMSG_LEN(sizeof value)) {
+            continue;
+        }
+        memcpy(&value, CMSG_DATA(c), sizeof value);
+        if (c->cmsg_level == IPPROTO_IPV6 && c->cmsg_type == IPV6_TCLASS) {
+            m->origin.tos = (uint8_t)value;
+        } else if ((c->cmsg_level == IPPROTO_IP && c->cmsg_type == IP_TTL) ||
+                   (c->cmsg_level == IPPROTO_IPV6 && c->cmsg_type == IPV6_HOPLIMIT)) {
+            m->origin.ttl = (uint8_t)value;
+        } else if (c->cmsg_level == IPPROTO_UDP && c->cmsg_type == UDP_GRO) {
+            m->size = (uint32_t)value;
+        }
     }
+}
+
+static bool is_v4(const struct message *m) {
+    return m->from->any.sa_family == AF_INET;
+}
+
+static struct message message_of(struct io_inbox *in, uint32_t i) {
+    struct message m = {
+        .data = in->data[i].iov_base, .len = in->head[i].msg_len, .from = &in->address[i]};
+    read_control(&in->head[i].msg_hdr, &m);
+    m.origin.from = is_v4(&m) ? dp_addr_from4((const uint8_t *)&m.from->v4.sin_addr)
+                              : dp_addr_load((const uint8_t *)&m.from->v6.sin6_addr);
+    return m;
+}
+
+/* ---- outer headers ------------------------------------------------------------------------ */
+
+static uint8_t *front4(const struct io_port *p, const struct message *m, uint8_t *payload,
+                       uint32_t len) {
+    struct dp_outer4 *o = (struct dp_outer4 *)(payload - IO_FRONT4);
+    memset(o, 0, IO_FRONT4);
+    o->eth.type = be16_put(DP_ETH_IP4);
+    o->ip = (struct dp_ip4){.version_ihl = 0x45,
+                            .tos = m->origin.tos,
+                            .total = be16_put(len + 28),
+                            .ttl = m->origin.ttl,
+                            .proto = DP_IP_UDP};
+    memcpy(o->ip.src, &m->from->v4.sin_addr, 4);
+    memcpy(o->ip.dst, p->sockets.ip4 + 12, 4);
+    o->udp = (struct dp_udp){.sport = {m->from->v4.sin_port},
+                             .dport = be16_put(p->sockets.udp_port),
+                             .len = be16_put(len + 8)};
+    return payload - IO_FRONT4;
+}
+
+static uint8_t *front6(const struct io_port *p, const struct message *m, uint8_t *payload,
+                       uint32_t len) {
+    struct dp_outer6 *o = (struct dp_outer6 *)(payload - IO_FRONT6);
+    memset(o, 0, IO_FRONT6);
+    o->eth.type = be16_put(DP_ETH_IP6);
+    o->ip =
+        (struct dp_ip6){.version_class_flow = be32_put(6u << 28 | (uint32_t)m->origin.tos << 20),
+                        .payload = be16_put(len + 8),
+                        .next = DP_IP_UDP,
+                        .hops = m->origin.ttl};
+    memcpy(o->ip.src, &m->from->v6.sin6_addr, 16);
+    memcpy(o->ip.dst, p->sockets.ip6, 16);
+    o->udp = (struct dp_udp){.sport = {m->from->v6.sin6_port},
+                             .dport = be16_put(p->sockets.udp_port),
+                             .len = be16_put(len + 8)};
+    return payload - IO_FRONT6;
+}
+
+/* ---- frames ------------------------------------------------------------------------------- */
+
+/* A packet that begins a frame: in place if it is its message's first one, since what is joined to
+ * it comes from further behind; else in a slot of its own. */
+static void begin_frame(struct io_port *p, struct io_burst *b, const struct message *m,
+                        const struct dp_part *part) {
+    struct io_inbox *in = p->inbox;
+    const uint32_t slot = in->done == 0 ? in->at : IO_BURST + in->spilled++;
+    uint8_t *data = io_slot(b, slot) + IO_FRONT;
+    if (data != part->data) {
+        memcpy(data, part->data, part->len);
+    }
+    dp_coalesce_open(&in->joined, part, &m->origin, data, IO_SLOT - IO_FRONT);
+    const uint8_t *frame = is_v4(m) ? front4(p, m, data, part->len) : front6(p, m, data, part->len);
+    b->frames[b->n++] = (struct dp_frame){.off = (uint32_t)(frame - b->arena),
+                                          .len = (uint32_t)(data - frame),
+                                          .port = p->id,
+                                          .flags = DP_OUTER_CHECKED | DP_CSUM_UNKNOWN};
+}
+
+/* A kernel peer on this machine may hand over UDP that is not cut yet, inside one tunnel packet:
+ * then the size is that of its payloads. */
+static bool is_uncut(const struct message *m, struct dp_part *part) {
+    dp_part_read(part, m->data, m->len, sizeof(struct dp_vxlan));
+    return part->joins && !part->tcp && part->partial && part->payload > m->size;
+}
+
+/* Takes in what is left of a message, as far as there is room; false: there was not enough. */
+static bool take_message(struct io_port *p, struct io_burst *b, struct message *m) {
+    struct io_inbox *in = p->inbox;
+    struct dp_part part;
+    if (m->size && in->done == 0 && is_uncut(m, &part)) {
+        begin_frame(p, b, m, &part);
+        struct dp_frame *f = &b->frames[b->n - 1];
+        f->flags = DP_OUTER_CHECKED | DP_CSUM_PARTIAL;
+        f->gso_type = GSO_UDP;
+        f->gso_size = (uint16_t)m->size;
+        dp_count(&p->count.rx_frames, 1);
+        in->joined.open[b->n - 1].closed = true;
+        return true;
+    }
+    const uint32_t size = m->size ? m->size : m->len;
+    for (; in->done < m->len || (m->len == 0 && in->done == 0); in->done += size ? size : 1) {
+        const uint32_t left = m->len - in->done;
+        if (b->n == IO_FRAMES || in->spilled == IO_FRAMES - IO_BURST) {
+            return false;
+        }
+        dp_part_read(&part, m->data + in->done, left < size ? left : size, sizeof(struct dp_vxlan));
+        dp_count(&p->count.rx_frames, 1);
+        if (!p->sockets.gro || !dp_coalesce_join(&in->joined, &part, &m->origin)) {
+            begin_frame(p, b, m, &part);
+        }
+    }
+    return true;
+}
+
+static void finish_frames(struct io_port *p, struct io_burst *b) {
+    for (uint32_t i = 0; i < b->n; i++) {
+        struct dp_frame *f = &b->frames[i];
+        const uint32_t front = f->len;
+        const uint32_t packets = dp_coalesce_finish(&p->inbox->joined, i, f);
+        f->len += front;
+        if (packets > 1) {
+            f->flags = DP_OUTER_CHECKED | DP_CSUM_PARTIAL;
+            dp_count(&p->count.gro_frames, 1);
+            dp_count(&p->count.gro_packets, packets);
+        }
+    }
+}
+
+bool io_underlay_gather(struct io_port *p, struct io_burst *b) {
+    struct io_inbox *in = p->inbox;
+    bool room = true;
+    b->n = 0;
+    in->spilled = 0;
+    dp_coalesce_begin(&in->joined);
+    while (in->at < in->got && room) {
+        struct message m = message_of(in, in->at);
+        if ((in->head[in->at].msg_hdr.msg_flags & MSG_TRUNC) || m.len > 65535 - 48) {
+            dp_count(&p->count.truncated, 1);
+        } else if (!take_message(p, b, &m)) {
+            room = false;
+            continue;
+        }
+        in->at++;
+        in->done = 0;
+    }
+    finish_frames(p, b);
+    return b->n > 0;
 }
 
 /* ---- errors ------------------------------------------------------------------------------- */

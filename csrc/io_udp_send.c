@@ -57,7 +57,7 @@ struct io_outbox {
     uint8_t heads[HEADS][DP_SEGMENT_HEADERS];
     struct mmsghdr calls[MESSAGES];
     _Alignas(struct cmsghdr) uint8_t control[MESSAGES][CONTROL];
-    struct way ways[IO_BURST]; /* of the frames at hand */
+    struct way ways[IO_FRAMES]; /* of the frames at hand */
 };
 
 struct io_outbox *io_outbox_create(void) {
@@ -285,7 +285,7 @@ static void add_frame(struct io_outbox *o, const struct way *w, struct dp_frame 
 void io_underlay_send(struct io_port *p, struct dp_engine *e, uint8_t *arena,
                       struct dp_frame *const *frames, uint32_t n) {
     struct io_outbox *o = p->outbox;
-    bool done[IO_BURST] = {false};
+    bool done[IO_FRAMES] = {false};
     o->port = p;
     o->engine = e;
     for (uint32_t i = 0; i < n; i++) {

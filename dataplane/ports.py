@@ -26,7 +26,7 @@ _IFF_TAP, _IFF_NO_PI, _IFF_VNET_HDR = 0x0002, 0x1000, 0x4000
 _TUN_F_TCP = 0x01 | 0x02 | 0x04 | 0x08  # checksums, TSO4, TSO6, TSO with ECN
 _TUN_F_USO = 0x20 | 0x40  # Linux 6.2
 _IP_MTU_DISCOVER, _IPV6_MTU_DISCOVER, _PMTUDISC_PROBE = 10, 23, 3
-_UDP_NO_CHECK6_RX = 102
+_UDP_NO_CHECK6_RX, _UDP_GRO = 102, 104
 _IP_RECVERR, _IPV6_RECVERR, _SO_ATTACH_FILTER, _BPF_RET = 11, 25, 26, 6
 _IP_RECVTTL, _SO_NO_CHECK, _SO_RCVBUFFORCE, _SO_SNDBUFFORCE = 12, 11, 33, 32
 _BUFFER = 8 << 20
@@ -298,6 +298,8 @@ class VxlanSocket(_Owner):
     def _open(self, sources: int, checksum4: bool, zero6: bool) -> None:
         for version, address in self._own.items():
             receive = self._receive[version] = _receiver(address, self.port, self._interface)
+            with contextlib.suppress(OSError):  # Linux 5.0
+                receive.setsockopt(socket.IPPROTO_UDP, _UDP_GRO, int(self._offload))
             if version == 6 and zero6:
                 receive.setsockopt(socket.IPPROTO_UDP, _UDP_NO_CHECK6_RX, 1)
             self._send[version] = []
@@ -318,7 +320,7 @@ class VxlanSocket(_Owner):
         config.receive6 = self._receive[6].fileno() if 6 in self._receive else -1
         config.send4, config.send6 = fds.get(4, ffi.NULL), fds.get(6, ffi.NULL)
         config.n_send, config.udp_port = count, self.port
-        config.segment = self._offload
+        config.segment = config.gro = self._offload
         for version, address in self._own.items():
             setattr(config, f"ip{version}", ip16(address))
         check(lib.dp_loop_add_underlay(loop, port_id, config, error), error)

@@ -30,7 +30,7 @@ C_TIERS = (
         "split",
     ),
     ("parse_outer", "parse_quote", "snapshot", "tcp"),
-    ("transpose", "nd", "arp", "segment"),
+    ("transpose", "nd", "arp", "segment", "coalesce"),
     ("layer",),
     ("nat",),
     ("lb",),
