@@ -70,9 +70,9 @@ asan: $(STAMP) ## engine tests under address and undefined behaviour sanitizers
 	  ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
 	  $(abspath $(PY)) -m pytest -p no:cacheprovider -q $(ASAN_TESTS)
 
-fuzz: $(STAMP) ## libFuzzer on the parser and on the whole engine, FUZZ_SECONDS each
+fuzz: $(STAMP) ## libFuzzer on parser, engine and offloads, FUZZ_SECONDS each
 	$(PY) -m tests.fuzz.seeds build/fuzz
-	for target in parse engine; do \
+	for target in parse engine offload; do \
 	  clang -std=c11 -D_GNU_SOURCE -Wall -Werror -g -O1 -fsanitize=fuzzer,address,undefined \
 	    -fno-sanitize-recover=undefined -Icsrc tests/fuzz/fuzz_$$target.c $(FUZZED) \
 	    -o build/fuzz/fuzz_$$target && \

@@ -7,7 +7,7 @@ from cffi import FFI
 
 ROOT = Path(__file__).resolve().parent.parent
 CSRC = ROOT / "csrc"
-HEADERS = ["dp.h", "dp_io.h", "dp_bench.h"]
+HEADERS = ["dp.h", "dp_io.h", "dp_offload.h", "dp_bench.h"]
 BEGIN, END = "/* cffi:begin */", "/* cffi:end */"
 
 

@@ -48,7 +48,7 @@ static bool sum_is_right(const struct dp_part *p) {
 
 /* Any function will do: flows that meet here are only not joined. */
 static uint32_t slot_of(const struct dp_part *p) {
-    uint64_t sum = 0;
+    uint64_t sum = p->tcp;
     const uint8_t *at = p->v4 ? l3_of(p) + 12 : l3_of(p) + 8;
     const uint8_t *end = p->v4 ? at + 8 : at + 32;
     for (; at < end; at += 8) {

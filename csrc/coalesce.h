@@ -16,7 +16,7 @@
 #define DP_COALESCE_H
 #include "packet.h"
 
-enum { DP_COALESCE_MAX = 128, DP_COALESCE_TABLE = 256 };
+enum { DP_COALESCE_MAX = 128, DP_COALESCE_TABLE = 1024 };
 
 /* Where packets come from, as far as it is not among their bytes; compared as bytes. */
 struct dp_origin {

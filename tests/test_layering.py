@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 C_TIERS = (
     ("dp", "reason", "status"),
-    ("base", "dp_io", "dp_bench"),
+    ("base", "dp_io", "dp_offload", "dp_bench"),
     ("wire", "cursor", "checksum", "hash", "array", "interval", "counters"),
     ("packet",),
     ("services", "balance", "share", "store", "grace"),
@@ -39,7 +39,7 @@ C_TIERS = (
     ("pass",),
     ("express",),
     ("engine",),
-    ("api", "names", "bench", "io"),
+    ("api", "names", "bench", "io", "offload"),
     ("io_loop", "io_tap", "io_udp", "io_udp_send"),
 )
 
@@ -57,7 +57,7 @@ PYTHON_TIERS = (
     ("rules",),
     ("layers", "lint"),
     ("plan",),
-    ("batch", "flows", "stats", "trace"),
+    ("batch", "flows", "offload", "stats", "trace"),
     ("engine",),
     ("lab", "ports"),
     ("expect", "forwarder", "host_nat", "node_ports", "report"),

@@ -4,13 +4,15 @@
  *   byte 0    bits 0-1 the port; 2 put the IPv4 header checksums right; 3-5 frame flags; 6-7 op
  *   byte 1    t: the clock goes on by t * t * 10 ms
  *   byte 2-3  the frame's length; it is cut where the input ends
- *   then, with DP_CSUM_PARTIAL, two bytes of segment size; then the frame
+ *   then, with DP_CSUM_PARTIAL, two bytes: segment size, and above its 13 bits the kind of
+ *             super-frame; then the frame
  *
  * After each: the counters add up, what was foretold happened, and what left can be read. */
 #include "checksum.h"
 #include "cursor.h"
 #include "parse.h"
 #include "policy.h"
+#include "segment.h"
 #include <stdio.h>
 #include <stdlib.h>
 
@@ -42,8 +44,9 @@ static bool next_event(struct dp_cursor *in, struct event *e) {
     e->frame = (struct dp_frame){.off = DP_HEADROOM, .port = head[0] & 3, .flags = flags};
     if (flags & DP_CSUM_PARTIAL) {
         const uint8_t *size = dp_pull(in, 2);
-        e->frame.gso_size = size ? (uint16_t)(size[0] | size[1] << 8) : 0;
-        e->frame.gso_type = e->frame.gso_size ? 1 : 0;
+        static const uint8_t kinds[] = {1, 4, 5, 0x81, 0x84, 0x85, 0, 3};
+        e->frame.gso_size = size ? (uint16_t)(size[0] | (size[1] & 0x1f) << 8) : 0;
+        e->frame.gso_type = size ? kinds[size[1] >> 5] : 0;
     }
     const uint32_t len = (uint32_t)head[2] | (uint32_t)head[3] << 8;
     e->frame.len = len < in->left ? len : in->left;
@@ -104,6 +107,21 @@ static void check_law(struct dp_engine *engine) {
     CHECK(tx == t.forwarded + t.originated);
 }
 
+/* Each packet of a super-frame can be read, too; here of the first and the last. */
+static void check_cut(const uint8_t *data, const struct dp_frame *f, uint32_t outer) {
+    struct dp_super s;
+    uint8_t packet[DP_SEGMENT_HEADERS + ROOM];
+    CHECK(f->gso_type && f->gso_size && (f->flags & DP_CSUM_PARTIAL));
+    CHECK(dp_super_read(&s, f, data, outer) && dp_super_count(&s) > 1 && f->gso_size < ROOM);
+    for (uint32_t i = 0; i < dp_super_count(&s); i += dp_super_count(&s) - 1) {
+        const uint32_t payload = dp_segment(&s, i, packet);
+        memcpy(packet + s.head, data + dp_super_at(&s, i), payload);
+        struct dp_frame one = {.len = s.head + payload};
+        struct dp_packet p = {.frame = &one, .data = packet + outer, .len = one.len - outer};
+        CHECK(dp_parse(&p) == 0 && p.len == one.len - outer);
+    }
+}
+
 /* What leaves must be readable by the same rules. */
 static void check_sent(uint8_t *arena, size_t arena_len, struct dp_frame f) {
     static const struct dp_port peer = {.udp_port = 4789, .ip4 = V4(192, 0, 2, 2), .ip6 = DB8(2)};
@@ -113,6 +131,9 @@ static void check_sent(uint8_t *arena, size_t arena_len, struct dp_frame f) {
         CHECK(dp_parse_outer(&p, &peer) == 0 && p.key.vni == 4096);
     }
     CHECK(dp_parse(&p) == 0);
+    if (f.head) {
+        check_cut(arena + f.off, &f, (uint32_t)(p.data - (arena + f.off)));
+    }
 }
 
 static void check_outcome(uint8_t *arena, size_t arena_len, const struct dp_frame *f) {

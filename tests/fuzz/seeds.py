@@ -1,7 +1,7 @@
 """Writes what the fuzzers start from: `python -m tests.fuzz.seeds FOLDER`.
 
 Frames and conversations of the policy in policy.h, so that the first mutations already stand deep
-in the engine. Into FOLDER/corpus-parse and FOLDER/corpus-engine, one file each, named by content.
+in the engine. Into FOLDER/corpus-parse, -engine and -offload, one file each, named by content.
 """
 
 import hashlib
@@ -111,6 +111,37 @@ def conversations() -> list[bytes]:
     return [*alone, *known, *there_and_back, *judged, *both]
 
 
+def streams() -> list[bytes]:
+    """Packets that follow each other: TCP and UDP, both families, with and without VXLAN."""
+    rows = []
+    for ends, df in (("10.1.1.2:4000 > 10.1.2.2:80", "df"), ("[fd00::2]:4000 > [fd00::3]:80", "")):
+        for words in (f"udp {ends} len 80 {df}", f"tcp {ends} ack len 90 {df}"):
+            packet = build(parse(words), WEB_MAC, ROUTER)
+            rows.append([_advanced(packet, i) for i in range(4)])
+    fronts = ((b"\0", b""), (b"\1", b"\x08\0\0\0\0\x10\0\0"))
+    return [
+        mode + b"".join(pack("<BH", 0, len(front + p)) + front + p for p in row)
+        for mode, front in fronts
+        for row in rows
+    ]
+
+
+def _advanced(packet: bytes, i: int) -> bytes:
+    """The i-th packet behind one of TCP, its sums as they must be then."""
+    at = 34 if packet[12:14] == b"\x08\0" else 54
+    tcp = packet[at - 11 if at == 34 else 20] == 6
+    if not tcp or i == 0:
+        return packet
+    step = i * (len(packet) - at - (packet[at + 12] >> 4) * 4)
+    seq = (int.from_bytes(packet[at + 4 : at + 8]) + step) & 0xFFFFFFFF
+    old = int.from_bytes(packet[at + 4 : at + 6]) + int.from_bytes(packet[at + 6 : at + 8])
+    new = (seq >> 16) + (seq & 0xFFFF)
+    total = (~int.from_bytes(packet[at + 16 : at + 18]) & 0xFFFF) + new - old
+    total = total % 0xFFFF
+    check = (~total & 0xFFFF).to_bytes(2)
+    return packet[: at + 4] + seq.to_bytes(4) + packet[at + 8 : at + 16] + check + packet[at + 18 :]
+
+
 def write(folder: Path, seeds: list[bytes]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for seed in seeds:
@@ -122,6 +153,7 @@ def main(folder: Path) -> None:
     outer = [mode + f for f in frames(UNDERLAY) for mode in (b"\1", b"\3")]
     write(folder / "corpus-parse", inner + outer)
     write(folder / "corpus-engine", conversations())
+    write(folder / "corpus-offload", streams())
 
 
 if __name__ == "__main__":

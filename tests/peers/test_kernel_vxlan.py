@@ -441,7 +441,7 @@ def test_outer_headers_differ_as_meant(bench: Bench, version: int) -> None:
         dont_fragment=True if outer4 else None,
         label=None if outer4 else chosen_label(bench, ours),
         dport=4789,
-        checksum="none" if outer4 else "right",
+        checksum="none" if outer4 and not isinstance(bench.ours, Sockets) else "right",
         vxlan=vxlan(b""),
     )
     # Linux fills in the UDP checksum, and lets routers cut what is too big (decision 7).
