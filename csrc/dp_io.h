@@ -54,6 +54,8 @@ int dp_loop_add_tap(struct dp_loop *loop, uint16_t port, const struct dp_tap *ta
                     struct dp_error *err);
 int dp_loop_add_underlay(struct dp_loop *loop, uint16_t port,
                          const struct dp_underlay_sockets *sockets, struct dp_error *err);
+/* From now on a turn looks for frames for so long before it sleeps; 0: not at all. */
+void dp_loop_busy_poll(struct dp_loop *loop, uint64_t ns);
 /* Moves frames until stopped (1), or until the timeout or a signal (0); < 0 is a status. Negative:
  * no timeout. */
 int dp_loop_run(struct dp_loop *loop, int64_t timeout_ns);

@@ -27,6 +27,7 @@ struct dp_loop {
     int stop;            /* eventfd */
     atomic_flag inside;  /* a thread is in dp_loop_run or dp_loop_step */
     uint64_t expired_ns; /* when idle flows were last looked for */
+    uint64_t busy_ns;    /* how long to look for frames before sleeping */
     struct io_burst burst;
     struct io_port *ports[DP_PORT_NONE]; /* by id */
 };
@@ -143,10 +144,24 @@ static void housekeeping(struct dp_loop *l, uint64_t now) {
     }
 }
 
+/* Sleeps only after it has looked for a while: waking up costs more than a packet. */
+static int wait_for_events(const struct dp_loop *l, struct epoll_event *events, int wait_ms) {
+    if (l->busy_ns && wait_ms) {
+        const uint64_t end = clock_ns() + l->busy_ns;
+        do {
+            const int n = epoll_wait(l->epoll, events, EVENTS, 0);
+            if (n) {
+                return n;
+            }
+        } while (clock_ns() < end);
+    }
+    return epoll_wait(l->epoll, events, EVENTS, wait_ms);
+}
+
 /* One turn: what is ready is served. GO_ON, STOPPED, INTERRUPTED, or a status. */
 static int turn(struct dp_loop *l, int wait_ms) {
     struct epoll_event events[EVENTS];
-    const int n = epoll_wait(l->epoll, events, EVENTS, wait_ms);
+    const int n = wait_for_events(l, events, wait_ms);
     if (n < 0) {
         return errno == EINTR ? INTERRUPTED : DP_EIO;
     }
@@ -165,6 +180,12 @@ static int turn(struct dp_loop *l, int wait_ms) {
     }
     housekeeping(l, clock_ns());
     return GO_ON;
+}
+
+void dp_loop_busy_poll(struct dp_loop *l, uint64_t ns) {
+    if (l) {
+        l->busy_ns = ns;
+    }
 }
 
 /* Up to the end, rounded up: a wait that ends early would be followed by others of nothing. */

@@ -84,6 +84,19 @@ def cli() -> None:
 @node_option
 @click.option("--stats", "stats_file", type=FILE, help="Write counters there, as JSON.")
 @click.option("--pid-file", type=FILE, help="Write the process id there while running.")
+@click.option(
+    "--offload/--no-offload",
+    default=True,
+    envvar="DATAPLANE_OFFLOAD",
+    help="Whether kernels cut, join and sum packets for us.  [default: as the policy says]",
+)
+@click.option(
+    "--busy-poll",
+    type=click.IntRange(0, 1_000_000),
+    default=0,
+    metavar="MICROSECONDS",
+    help="Look for frames so long before sleeping.",
+)
 @limit("--max-flows", 1 << 28, "Most flows at a time; a full table refuses new ones.")
 @limit("--max-bindings", 1 << 28, "Most NAT bindings at a time.")
 @limit("--max-rules", 1 << 28, "Most ACL and NAT rules.")
@@ -92,6 +105,8 @@ def run(
     node: str | None,
     stats_file: str | None,
     pid_file: str | None,
+    offload: bool,
+    busy_poll: int,
     max_flows: int,
     max_bindings: int,
     max_rules: int,
@@ -111,6 +126,8 @@ def run(
         stats_file,
         pid_file,
         {"max_flows": max_flows, "max_bindings": max_bindings, "max_rules": max_rules},
+        offload,
+        busy_poll,
     )
 
 

@@ -49,18 +49,23 @@ class Daemon:
         node: Node,
         stats_file: str | None = None,
         limits: Limits | None = None,
+        offload: bool = True,
+        busy_poll_us: int = 0,
     ) -> None:
         """`file` is where `node` comes from, and where it is read again; `limits` of the engine.
+
+        `offload`, `busy_poll_us`: of its ports and its loop.
 
         Raises DataplaneError.
         """
         self._file, self._node, self._stats_file = file, node, stats_file
+        self._busy_poll_us = busy_poll_us
         self._table: HostTable | None = None
         self._gone: set[str] = set()  # ports whose device was missed, and said so
         with contextlib.ExitStack() as made:
             self.engine = made.enter_context(Engine(clock=MonotonicClock(), **(limits or {})))
             self.engine.commit(self._node)
-            self._ports = made.enter_context(contextlib.closing(NodePorts()))
+            self._ports = made.enter_context(contextlib.closing(NodePorts(offload)))
             self._ports.open(self._policy)
             made.callback(self._release_host)
             self._prepare_host(self._node)
@@ -165,7 +170,9 @@ class Daemon:
 
     def _start(self) -> None:
         with contextlib.ExitStack() as made:
-            forwarder = made.enter_context(Forwarder(self.engine, self._ports.open_ports))
+            ports, busy_poll_us = self._ports.open_ports, self._busy_poll_us
+            forwarder = Forwarder(self.engine, ports, busy_poll_us=busy_poll_us)
+            made.enter_context(forwarder)
             self._thread = made.enter_context(forwarder.background())
             self._forwarding = made.pop_all()
         self.forwarder = forwarder
@@ -210,11 +217,14 @@ def run(
     stats_file: str | None,
     pid_file: str | None,
     limits: Limits,
+    offload: bool = True,
+    busy_poll_us: int = 0,
 ) -> None:
     """What the command does. Raises DataplaneError."""
     target = choose(load(file, REASON_NAMES), node)
     logging.basicConfig(format="%(message)s", level=logging.INFO)
-    with _signals_held(), _pid_file(pid_file), Daemon(file, target, stats_file, limits) as daemon:
+    options = stats_file, limits, offload, busy_poll_us
+    with _signals_held(), _pid_file(pid_file), Daemon(file, target, *options) as daemon:
         log.info(daemon.ready())
         daemon.serve()
         daemon.stop()

@@ -162,6 +162,7 @@ class Tap(Model, frozen=True, kw_only=True):
     owner: int | None = None  # uid that may attach without root
     mtu: int | None = None  # default: the network's
     configure: bool = True  # set MAC, MTU, address and default route, and bring it up
+    offload: bool = True  # its kernel hands over large packets before they are cut and summed
 
 
 class Endpoint(Model, frozen=True, kw_only=True):
@@ -195,7 +196,8 @@ class Wire(Model, frozen=True, kw_only=True):
 
     The outer packet is never fragmented here, whatever `df` says. Through UDP sockets the kernel
     writes the outer headers: DF is set, and what `udp_checksum` and `udp6_zero_rx` ask for in one
-    network holds for all packets of the node.
+    network holds for all packets of the node; with the underlay's `offload` the checksum is always
+    full, since a kernel that cuts packets asks for it.
     """
 
     dscp: Literal["zero", "copy"] | int = "zero"  # outer DSCP: 0, the inner packet's, or 0-63
@@ -235,6 +237,7 @@ class Underlay(Model, frozen=True, kw_only=True):
     address6: IP | None = None
     port: int = 4789
     mtu: int = 1500
+    offload: bool = True  # the kernel cuts and joins packets (UDP_SEGMENT, UDP_GRO)
 
 
 class HostPort(Model, frozen=True, kw_only=True):

@@ -35,7 +35,7 @@ class Device:
     def place(self) -> tuple[str | None, str]:
         return self.tap.netns, self.tap.name
 
-    def open(self) -> TapPort:
+    def open(self, offload: bool) -> TapPort:
         """Raises PortError."""
         tap, wanted = self.tap, self.tap.configure
         assert tap.mtu is not None, "the policy is resolved"
@@ -46,6 +46,7 @@ class Device:
             mtu=tap.mtu,
             persist=tap.persist,
             owner=tap.owner,
+            offload=offload and tap.offload,
         )
         try:
             if wanted:
@@ -126,13 +127,18 @@ def _sockets(node: Node) -> dict[str, Any]:
         "port": own.port,
         "checksum4": any(w.udp_checksum == "full" for w in wires),
         "zero6": any(w.udp6_zero_rx for w in wires),
+        "offload": own.offload,
     }
 
 
 class NodePorts:
-    """Owns the open ports of a node. `open_ports` is what a forwarder takes."""
+    """Owns the open ports of a node. `open_ports` is what a forwarder takes.
 
-    def __init__(self) -> None:
+    `offload`: False where no port may have any, whatever the policy says.
+    """
+
+    def __init__(self, offload: bool = True) -> None:
+        self._offload = offload
         self._sockets: dict[str, Any] = {}
         self._devices: dict[str, Device] = {}
         self._ports: dict[str, VxlanSocket | TapPort] = {}
@@ -152,9 +158,10 @@ class NodePorts:
     def open(self, node: Node) -> None:
         """All ports of a resolved node. Raises PortError; `close` then closes what was opened."""
         self._sockets = _sockets(node)
-        self._ports[UNDERLAY] = VxlanSocket(**self._sockets)
+        offload = self._offload and node.underlay.offload
+        self._ports[UNDERLAY] = VxlanSocket(**{**self._sockets, "offload": offload})
         for name, device in devices(node).items():
-            self._ports[name] = device.open()
+            self._ports[name] = device.open(self._offload)
             self._devices[name] = device
 
     @contextlib.contextmanager
@@ -177,7 +184,7 @@ class NodePorts:
         try:
             for name, device in wanted.items():
                 if device.place not in held:
-                    fresh.append(device.open())
+                    fresh.append(device.open(self._offload))
                 after[name] = held.get(device.place) or fresh[-1]
             more, less = _routes_to_change(before[1], wanted)
             undo.extend((after[name], route) for name, route in more)
@@ -202,7 +209,8 @@ class NodePorts:
         """What cannot change while the node runs."""
         changed = [key for key, value in _sockets(node).items() if value != self._sockets[key]]
         if changed:
-            what = "underlay" if {"address", "address6", "port"} & {*changed} else "UDP checksums"
+            sums = {"checksum4", "zero6"} & {*changed}
+            what = "UDP checksums" if sums and sums == {*changed} else "underlay"
             raise PortError(f"node {node.name}: its {what} cannot change while it runs: restart it")
         held = {device.place: device for device in self._devices.values()}
         for name, device in devices(node).items():
