@@ -22,8 +22,7 @@ enum { DP_COALESCE_MAX = 128, DP_COALESCE_TABLE = 1024 };
 struct dp_origin {
     struct dp_addr from;
     uint8_t tos;
-    uint8_t ttl;
-    uint8_t zero[6];
+    uint8_t zero[7];
 };
 
 /* A packet and what of it matters here. */

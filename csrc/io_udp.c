@@ -82,8 +82,9 @@ struct message {
     struct dp_origin origin;
 };
 
+/* The outer TTL is not asked for: it says nothing of the inner packet, and each thing asked for
+ * costs each packet. */
 static void read_control(struct msghdr *h, struct message *m) {
-    m->origin.ttl = SOCKET_TTL;
     for (struct cmsghdr *c = CMSG_FIRSTHDR(h); c; c = CMSG_NXTHDR(h, c)) {
         int value = 0;
         if (c->cmsg_level == IPPROTO_IP && c->cmsg_type == IP_TOS) {
@@ -96,9 +97,6 @@ static void read_control(struct msghdr *h, struct message *m) {
         memcpy(&value, CMSG_DATA(c), sizeof value);
         if (c->cmsg_level == IPPROTO_IPV6 && c->cmsg_type == IPV6_TCLASS) {
             m->origin.tos = (uint8_t)value;
-        } else if ((c->cmsg_level == IPPROTO_IP && c->cmsg_type == IP_TTL) ||
-                   (c->cmsg_level == IPPROTO_IPV6 && c->cmsg_type == IPV6_HOPLIMIT)) {
-            m->origin.ttl = (uint8_t)value;
         } else if (c->cmsg_level == IPPROTO_UDP && c->cmsg_type == UDP_GRO) {
             m->size = (uint32_t)value;
         }
@@ -128,7 +126,7 @@ static uint8_t *front4(const struct io_port *p, const struct message *m, uint8_t
     o->ip = (struct dp_ip4){.version_ihl = 0x45,
                             .tos = m->origin.tos,
                             .total = be16_put(len + 28),
-                            .ttl = m->origin.ttl,
+                            .ttl = SOCKET_TTL,
                             .proto = DP_IP_UDP};
     memcpy(o->ip.src, &m->from->v4.sin_addr, 4);
     memcpy(o->ip.dst, p->sockets.ip4 + 12, 4);
@@ -147,7 +145,7 @@ static uint8_t *front6(const struct io_port *p, const struct message *m, uint8_t
         (struct dp_ip6){.version_class_flow = be32_put(6u << 28 | (uint32_t)m->origin.tos << 20),
                         .payload = be16_put(len + 8),
                         .next = DP_IP_UDP,
-                        .hops = m->origin.ttl};
+                        .hops = SOCKET_TTL};
     memcpy(o->ip.src, &m->from->v6.sin6_addr, 16);
     memcpy(o->ip.dst, p->sockets.ip6, 16);
     o->udp = (struct dp_udp){.sport = {m->from->v6.sin6_port},
@@ -200,6 +198,7 @@ static bool take_message(struct io_port *p, struct io_burst *b, struct message *
     const uint32_t size = m->size ? m->size : m->len;
     for (; in->done < m->len || (m->len == 0 && in->done == 0); in->done += size ? size : 1) {
         const uint32_t left = m->len - in->done;
+        dp_prefetch(m->data + in->done + size);
         if (b->n == IO_FRAMES || in->spilled == IO_FRAMES - IO_BURST) {
             return false;
         }

@@ -28,7 +28,7 @@ _TUN_F_USO = 0x20 | 0x40  # Linux 6.2
 _IP_MTU_DISCOVER, _IPV6_MTU_DISCOVER, _PMTUDISC_PROBE = 10, 23, 3
 _UDP_NO_CHECK6_RX, _UDP_GRO = 102, 104
 _IP_RECVERR, _IPV6_RECVERR, _SO_ATTACH_FILTER, _BPF_RET = 11, 25, 26, 6
-_IP_RECVTTL, _SO_NO_CHECK, _SO_RCVBUFFORCE, _SO_SNDBUFFORCE = 12, 11, 33, 32
+_SO_NO_CHECK, _SO_RCVBUFFORCE, _SO_SNDBUFFORCE = 11, 33, 32
 _BUFFER = 8 << 20
 _ONLINK = 4  # RTNH_F_ONLINK
 _TTL = 64  # as the engine writes it
@@ -366,10 +366,8 @@ def _receiver(address: IP, port: int, interface: str | None) -> socket.socket:
     _enlarge(sock, _SO_RCVBUFFORCE, socket.SO_RCVBUF)
     if address.version == 4:
         sock.setsockopt(socket.IPPROTO_IP, socket.IP_RECVTOS, 1)
-        sock.setsockopt(socket.IPPROTO_IP, _IP_RECVTTL, 1)
     else:
         sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVTCLASS, 1)
-        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVHOPLIMIT, 1)
     try:
         sock.bind((str(address), port))
     except OSError as error:
