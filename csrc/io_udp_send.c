@@ -116,13 +116,13 @@ static struct mmsghdr call_of(const struct io_outbox *o, struct message *m, uint
     return c;
 }
 
-/* One message as single packets, for a way whose device cannot cut it: from now on none is made
- * for that socket. Its slices are split where its packets are. */
-static void send_singly(struct io_outbox *o, struct message *m) {
+/* One message as single packets. Where the device takes those, but not the message (is_uncut), none
+ * is made for that socket any more; where they are too large, the last may be less so. Slices are
+ * split where packets are. */
+static void send_singly(struct io_outbox *o, struct message *m, bool is_uncut) {
     const int fd = o->port->sending[m->way.place];
     struct message one = *m;
     uint32_t slice = m->first;
-    o->port->uncut[m->way.place] = true;
     for (uint32_t i = 0; i < m->count; i++) {
         one.first = slice;
         one.bytes = 0;
@@ -135,6 +135,7 @@ static void send_singly(struct io_outbox *o, struct message *m) {
         const ssize_t sent = sendmsg(fd, &c.msg_hdr, MSG_DONTWAIT);
         dp_count(&o->port->count.tx_calls, 1);
         dp_count(&o->port->count.tx_frames, sent >= 0);
+        o->port->uncut[m->way.place] |= is_uncut && sent >= 0;
         if (sent < 0) {
             one.forwarded = m->forwarded > 0;
             one.forwarded_bytes = m->forwarded ? m->forwarded_bytes / m->forwarded : 0;
@@ -169,8 +170,8 @@ static void send_run(struct io_outbox *o, uint32_t first, uint32_t last) {
         } else {
             struct message *m = &o->messages[first++];
             tried = false;
-            if (m->count > 1 && (errno == EIO || errno == EINVAL)) {
-                send_singly(o, m);
+            if (m->count > 1 && (errno == EIO || errno == EINVAL || errno == EMSGSIZE)) {
+                send_singly(o, m, errno != EMSGSIZE);
             } else {
                 refuse(o, m, errno);
             }

@@ -298,6 +298,33 @@ def test_udp_of_every_size_there_and_back(live: Running, size: int) -> None:
     assert checksum_errors(live.site.pod) == checksum_errors(live.site.peer) == 0
 
 
+def test_a_way_that_takes_no_messages_of_many_gets_single_packets() -> None:
+    SO_NO_CHECK = 11
+    with running() as r:
+        for sock in r.underlay._send[4]:  # without checksums the kernel refuses UDP_SEGMENT
+            sock.setsockopt(socket.SOL_SOCKET, SO_NO_CHECK, 1)
+        transfer(r.site.pod, r.site.peer, REMOTE, 4 << 20)
+        assert r.io("underlay", "gso_frames") == 0 < r.io("web", "rx_frames")
+        assert r.drops().keys() <= {"multicast", "nd_router_solicit", "nd_unknown_target"}
+        calls = r.io("underlay", "tx_calls")
+        assert calls < r.io("underlay", "tx_frames") / 2, "each message was tried, and cut again"
+
+
+def test_what_an_underlay_refuses_counts_as_it_was_counted() -> None:
+    """A super-frame of 30 packets is 30 drops; a last one that fits is sent."""
+    with running() as r:
+        ip(r.site.node, "link set under mtu 1000")
+        sender, receiver = udp(r.site.pod, POD), udp(r.site.peer, REMOTE)
+        with sender, receiver:
+            sender.setsockopt(socket.IPPROTO_UDP, 103, 1200)  # UDP_SEGMENT
+            sender.sendto(bytes(30 * 1200 + 5), receiver.getsockname())
+            assert receiver.recv(2000) == bytes(5)
+        wait_for(lambda: r.drops().get("egress_too_big") == 30)
+        assert adds_up(r.engine.stats().totals)
+        ports = r.engine.stats().ports
+        assert ports["underlay"]["tx_frames"] == r.io("underlay", "tx_frames")
+
+
 def test_udp_with_segment_offload_arrives_as_it_was_cut(live: Running) -> None:
     UDP_SEGMENT = 103
     with udp(live.site.pod, POD) as pod, udp(live.site.peer, REMOTE) as peer:
