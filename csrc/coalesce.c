@@ -46,6 +46,12 @@ static bool sum_is_right(const struct dp_part *p) {
            dp_csum_fold(dp_csum_add(pseudo_sum(p, len), p->data + p->l4, len)) == 0xffff;
 }
 
+/* A product's upper half depends on all bits. */
+static uint64_t stir(uint64_t word) {
+    word *= 0x9e3779b97f4a7c15u;
+    return word ^ word >> 32;
+}
+
 /* Any function will do: flows that meet here are only not joined. */
 static uint32_t slot_of(const struct dp_part *p) {
     uint64_t sum = p->tcp;
@@ -54,12 +60,11 @@ static uint32_t slot_of(const struct dp_part *p) {
     for (; at < end; at += 8) {
         uint64_t word;
         memcpy(&word, at, sizeof word);
-        sum = (sum ^ word) * 0x9e3779b97f4a7c15u;
+        sum = stir(sum ^ word);
     }
     uint32_t ports;
     memcpy(&ports, p->data + p->l4, sizeof ports);
-    sum = (sum ^ ports) * 0x9e3779b97f4a7c15u;
-    return (uint32_t)(sum >> 32) % DP_COALESCE_TABLE;
+    return (uint32_t)(stir(sum ^ ports) % DP_COALESCE_TABLE);
 }
 
 static void read_tcp(struct dp_part *p, const struct dp_tcp *tcp, uint32_t len) {

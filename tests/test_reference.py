@@ -314,7 +314,7 @@ def test_arp(target: str, mac: str | None) -> None:
         assert reason(outcome) == ("arp_announcement" if target == A else "arp_unknown_target")
         return
     reply = ARP(op=2, hwsrc=mac, psrc=target, hwdst=A_MAC, pdst=A)
-    assert outcome == (
+    assert outcome[:6] == (
         "answer",
         None,
         "blue/a",
