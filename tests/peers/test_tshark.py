@@ -284,6 +284,7 @@ def everything(version: int) -> Node:
 
 # ---- what Wireshark says -----------------------------------------------------------------------
 
+BEYOND_REPAIR = {"Illegal checksum value (0)", "Malformed Packet (Exception occurred)"}
 ACCEPTED = {"Connection reset (RST)"}  # what a reset is, not what is wrong with it
 ORIGINATED = {  # by the engine: answers and errors
     *("arp", "icmp 0", "icmp 3", "icmp 11"),
@@ -304,7 +305,10 @@ class Seen(NamedTuple):
     @property
     def complaints(self) -> set[str]:
         """About what left and not about what had come. What a workload says to the VXLAN port,
-        known as such behind a translation perhaps, is its own affair."""
+        known as such behind a translation perhaps, is its own affair; so is what has no checksum
+        where it must, or ICMP of the other family: a translation does not mend it."""
+        if self.before.complaints & BEYOND_REPAIR:
+            return set()
         ours = self.passage.egress == strategies.UNDERLAY
         if self.after.protocols.count("vxlan") > ours:
             return set()
