@@ -132,6 +132,10 @@ void dp_engine_destroy(struct dp_engine *e) {
     free(e);
 }
 
+uint32_t dp_worker_count(const struct dp_engine *e) {
+    return e ? e->n_workers : 0;
+}
+
 /* ---- policy ------------------------------------------------------------------------------- */
 
 static bool fits(const struct dp_engine *e, const struct dp_snapshot *s, struct dp_error *err) {

@@ -336,6 +336,7 @@ struct dp_limits {
 struct dp_engine *dp_engine_create(const struct dp_limits *limits, const struct dp_timers *timers,
                                    const uint8_t key[32], struct dp_error *err);
 void dp_engine_destroy(struct dp_engine *engine);
+uint32_t dp_worker_count(const struct dp_engine *engine);
 /* Publishes a snapshot and waits until no burst still runs on the old one. Takes a reference. */
 int dp_commit(struct dp_engine *engine, struct dp_snapshot *snapshot, struct dp_error *err);
 

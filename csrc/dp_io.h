@@ -13,7 +13,7 @@
 
 /* cffi:begin */
 struct dp_underlay_sockets {
-    int receive4; /* bound to the VXLAN port, or -1 */
+    int receive4; /* bound to the VXLAN port, or -1: another loop's, or without IPv4 */
     int receive6;
     const int *send4; /* n_send sockets, each with a source port of its own; NULL without IPv4 */
     const int *send6;
@@ -42,13 +42,15 @@ struct dp_io_counters {
 
 struct dp_loop;
 
-struct dp_loop *dp_loop_create(struct dp_engine *engine, struct dp_error *err);
+/* The loop of one worker of the engine. */
+struct dp_loop *dp_loop_create(struct dp_engine *engine, uint32_t worker, struct dp_error *err);
 void dp_loop_destroy(struct dp_loop *loop);
 struct dp_tap {
     int fd;
-    uint16_t mtu;  /* of the device */
-    bool vnet_hdr; /* opened with IFF_VNET_HDR; else super-frames are cut here */
-    bool uso;      /* its kernel cuts UDP super-frames too (Linux 6.2) */
+    uint16_t mtu;   /* of the device */
+    bool vnet_hdr;  /* opened with IFF_VNET_HDR; else super-frames are cut here */
+    bool uso;       /* its kernel cuts UDP super-frames too (Linux 6.2) */
+    bool send_only; /* another loop receives from it */
 };
 int dp_loop_add_tap(struct dp_loop *loop, uint16_t port, const struct dp_tap *tap,
                     struct dp_error *err);

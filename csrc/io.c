@@ -11,10 +11,10 @@ void io_complete(const struct dp_frame *f, uint8_t *frame, uint32_t outer) {
 }
 
 /* What the engine made itself never counted as forwarded, so it cannot be taken back from there. */
-static void lose(struct dp_engine *e, const struct dp_frame *f, enum dp_reason reason,
-                 uint32_t packets, uint64_t bytes) {
+static void lose(struct dp_engine *e, uint32_t worker, const struct dp_frame *f,
+                 enum dp_reason reason, uint32_t packets, uint64_t bytes) {
     if (f->verdict == DP_FORWARD) {
-        dp_egress_drop(e, 0, f->port, (uint8_t)reason, packets, bytes);
+        dp_egress_drop(e, worker, f->port, (uint8_t)reason, packets, bytes);
     }
 }
 
@@ -26,8 +26,9 @@ static uint64_t bytes_of(const struct dp_frame *f) {
     return f->len + (uint64_t)(packets_of(f) - 1) * f->head;
 }
 
-void io_lost(struct dp_engine *e, const struct dp_frame *f, enum dp_reason reason) {
-    lose(e, f, reason, packets_of(f), bytes_of(f));
+void io_lost(struct dp_engine *e, uint32_t worker, const struct dp_frame *f,
+             enum dp_reason reason) {
+    lose(e, worker, f, reason, packets_of(f), bytes_of(f));
 }
 
 enum dp_reason io_reason_of(int error) {
@@ -39,11 +40,11 @@ enum dp_reason io_reason_of(int error) {
 
 void io_refused(struct io_port *p, struct dp_engine *e, const struct dp_frame *f, int error) {
     dp_count(&p->count.tx_errors, packets_of(f));
-    io_lost(e, f, io_reason_of(error));
+    io_lost(e, p->worker, f, io_reason_of(error));
 }
 
 void io_refused_part(struct io_port *p, struct dp_engine *e, const struct dp_frame *f,
                      uint32_t packets, uint64_t bytes, int error) {
     dp_count(&p->count.tx_errors, packets);
-    lose(e, f, io_reason_of(error), packets, bytes);
+    lose(e, p->worker, f, io_reason_of(error), packets, bytes);
 }

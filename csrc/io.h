@@ -17,8 +17,9 @@ enum {
 
 struct io_port {
     uint16_t id;
-    uint8_t kind; /* enum dp_port_kind: endpoint (a TAP) or underlay */
-    bool dead;    /* the device is gone: no longer polled */
+    uint32_t worker; /* whose port this is */
+    uint8_t kind;    /* enum dp_port_kind: endpoint (a TAP) or underlay */
+    bool dead;       /* the device is gone: no longer polled */
     uint16_t mtu;
     uint8_t front; /* TAP: bytes of virtio-net header in front of a frame: 10, or 0 without */
     bool uso;      /* TAP: the kernel cuts UDP super-frames */
@@ -74,7 +75,7 @@ void io_complete(const struct dp_frame *f, uint8_t *frame, uint32_t outer);
 
 /* The frame was not sent, for a reason or for the errno that the device gave; of a super-frame that
  * had been begun, so many packets of so many bytes. */
-void io_lost(struct dp_engine *e, const struct dp_frame *f, enum dp_reason reason);
+void io_lost(struct dp_engine *e, uint32_t worker, const struct dp_frame *f, enum dp_reason reason);
 enum dp_reason io_reason_of(int error);
 void io_refused(struct io_port *p, struct dp_engine *e, const struct dp_frame *f, int error);
 void io_refused_part(struct io_port *p, struct dp_engine *e, const struct dp_frame *f,

@@ -55,7 +55,7 @@ static void send_port(struct dp_loop *l, uint32_t first) {
     struct io_port *p = l->ports[id];
     if (!p) {
         for (uint32_t i = 0; i < n; i++) {
-            io_lost(l->engine, run[i], DP_R_egress_down);
+            io_lost(l->engine, l->worker, run[i], DP_R_egress_down);
         }
     } else if (p->kind == DP_PORT_UNDERLAY) {
         io_underlay_send(p, l->engine, b->arena, run, n);
@@ -138,7 +138,7 @@ static void serve_errors(struct dp_loop *l, struct io_port *p, uint32_t place) {
 }
 
 static void housekeeping(struct dp_loop *l, uint64_t now) {
-    if (now - l->expired_ns >= TURN_MS * 1000000u) {
+    if (l->worker == 0 && now - l->expired_ns >= TURN_MS * 1000000u) {
         l->expired_ns = now;
         (void)dp_expire(l->engine, now, EXPIRE_BUDGET);
     }
@@ -236,7 +236,7 @@ void dp_loop_stop(struct dp_loop *l) {
 
 /* ---- life --------------------------------------------------------------------------------- */
 
-/* Errors are waited for in any case. */
+/* Errors are waited for in any case, of sockets that workers share by the first one. */
 static bool watch_for(const struct dp_loop *l, int fd, uint32_t events, uint64_t what) {
     struct epoll_event event = {.events = events, .data.u64 = what};
     return epoll_ctl(l->epoll, EPOLL_CTL_ADD, fd, &event) == 0;
@@ -264,20 +264,22 @@ static void *touched_arena(void) {
     return p;
 }
 
-struct dp_loop *dp_loop_create(struct dp_engine *engine, struct dp_error *err) {
+struct dp_loop *dp_loop_create(struct dp_engine *engine, uint32_t worker, struct dp_error *err) {
     struct dp_loop *l = calloc(1, sizeof *l);
     *err = (struct dp_error){DP_ENOMEM, "loop", 0, "no memory"};
     if (!l) {
         return NULL;
     }
     l->engine = engine;
+    l->worker = worker;
     atomic_flag_clear(&l->inside);
     l->epoll = epoll_create1(EPOLL_CLOEXEC);
     l->stop = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     l->burst.arena = touched_arena();
-    if (!engine || l->epoll < 0 || l->stop < 0 || !l->burst.arena || !watch(l, l->stop, ON_STOP)) {
-        *err = (struct dp_error){engine ? DP_EIO : DP_EINVAL, "loop", 0,
-                                 "no engine, descriptor or memory"};
+    if (!engine || worker >= dp_worker_count(engine) || l->epoll < 0 || l->stop < 0 ||
+        !l->burst.arena || !watch(l, l->stop, ON_STOP)) {
+        *err = (struct dp_error){worker < dp_worker_count(engine) ? DP_EIO : DP_EINVAL, "loop",
+                                 worker, "no engine or worker, descriptor or memory"};
         dp_loop_destroy(l);
         return NULL;
     }
@@ -324,6 +326,7 @@ static struct io_port *new_port(struct dp_loop *l, uint16_t id, uint8_t kind,
         return NULL;
     }
     p->id = id;
+    p->worker = l->worker;
     p->kind = kind;
     p->fd = -1;
     *err = (struct dp_error){DP_OK, NULL, 0, NULL};
@@ -355,7 +358,7 @@ int dp_loop_add_tap(struct dp_loop *l, uint16_t port, const struct dp_tap *tap,
     p->mtu = tap->mtu;
     p->front = tap->vnet_hdr ? IO_VNET_HDR : 0;
     p->uso = tap->uso;
-    return join(l, p, watch(l, p->fd, (uint64_t)port << 1), err);
+    return join(l, p, tap->send_only || watch(l, p->fd, (uint64_t)port << 1), err);
 }
 
 int dp_loop_add_underlay(struct dp_loop *l, uint16_t port, const struct dp_underlay_sockets *s,
@@ -382,7 +385,7 @@ int dp_loop_add_underlay(struct dp_loop *l, uint16_t port, const struct dp_under
     const bool polled = p->sending && p->uncut && p->inbox && p->outbox &&
                         (s->receive4 < 0 || watch(l, s->receive4, what)) &&
                         (s->receive6 < 0 || watch(l, s->receive6, what | ON_V6)) &&
-                        watch_errors(l, p);
+                        (l->worker > 0 || watch_errors(l, p));
     return join(l, p, polled, err);
 }
 

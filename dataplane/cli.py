@@ -97,6 +97,14 @@ def cli() -> None:
     metavar="MICROSECONDS",
     help="Look for frames so long before sleeping.",
 )
+@click.option(
+    "--workers",
+    type=click.IntRange(1, 256),
+    default=1,
+    show_default=True,
+    envvar="DATAPLANE_WORKERS",
+    help="Threads that forward, each with a queue of each port.",
+)
 @limit("--max-flows", 1 << 28, "Most flows at a time; a full table refuses new ones.")
 @limit("--max-bindings", 1 << 28, "Most NAT bindings at a time.")
 @limit("--max-rules", 1 << 28, "Most ACL and NAT rules.")
@@ -107,6 +115,7 @@ def run(
     pid_file: str | None,
     offload: bool,
     busy_poll: int,
+    workers: int,
     max_flows: int,
     max_bindings: int,
     max_rules: int,
@@ -126,8 +135,7 @@ def run(
         stats_file,
         pid_file,
         {"max_flows": max_flows, "max_bindings": max_bindings, "max_rules": max_rules},
-        offload,
-        busy_poll,
+        daemon.Tuning(offload, busy_poll, workers),
     )
 
 

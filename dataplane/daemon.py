@@ -11,6 +11,7 @@ import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from dataplane import report
 from dataplane.document import load
@@ -33,6 +34,14 @@ class _Stopped(BaseException):
     """A signal came that ends the process; args[0] is its number."""
 
 
+class Tuning(NamedTuple):
+    """How frames are moved, which no policy asks for."""
+
+    offload: bool = True  # False: kernels cut, join and sum nothing for us
+    busy_poll_us: int = 0  # how long to look for frames before sleeping
+    workers: int = 1  # threads that forward
+
+
 class MonotonicClock:
     """The clock that the C loop reads, so that both agree."""
 
@@ -49,23 +58,24 @@ class Daemon:
         node: Node,
         stats_file: str | None = None,
         limits: Limits | None = None,
-        offload: bool = True,
-        busy_poll_us: int = 0,
+        tuning: Tuning | None = None,
     ) -> None:
         """`file` is where `node` comes from, and where it is read again; `limits` of the engine.
-
-        `offload`, `busy_poll_us`: of its ports and its loop.
 
         Raises DataplaneError.
         """
         self._file, self._node, self._stats_file = file, node, stats_file
-        self._busy_poll_us = busy_poll_us
+        self._tuning = tuning = tuning or Tuning()
         self._table: HostTable | None = None
         self._gone: set[str] = set()  # ports whose device was missed, and said so
         with contextlib.ExitStack() as made:
-            self.engine = made.enter_context(Engine(clock=MonotonicClock(), **(limits or {})))
+            self.engine = made.enter_context(
+                Engine(clock=MonotonicClock(), workers=tuning.workers, **(limits or {}))
+            )
             self.engine.commit(self._node)
-            self._ports = made.enter_context(contextlib.closing(NodePorts(offload)))
+            self._ports = made.enter_context(
+                contextlib.closing(NodePorts(tuning.offload, tuning.workers))
+            )
             self._ports.open(self._policy)
             made.callback(self._release_host)
             self._prepare_host(self._node)
@@ -170,8 +180,12 @@ class Daemon:
 
     def _start(self) -> None:
         with contextlib.ExitStack() as made:
-            ports, busy_poll_us = self._ports.open_ports, self._busy_poll_us
-            forwarder = Forwarder(self.engine, ports, busy_poll_us=busy_poll_us)
+            forwarder = Forwarder(
+                self.engine,
+                self._ports.open_ports,
+                busy_poll_us=self._tuning.busy_poll_us,
+                workers=self._tuning.workers,
+            )
             made.enter_context(forwarder)
             self._thread = made.enter_context(forwarder.background())
             self._forwarding = made.pop_all()
@@ -217,13 +231,12 @@ def run(
     stats_file: str | None,
     pid_file: str | None,
     limits: Limits,
-    offload: bool = True,
-    busy_poll_us: int = 0,
+    tuning: Tuning,
 ) -> None:
     """What the command does. Raises DataplaneError."""
     target = choose(load(file, REASON_NAMES), node)
     logging.basicConfig(format="%(message)s", level=logging.INFO)
-    options = stats_file, limits, offload, busy_poll_us
+    options = stats_file, limits, tuning
     with _signals_held(), _pid_file(pid_file), Daemon(file, target, *options) as daemon:
         log.info(daemon.ready())
         daemon.serve()

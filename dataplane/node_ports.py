@@ -35,7 +35,7 @@ class Device:
     def place(self) -> tuple[str | None, str]:
         return self.tap.netns, self.tap.name
 
-    def open(self, offload: bool) -> TapPort:
+    def open(self, offload: bool, queues: int) -> TapPort:
         """Raises PortError."""
         tap, wanted = self.tap, self.tap.configure
         assert tap.mtu is not None, "the policy is resolved"
@@ -47,6 +47,7 @@ class Device:
             persist=tap.persist,
             owner=tap.owner,
             offload=offload and tap.offload,
+            queues=queues,
         )
         try:
             if wanted:
@@ -134,11 +135,11 @@ def _sockets(node: Node) -> dict[str, Any]:
 class NodePorts:
     """Owns the open ports of a node. `open_ports` is what a forwarder takes.
 
-    `offload`: False where no port may have any, whatever the policy says.
+    `offload`: False where no port may have any, whatever the policy says. `queues` of each port.
     """
 
-    def __init__(self, offload: bool = True) -> None:
-        self._offload = offload
+    def __init__(self, offload: bool = True, queues: int = 1) -> None:
+        self._offload, self._queues = offload, queues
         self._sockets: dict[str, Any] = {}
         self._devices: dict[str, Device] = {}
         self._ports: dict[str, VxlanSocket | TapPort] = {}
@@ -159,9 +160,10 @@ class NodePorts:
         """All ports of a resolved node. Raises PortError; `close` then closes what was opened."""
         self._sockets = _sockets(node)
         offload = self._offload and node.underlay.offload
-        self._ports[UNDERLAY] = VxlanSocket(**{**self._sockets, "offload": offload})
+        wanted = {**self._sockets, "offload": offload, "queues": self._queues}
+        self._ports[UNDERLAY] = VxlanSocket(**wanted)
         for name, device in devices(node).items():
-            self._ports[name] = device.open(self._offload)
+            self._ports[name] = device.open(self._offload, self._queues)
             self._devices[name] = device
 
     @contextlib.contextmanager
@@ -184,7 +186,7 @@ class NodePorts:
         try:
             for name, device in wanted.items():
                 if device.place not in held:
-                    fresh.append(device.open(self._offload))
+                    fresh.append(device.open(self._offload, self._queues))
                 after[name] = held.get(device.place) or fresh[-1]
             more, less = _routes_to_change(before[1], wanted)
             undo.extend((after[name], route) for name, route in more)

@@ -22,7 +22,7 @@ _TUNSETIFF, _TUNSETPERSIST, _TUNSETOWNER, _TUNSETOFFLOAD = (
     0x400454CC,
     0x400454D0,
 )
-_IFF_TAP, _IFF_NO_PI, _IFF_VNET_HDR = 0x0002, 0x1000, 0x4000
+_IFF_TAP, _IFF_NO_PI, _IFF_VNET_HDR, _IFF_MULTI_QUEUE = 0x0002, 0x1000, 0x4000, 0x0100
 _TUN_F_TCP = 0x01 | 0x02 | 0x04 | 0x08  # checksums, TSO4, TSO6, TSO with ECN
 _TUN_F_USO = 0x20 | 0x40  # Linux 6.2
 _IP_MTU_DISCOVER, _IPV6_MTU_DISCOVER, _PMTUDISC_PROBE = 10, 23, 3
@@ -38,8 +38,11 @@ _SOURCE_PORTS = range(49152, 65536)  # RFC 7348 §5
 class Port(Protocol):
     """What a forwarder can move frames through."""
 
-    def join(self, loop: Any, port_id: int) -> None:
-        """Adds the port's descriptors to a C loop (`struct dp_loop *`)."""
+    def join(self, loop: Any, port_id: int, queue: int = 0) -> None:
+        """Adds the port to a C loop (`struct dp_loop *`), with the queue of that number.
+
+        If it has not so many the loop only sends through it.
+        """
 
     def close(self) -> None: ...
 
@@ -72,8 +75,27 @@ def _offload(fd: int, wanted: bool) -> bool:
     return False
 
 
-def _open_tap(name: str, persist: bool, owner: int | None, offload: bool) -> tuple[int, bool]:
-    """Its descriptor, and whether its kernel cuts UDP super-frames."""
+def _open_queues(
+    name: str, persist: bool, owner: int | None, offload: bool, queues: int
+) -> tuple[list[int], bool]:
+    """Descriptors, and whether their kernel cuts UDP super-frames."""
+    fds: list[int] = []
+    uso = True
+    try:
+        for _ in range(queues):
+            fd, both = _open_tap(name, persist, owner, offload, _IFF_MULTI_QUEUE * (queues > 1))
+            fds.append(fd)
+            uso = uso and both
+    except BaseException:
+        for fd in fds:
+            os.close(fd)
+        raise
+    return fds, uso
+
+
+def _open_tap(
+    name: str, persist: bool, owner: int | None, offload: bool, more: int
+) -> tuple[int, bool]:
     _check_name(name)
     try:
         fd = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -81,7 +103,7 @@ def _open_tap(name: str, persist: bool, owner: int | None, offload: bool) -> tup
         fix = "run as root" if error.errno == errno.EACCES else "load it with: modprobe tun"
         raise PortError(f"/dev/net/tun: {error.strerror}; {fix}") from error
     try:
-        flags = _IFF_TAP | _IFF_NO_PI | _IFF_VNET_HDR
+        flags = _IFF_TAP | _IFF_NO_PI | _IFF_VNET_HDR | more
         fcntl.ioctl(fd, _TUNSETIFF, struct.pack("16sH22x", name.encode(), flags))
         uso = _offload(fd, offload)
         if owner is not None:
@@ -90,7 +112,7 @@ def _open_tap(name: str, persist: bool, owner: int | None, offload: bool) -> tup
             fcntl.ioctl(fd, _TUNSETPERSIST, 1)
     except OSError as error:
         os.close(fd)
-        raise PortError(f"tap {name}: {_tap_fault(error)}") from error
+        raise PortError(f"tap {name}: {_tap_fault(error, more > 0)}") from error
     return fd, uso
 
 
@@ -102,7 +124,7 @@ def _check_name(name: str) -> None:
         raise PortError(f"{name!r} is not an interface name: no slash, colon, percent or space")
 
 
-def _tap_fault(error: OSError) -> str:
+def _tap_fault(error: OSError, multi: bool) -> str:
     match error.errno:
         case errno.EPERM:
             return (
@@ -111,7 +133,8 @@ def _tap_fault(error: OSError) -> str:
         case errno.EBUSY:
             return "busy: another process is attached to it"
         case errno.EINVAL:
-            return "an interface of that name exists and is no single-queue TAP"
+            kind = "multi" if multi else "single"
+            return f"an interface of that name exists and is no {kind}-queue TAP"
         case _:
             return str(error.strerror)
 
@@ -126,23 +149,24 @@ class AdoptedTap(_Owner):
         self, fd: int, *, mtu: int = 1500, vnet_hdr: bool = True, uso: bool = False
     ) -> None:
         self.mtu = mtu
-        self._fd, self._vnet_hdr, self._uso = fd, vnet_hdr, uso
+        self._fds, self._vnet_hdr, self._uso = [fd], vnet_hdr, uso
 
     def fileno(self) -> int:
-        return self._fd
+        return self._fds[0] if self._fds else -1
 
-    def join(self, loop: Any, port_id: int) -> None:
+    def join(self, loop: Any, port_id: int, queue: int = 0) -> None:
         from dataplane._engine import ffi, lib
         from dataplane.reasons import check
 
         error = ffi.new("struct dp_error *")
-        tap = ffi.new("struct dp_tap *", [self._fd, self.mtu, self._vnet_hdr, self._uso])
+        own = queue < len(self._fds)
+        fd = self._fds[queue if own else 0]
+        tap = ffi.new("struct dp_tap *", [fd, self.mtu, self._vnet_hdr, self._uso, not own])
         check(lib.dp_loop_add_tap(loop, port_id, tap, error), error)
 
     def close(self) -> None:
-        fd, self._fd = self._fd, -1
-        if fd >= 0:
-            os.close(fd)
+        while self._fds:
+            os.close(self._fds.pop())
 
 
 class Tap(AdoptedTap):
@@ -150,7 +174,8 @@ class Tap(AdoptedTap):
 
     A new one disappears at `close()` unless `persist`; an existing persistent one always stays.
     `mac`, `mtu` (bytes of IP packet) and `up` are set at once. `offload`: the device's kernel
-    leaves the cutting of large packets and their checksums to us. Raises PortError with the fix.
+    leaves the cutting of large packets and their checksums to us. `queues`: one for each worker of
+    a forwarder; the kernel keeps a flow to one of them. Raises PortError with the fix.
     """
 
     def __init__(
@@ -164,13 +189,15 @@ class Tap(AdoptedTap):
         persist: bool = False,
         owner: int | None = None,
         offload: bool = True,
+        queues: int = 1,
     ) -> None:
         if not 68 <= mtu <= 65_535:
             raise PortError(f"tap {name}: MTU {mtu} is not in 68-65535")
         self.name, self.netns = name, netns
         self._home = inside(netns, here)
-        fd, uso = inside(netns, lambda: _open_tap(name, persist, owner, offload))
-        super().__init__(fd, mtu=mtu, uso=uso)
+        fds, uso = inside(netns, lambda: _open_queues(name, persist, owner, offload, queues))
+        super().__init__(fds[0], mtu=mtu, uso=uso)
+        self._fds = fds
         try:
             self._link(mtu=mtu, mac=mac, up=up)
         except BaseException:
@@ -263,7 +290,8 @@ class VxlanSocket(_Owner):
     `interface`: the only device to use. `checksum4`: UDP checksums over IPv4 too. `zero6`: over
     IPv6 a zero one is accepted (RFC 6936). `offload`: many packets are one message, which the
     kernel cuts (UDP_SEGMENT) or has joined (UDP_GRO); it then makes UDP checksums in any case.
-    Raises PortError with the fix.
+    `queues`: receiving sockets of each address, one for each worker of a forwarder (SO_REUSEPORT:
+    the kernel keeps a flow to one of them). Raises PortError with the fix.
     """
 
     def __init__(
@@ -278,6 +306,7 @@ class VxlanSocket(_Owner):
         netns: str | None = None,
         interface: str | None = None,
         offload: bool = True,
+        queues: int = 1,
     ) -> None:
         if not 0 < sources <= len(_SOURCE_PORTS):
             raise PortError(f"{sources} source ports: at least 1, at most {len(_SOURCE_PORTS)}")
@@ -287,28 +316,33 @@ class VxlanSocket(_Owner):
         self.port = port
         self._interface, self._offload = interface, offload
         self._own: dict[int, IP] = {a.version: a for a in own}
-        self._receive: dict[int, socket.socket] = {}
+        self._receive: dict[int, list[socket.socket]] = {}
         self._send: dict[int, list[socket.socket]] = {}
         try:
-            inside(netns, lambda: self._open(sources, checksum4 or offload, zero6))
+            inside(netns, lambda: self._open(sources, checksum4 or offload, zero6, queues))
         except BaseException:
             self.close()
             raise
 
-    def _open(self, sources: int, checksum4: bool, zero6: bool) -> None:
+    def _open(self, sources: int, checksum4: bool, zero6: bool, queues: int) -> None:
         for version, address in self._own.items():
-            receive = self._receive[version] = _receiver(address, self.port, self._interface)
-            with contextlib.suppress(OSError):  # Linux 5.0
-                receive.setsockopt(socket.IPPROTO_UDP, _UDP_GRO, int(self._offload))
-            if version == 6 and zero6:
-                receive.setsockopt(socket.IPPROTO_UDP, _UDP_NO_CHECK6_RX, 1)
+            self._receive[version] = []
+            if queues > 1:  # sockets that share a port would share it with another process, too
+                _receiver(address, self.port, self._interface, False).close()
+            for _ in range(queues):
+                receive = _receiver(address, self.port, self._interface, queues > 1)
+                self._receive[version].append(receive)
+                with contextlib.suppress(OSError):  # Linux 5.0
+                    receive.setsockopt(socket.IPPROTO_UDP, _UDP_GRO, int(self._offload))
+                if version == 6 and zero6:
+                    receive.setsockopt(socket.IPPROTO_UDP, _UDP_NO_CHECK6_RX, 1)
             self._send[version] = []
             for sock in _senders(address, sources, self._interface):
                 self._send[version].append(sock)
                 if version == 4 and checksum4:
                     sock.setsockopt(socket.SOL_SOCKET, _SO_NO_CHECK, 0)
 
-    def join(self, loop: Any, port_id: int) -> None:
+    def join(self, loop: Any, port_id: int, queue: int = 0) -> None:
         from dataplane._engine import ffi, lib
         from dataplane.reasons import check
 
@@ -316,8 +350,7 @@ class VxlanSocket(_Owner):
         count = min(len(sockets) for sockets in self._send.values())
         fds = {v: ffi.new("int[]", [s.fileno() for s in self._send[v][:count]]) for v in self._send}
         config = ffi.new("struct dp_underlay_sockets *")
-        config.receive4 = self._receive[4].fileno() if 4 in self._receive else -1
-        config.receive6 = self._receive[6].fileno() if 6 in self._receive else -1
+        config.receive4, config.receive6 = self._receiver(4, queue), self._receiver(6, queue)
         config.send4, config.send6 = fds.get(4, ffi.NULL), fds.get(6, ffi.NULL)
         config.n_send, config.udp_port = count, self.port
         config.segment = config.gro = self._offload
@@ -325,10 +358,14 @@ class VxlanSocket(_Owner):
             setattr(config, f"ip{version}", ip16(address))
         check(lib.dp_loop_add_underlay(loop, port_id, config, error), error)
 
+    def _receiver(self, version: int, queue: int) -> int:
+        found = self._receive.get(version, [])
+        return found[queue].fileno() if queue < len(found) else -1
+
     def close(self) -> None:
-        receive, send = self._receive, self._send
+        all_sockets = [*self._receive.values(), *self._send.values()]
         self._receive, self._send = {}, {}
-        for sock in [*receive.values(), *(s for sockets in send.values() for s in sockets)]:
+        for sock in (s for sockets in all_sockets for s in sockets):
             sock.close()
 
 
@@ -361,8 +398,9 @@ def _enlarge(sock: socket.socket, force: int, ask: int) -> None:
         sock.setsockopt(socket.SOL_SOCKET, ask, _BUFFER)
 
 
-def _receiver(address: IP, port: int, interface: str | None) -> socket.socket:
+def _receiver(address: IP, port: int, interface: str | None, shared: bool) -> socket.socket:
     sock = _udp(address, interface)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, int(shared))
     _enlarge(sock, _SO_RCVBUFFORCE, socket.SO_RCVBUF)
     if address.version == 4:
         sock.setsockopt(socket.IPPROTO_IP, socket.IP_RECVTOS, 1)
