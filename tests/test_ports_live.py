@@ -24,7 +24,7 @@ import pytest
 
 from dataplane.address import Mac, Vni
 from dataplane.engine import Engine
-from dataplane.errors import BusyError, DataplaneError, PortError
+from dataplane.errors import BusyError, DataplaneError, EngineError, PortError
 from dataplane.forwarder import Forwarder
 from dataplane.model import Endpoint, Network, Node, RemoteSubnet, Underlay, Wire
 from dataplane.netns import inside, path_of
@@ -963,8 +963,30 @@ def echo_frame() -> bytes:
 def test_zero_checksums_over_ipv6_are_asked_of_the_socket() -> None:
     for zero6 in (False, True):
         with VxlanSocket(ip_address("::1"), port=free_port(), zero6=zero6, sources=1) as own:
-            receiver = own._receive[6]
+            (receiver,) = own._receive[6]
             with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as peer:
                 peer.setsockopt(socket.IPPROTO_UDP, 101, 1)  # UDP_NO_CHECK6_TX
                 peer.sendto(b"unsummed", receiver.getsockname())
             assert bool(select.select([receiver], [], [], 0.1)[0]) is zero6
+
+
+# ---- workers -----------------------------------------------------------------------------------
+
+
+def test_a_port_that_workers_share_is_not_shared_with_others() -> None:
+    """SO_REUSEPORT would let any process of the same user in."""
+    with VxlanSocket(ip_address("127.0.0.1"), port=free_port(), sources=1, queues=2) as own:
+        for queues in (1, 2):
+            with pytest.raises(PortError, match="in use"):
+                VxlanSocket(ip_address("127.0.0.1"), port=own.port, sources=1, queues=queues)
+
+
+def test_a_forwarder_of_workers_is_not_stepped() -> None:
+    with Engine(max_flows=16, workers=2) as engine:
+        with Forwarder(engine, {}, workers=2) as forwarder:
+            for call in (forwarder.step, forwarder.fileno):
+                with pytest.raises(ValueError, match="a forwarder of 2 workers is run"):
+                    call()
+            forwarder.run(timeout=0.05)
+        with pytest.raises(EngineError, match="worker"):
+            Forwarder(engine, {}, workers=3)
