@@ -15,10 +15,10 @@ ASAN_TESTS ?= $(wildcard $(addprefix tests/,test_captures.py test_hostile.py tes
               test_equivalence.py test_express.py test_lab.py test_fragments.py test_path.py test_services.py))
 FUZZ_SECONDS ?= 30
 
-.PHONY: help demo test build lint format strict tidy asan fuzz bench soak wheel clean system peers
+.PHONY: help demo test build lint format strict tidy asan fuzz bench bench-peers soak wheel clean system peers
 
 help: ## list the targets
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "make %-7s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "make %-11s %s\n", $$1, $$2}'
 
 demo: peers $(STAMP) ## two hosts and a kernel VXLAN peer exchange real traffic, in namespaces (as root)
 	$(PY) -m dataplane demo
@@ -82,6 +82,9 @@ fuzz: $(STAMP) ## libFuzzer on parser, engine and offloads, FUZZ_SECONDS each
 
 bench: $(STAMP) ## the benchmarks (dataplane bench --json for figures to compare)
 	$(PY) -m dataplane bench
+
+bench-peers: $(STAMP) ## TCP, UDP, round trips beside the kernel's VXLAN device and others (as root)
+	$(PY) -m bench.peers $(PEERS)
 
 soak: $(STAMP) ## ten minutes of mixed traffic, hostile frames and commits, in namespaces (as root)
 	DATAPLANE_SOAK_SECONDS=600 $(PY) -m pytest -q -s tests/test_soak.py

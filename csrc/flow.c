@@ -156,6 +156,27 @@ static uint32_t *free_slot(struct dp_flows *t, uint64_t hash, uint16_t **tag) {
     return best;
 }
 
+/* Where no slot is free: one whose entry could move to the other one of its two buckets (Pagh and
+ * Rodler, Cuckoo Hashing, ESA 2001; one step of it), or NULL. A reader that misses an entry on the
+ * move takes the lock and finds it. */
+static dp_cold uint32_t *displaced_slot(struct dp_flows *t, uint64_t hash, uint16_t **tag) {
+    for (int i = 0; i < 2 * DP_BUCKET_SLOTS; i++) {
+        struct dp_bucket *b = &t->buckets[dp_flow_bucket(t, hash, i / DP_BUCKET_SLOTS)];
+        uint32_t *slot = &b->ref[i % DP_BUCKET_SLOTS];
+        const uint64_t moving = dp_flow_hash(t, &dp_flow_half(t, named(*slot))->key);
+        uint16_t *new_tag = NULL;
+        uint32_t *to = free_slot(t, moving, &new_tag);
+        if (to) {
+            dp_set(*new_tag, dp_flow_tag(moving));
+            __atomic_store_n(to, *slot, __ATOMIC_RELEASE);
+            __atomic_store_n(slot, 0u, __ATOMIC_RELEASE);
+            *tag = &b->tag[i % DP_BUCKET_SLOTS];
+            return slot;
+        }
+    }
+    return NULL;
+}
+
 /* What stands in the half's slot. */
 static uint32_t slot_of(const struct dp_half *half, uint32_t ref) {
     return ref | (half->act.flags & DP_ACT_NAT ? DP_SLOT_NAT : 0);
@@ -169,6 +190,7 @@ static bool index_half(struct dp_flows *t, struct dp_half *half, uint32_t ref) {
     }
     uint16_t *tag = NULL;
     uint32_t *slot = free_slot(t, hash, &tag);
+    slot = slot ? slot : displaced_slot(t, hash, &tag);
     if (!slot) {
         dp_set(half->act.flags, half->act.flags & (uint16_t)~DP_ACT_INDEXED);
         return false;
