@@ -19,6 +19,7 @@ Frame = Buffer | SupportsBytes  # anything that bytes() turns into a frame, such
 
 MAX_SLOT = 1 << 20
 MAX_ARENA = (1 << 32) - 1
+_LINE = 64
 EMPTY = dict.fromkeys((name for name, _ in ffi.typeof("struct dp_frame").fields), 0)
 
 
@@ -43,11 +44,14 @@ class Batch:
         if headroom < lib.DP_HEADROOM:
             raise ValueError(f"headroom of {headroom} bytes: at least {lib.DP_HEADROOM} are needed")
         self.capacity, self.slot, self.headroom = capacity, slot, headroom
-        self._arena: NDArray[np.uint8] = np.zeros((capacity, slot), np.uint8)
-        self._frames: NDArray[np.void] = np.zeros(capacity, dtype("dp_frame"))
+        self._arena: NDArray[np.uint8] = _lines(capacity * slot).reshape(capacity, slot)
+        described = dtype("dp_frame")
+        self._frames: NDArray[np.void] = _lines(capacity * described.itemsize).view(described)
         self.count = 0
         self.serial = 0  # counts what makes earlier results invalid
         self._named: dict[str, list[int]] = {}
+        self._columns = {name: self._frames[name] for name in self._frames.dtype.names or ()}
+        self._size, self._room = self._arena.nbytes, capacity
         self._bytes = self._arena.data.cast("B")
         self._c_arena = ffi.from_buffer("uint8_t[]", self._arena, require_writable=True)
         self._c_frames = ffi.from_buffer("struct dp_frame[]", self._frames, require_writable=True)
@@ -103,22 +107,23 @@ class Batch:
 
     def prepare(self, port_id: Callable[[str], int]) -> tuple[Any, int, Any, int]:
         """Arena, its size, descriptors and their number, as `dp_process` takes them."""
-        if not 0 <= self.count <= len(self._frames):
-            raise ValueError(f"count is {self.count}, the batch holds up to {len(self._frames)}")
-        for name, places in self._named.items():
-            self.frames["port"][places] = port_id(name)
-        self._named.clear()
+        if not 0 <= self.count <= self._room:
+            raise ValueError(f"count is {self.count}, the batch holds up to {self._room}")
+        if self._named:
+            for name, places in self._named.items():
+                self.frames["port"][places] = port_id(name)
+            self._named.clear()
         self.serial += 1
-        return self._c_arena, self.arena.nbytes, self._c_frames, self.count
+        return self._c_arena, self._size, self._c_frames, self.count
 
     def open(self) -> tuple[Any, int, Any, int]:
         """Arena and empty slots, as `dp_more` takes them."""
         import numpy as np
 
         self.clear()
-        starts = np.arange(len(self._frames), dtype=np.uint32) * self.slot + self.headroom
+        starts = np.arange(self._room, dtype=np.uint32) * self.slot + self.headroom
         self.frames["off"], self.frames["len"] = starts, self.slot - self.headroom
-        return self._c_arena, self.arena.nbytes, self._c_frames, len(self._frames)
+        return self._c_arena, self._size, self._c_frames, self._room
 
     def view(self, place: int) -> memoryview:
         """The bytes of a frame as it stands now."""
@@ -127,24 +132,35 @@ class Batch:
         return self._bytes[start : start + int(described["len"])]
 
 
+def _lines(size: int) -> "NDArray[np.uint8]":
+    """Zeros that begin with a cache line."""
+    import numpy as np
+
+    octets = np.zeros(size + _LINE, np.uint8)
+    first = -octets.ctypes.data % _LINE
+    return octets[first : first + size]
+
+
 class Result:
     """What became of a batch: views of its descriptors, valid until the batch changes."""
+
+    __slots__ = ("_batch", "_count", "_generations", "_serial")
 
     def __init__(self, batch: Batch, generations: Mapping[int, Ids]) -> None:
         self._batch = batch
         self._serial = batch.serial
-        self._frames = batch.frames[: batch.count]
+        self._count = batch.count
         self._generations = generations
 
     def __len__(self) -> int:
-        return len(self._frames)
+        return self._count
 
     @property
     def index(self) -> "NDArray[np.intp]":
         """0 to n - 1, to be masked: `result.index[result.verdict == Verdict.DROP]`."""
         import numpy as np
 
-        return np.arange(len(self._frames))
+        return np.arange(self._count)
 
     @property
     def verdict(self) -> "NDArray[np.uint8]":
@@ -224,8 +240,10 @@ class Result:
         return ids.port_names.get(number) if ids else f"port {number}"
 
     def _column(self, name: str) -> Any:
-        self._check()
-        return self._frames[name]
+        if self._serial != self._batch.serial:
+            self._check()  # which is looked at again: calls cost more than comparing
+        column = self._batch._columns[name]
+        return column if self._count == len(column) else column[: self._count]
 
     def _check(self) -> None:
         if self._serial != self._batch.serial:
