@@ -80,8 +80,8 @@ fuzz: $(STAMP) ## libFuzzer on parser, engine and offloads, FUZZ_SECONDS each
 	    -max_len=4096 -verbosity=0 -print_final_stats=1 corpus-$$target) || exit 1; \
 	done
 
-bench: $(STAMP) ## the benchmarks (dataplane bench --json for figures to compare)
-	$(PY) -m dataplane bench
+bench: $(STAMP) ## the engine's figures, table and pictures, into bench/results/ (QUICK=1: less of it)
+	$(PY) -m bench.engine $(if $(QUICK),--quick)
 
 bench-peers: $(STAMP) ## TCP, UDP, round trips beside the kernel's VXLAN device and others (as root)
 	$(PY) -m bench.peers $(PEERS)

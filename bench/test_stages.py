@@ -5,19 +5,12 @@ from collections.abc import Callable
 import pytest
 
 from dataplane import bench
-from dataplane._engine import lib
+from dataplane.bench_stages import STAGES
 from dataplane.bench_traffic import traffic
 from dataplane.engine import Engine
 
 Engines = Callable[[int], Engine]
 Record = Callable[[Callable[[], bench.Cycles]], None]
-
-STAGES = {
-    "parse": lib.DP_BENCH_PARSE,
-    "lookup": lib.DP_BENCH_LOOKUP,
-    "walk": lib.DP_BENCH_WALK,
-    "transpose": lib.DP_BENCH_TRANSPOSE,
-}
 
 
 @pytest.mark.parametrize("flows", [1000, bench.MILLION])

@@ -17,9 +17,13 @@ from typing import Any, NamedTuple
 from dataplane import bench_attack, bench_traffic
 from dataplane._engine import lib
 from dataplane.batch import Batch
+from dataplane.bench_batch import measure_batch
 from dataplane.bench_commit import PARTS, measure_commit
+from dataplane.bench_counters import measure_counters
 from dataplane.bench_latency import measure_latency
+from dataplane.bench_memory import measure_memory
 from dataplane.bench_play import HIT_VECTORS, MISS_VECTORS, VECTOR, Cycles, Player, Row
+from dataplane.bench_stages import measure_stages
 from dataplane.bench_traffic import BINDINGS, INNER, WORKS, Traffic, Work
 from dataplane.bench_workers import measure_workers
 from dataplane.engine import Engine
@@ -30,6 +34,7 @@ from dataplane.report import table
 Progress = Callable[[str], None]
 
 MILLION = 1_000_000
+FULL = 1000  # ACL rules of the full policy
 SECONDS = 1.0  # of a measurement: neighbours on the machine seldom keep still for less
 CHECKED = 512  # frames whose bytes are compared
 PACKET_COLUMNS = ("work", "path", "acl_rules", "flows", "ns", "cycles", "median", "mpps")
@@ -55,6 +60,19 @@ WORKER_COLUMNS = (
     "speedup",
     "median_mpps",
 )
+STAGE_COLUMNS = ("stage", "of_flows", "stage_cycles", "median_stage_cycles")
+BATCH_COLUMNS = ("work", "batch", "engine_ns", "called_ns", "added_ns", "median_added_ns")
+COUNTER_COLUMNS = (
+    "work",
+    "counted_flows",
+    "ipc",
+    "core_cycles",
+    "instructions",
+    "branch_misses",
+    "cache_misses",
+    "tlb_misses",
+)
+MEMORY_COLUMNS = ("memory", "bytes", "bytes_at_start", "bytes_each")
 COMMIT_COLUMNS = ("commit", "seconds", "median", *PARTS)
 
 
@@ -69,8 +87,8 @@ class Case(NamedTuple):
 
 def cases(largest: int) -> list[Case]:
     """The matrix of work, path, rules and flows, without those of more than `largest` flows."""
-    full = [Case(work, "hit", 1000, n) for work in WORKS for n in (1, 1000, 64_000, MILLION)]
-    full += [Case(work, "miss", 1000, n) for work in WORKS for n in (BINDINGS, MILLION)]
+    full = [Case(work, "hit", FULL, n) for work in WORKS for n in (1, 1000, 64_000, MILLION)]
+    full += [Case(work, "miss", FULL, n) for work in WORKS for n in (BINDINGS, MILLION)]
     fewer = [
         Case(work, path, rules, n)
         for rules in (0, 100)
@@ -96,15 +114,29 @@ def run(progress: Progress = lambda _: None, *, quick: bool = False) -> dict[str
                 for case in (c for c in todo if c.acl_rules == rules):
                     progress(f"{case.work} {case.path}, {case.flows} flows, {rules} ACL rules")
                     results.append(_packet_row(case, measure(engine, case, seconds), rate))
+                if rules == FULL:
+                    progress("stages, counters, the batch API")
+                    results += _looked_into(engine, (1000, largest), rate, seconds)
         progress("tuple space attack")
         results += bench_attack.measure(rate, seconds)
         progress("commits of large policies")
         results += measure_commit(repeats=1 if quick else 3)
         progress("packets while policies are committed")
         results += measure_latency(rate, rounds=1 if quick else 6)
+    progress("memory")
+    results += measure_memory(largest)
     progress("workers")
     results += measure_workers(rate, seconds, rounds=2 if quick else 8)
     return {"machine": described, "results": results}
+
+
+def _looked_into(
+    engine: Engine, flows: tuple[int, int], rate: float, seconds: float
+) -> Iterator[Row]:
+    for n in flows:
+        yield from measure_stages(engine, n, seconds)
+    yield from measure_counters(engine, flows)
+    yield from measure_batch(engine, rate, seconds)
 
 
 # ---- packets -----------------------------------------------------------------------------------
@@ -262,13 +294,21 @@ def render(report: dict[str, Any]) -> str:
     lines += ["", *table([COMMIT_COLUMNS, *map(_commit_cells, commits)])]
     lines += ["", *_columns(LATENCY_COLUMNS, report, "meanwhile")]
     lines += ["", *_columns(WORKER_COLUMNS, report, "workers")]
+    lines += ["", *_columns(STAGE_COLUMNS, report, "stage")]
+    lines += ["", *_columns(COUNTER_COLUMNS, report, "counted_flows")]
+    lines += ["", *_columns(BATCH_COLUMNS, report, "batch")]
+    lines += ["", *_columns(MEMORY_COLUMNS, report, "memory")]
     return "\n".join(lines)
 
 
 def _columns(names: tuple[str, ...], report: dict[str, Any], kind: str) -> list[str]:
     """A table of the rows that have the key `kind`, as they are."""
     rows = [row for row in report["results"] if kind in row]
-    return table([names, *(tuple(str(row[name]) for name in names) for row in rows)])
+    return table([names, *(tuple(_cell(row[name]) for name in names) for row in rows)])
+
+
+def _cell(value: object) -> str:
+    return "not available" if value is None else str(value)
 
 
 def _packet_cells(row: Row) -> tuple[str, ...]:

@@ -1,0 +1,168 @@
+"""The benchmarks' pictures and reports, and what Python adds to a packet."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+
+from bench import engine as engine_bench
+from bench.svg import Bar, Chart, bars, draw, number
+from dataplane import bench, bench_batch, bench_counters, bench_traffic
+from dataplane.engine import Engine
+from dataplane.errors import DataplaneError
+
+SVG = "{http://www.w3.org/2000/svg}"
+CHART = Chart(
+    "Cycles & more", ["a note"], "cycles", ["one", "two"], {"g<1>": [Bar(50, 40, 80), Bar(100)]}
+)
+
+
+# ---- pictures ----------------------------------------------------------------------------------
+
+
+def texts(svg: str) -> list[str]:
+    return [t.text or "" for t in ElementTree.fromstring(svg).iter(f"{SVG}text")]
+
+
+def widths(svg: str) -> list[float]:
+    """Of the bars."""
+    found = ElementTree.fromstring(svg).iter(f"{SVG}rect")
+    return [float(r.attrib["width"]) for r in found if r.get("height") == "17"]
+
+
+def test_a_chart_says_what_it_shows() -> None:
+    said = texts(draw(CHART))
+    assert {"Cycles & more", "a note", "cycles", "one", "two", "g<1>", "50", "100"} <= set(said)
+
+
+def test_bars_are_as_long_as_their_values() -> None:
+    first, second = widths(draw(CHART))
+    assert second == pytest.approx(2 * first, rel=1e-2)
+
+
+def test_a_logarithmic_scale_has_equal_steps() -> None:
+    chart = CHART._replace(groups={"g": bars([0.1, 1, 10])}, series="abc", log=True)
+    a, b, c = widths(draw(chart._replace(mark=(0.01, "least"))))
+    assert c - b == pytest.approx(b - a, rel=1e-2)
+
+
+def test_spread_and_mark_are_drawn() -> None:
+    plain = CHART._replace(groups={"g": bars([50, 100])})
+    drawn = draw(CHART).count("<path"), draw(plain).count("<path")
+    assert drawn[0] == drawn[1] + 1
+    assert "goal" in texts(draw(plain._replace(mark=(70, "goal"))))
+
+
+def test_everything_lies_within_the_picture() -> None:
+    many = Chart("t", [], "x", [f"series {i}" for i in range(20)], {"g" * 30: bars([1.5] * 20)})
+    root = ElementTree.fromstring(draw(many))
+    width, height = float(root.attrib["width"]), float(root.attrib["height"])
+    for shape in [*root.iter(f"{SVG}text"), *root.iter(f"{SVG}rect")]:
+        assert 0 <= float(shape.get("x", 0)) <= width
+        assert 0 <= float(shape.get("y", 0)) <= height
+
+
+def test_no_picture_of_nothing() -> None:
+    with pytest.raises(ValueError, match="no values"):
+        draw(CHART._replace(groups={"g": [None]}))
+    with pytest.raises(ValueError, match="logarithmic"):
+        draw(CHART._replace(groups={"g": bars([0.0])}, log=True))
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [(0, "0"), (0.0412, "0.0412"), (1, "1"), (2.5, "2.5"), (15.26, "15.3"), (2534567, "2,530,000")],
+)
+def test_number(value: float, said: str) -> None:
+    assert number(value) == said
+
+
+# ---- what is measured --------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def engine() -> Engine:
+    return bench.engine_for(1000, 64_000)
+
+
+def test_the_batch_api_costs_less_than_the_engine(engine: Engine) -> None:
+    """Python's part of a packet is about 5 ns; a loop over frames would be a hundred times that."""
+    with bench.pinned():
+        rows = bench_batch.measure_batch(engine, bench.tsc_mhz() / 1000, 0.5)
+    assert [row["work"] for row in rows] == ["encap", "nat"]
+    for row in rows:
+        assert 0 < row["added_ns"] < 0.75 * row["engine_ns"], row
+
+
+def test_a_dropped_frame_ends_the_batch_bench() -> None:
+    with Engine(max_flows=1024, max_ports=64) as empty:
+        empty.commit(bench_traffic.policy(0))
+        traffic = bench_traffic.traffic(empty, "encap", 256)
+        traffic.frames[:] = 0
+        with pytest.raises(DataplaneError, match="not forwarded"):
+            bench_batch.Caller(empty, traffic).call()
+
+
+def test_counters_count_or_say_that_they_do_not(engine: Engine) -> None:
+    (row,) = bench_counters.measure_counters(engine, (1000,))
+    for key in ("core_cycles", "instructions"):
+        assert row[key] is None or 10 < row[key] < 10_000
+    assert "not available" in bench._cell(None)
+
+
+def test_counters_without_perf(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nonexistent")
+    with bench_counters.counted() as found:
+        pass
+    assert found == {}
+
+
+def test_counted_events_are_read() -> None:
+    said = "123;;cycles:u;99;100.00;;\n<not supported>;;instructions;0;100.00;;\n4;;page-faults;;\n"
+    assert bench_counters._read(said) == {"cycles": 123, "page-faults": 4}
+
+
+# ---- reports -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    to = tmp_path_factory.mktemp("results")
+    assert engine_bench.main(["--quick"], to) == 0
+    return to
+
+
+def test_report_has_all_kinds_of_rows(report: Path) -> None:
+    told: dict[str, Any] = json.loads((report / "engine.json").read_text())
+    assert {"cpu", "cores", "kernel", "build", "tsc_mhz"} <= told["machine"].keys()
+    assert told["command"] == "make bench QUICK=1" and re.fullmatch(
+        r"\d{4}-\d\d-\d\d", told["date"]
+    )
+    kinds = ("flows", "ratio", "seconds", "meanwhile", "stage", "counted_flows", "batch", "memory")
+    for kind in kinds:
+        assert any(kind in row for row in told["results"]), kind
+    flows, _ = (row for row in told["results"] if "memory" in row)
+    assert 256 * 0.8 < flows["bytes_each"] < 400  # a pair, and its part of the index
+    assert flows["held"] == 64_000
+
+
+def test_report_as_text_and_pictures(report: Path) -> None:
+    told = json.loads((report / "engine.json").read_text())
+    text = (report / "engine.txt").read_text()
+    assert told["machine"]["build"] in text and "added_ns" in text
+    for name in ("cycles", "misses", "stages", "commits"):
+        said = texts((report / f"engine-{name}.svg").read_text())
+        assert any(told["date"] in line for line in said)
+    hits = [r for r in told["results"] if r.get("path") == "hit" and r.get("flows") == 64_000]
+    said = texts((report / "engine-cycles.svg").read_text())
+    for row in hits:
+        assert number(row["cycles_per_packet"]) in said
+    assert any("VPP" in line and "another machine" in line for line in said)
+
+
+def test_usage(capsys: pytest.CaptureFixture[str]) -> None:
+    assert engine_bench.main(["--fast"]) == 2
+    assert "usage" in capsys.readouterr().err
