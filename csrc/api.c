@@ -51,17 +51,17 @@ static const char *limit_fault(const struct dp_limits *l) {
 }
 
 static bool workers_init(struct dp_engine *e) {
-    const size_t size = e->n_workers * sizeof *e->workers;
+    const size_t size = (e->n_workers + 1) * sizeof *e->workers;
     e->workers = aligned_alloc(_Alignof(struct dp_worker), size);
     if (!e->workers) {
         return false;
     }
     memset(e->workers, 0, size);
     bool all = true;
-    for (uint32_t i = 0; i < e->n_workers; i++) {
+    for (uint32_t i = 0; i <= e->n_workers; i++) {
         e->workers[i].number = i;
         atomic_flag_clear(&e->workers[i].busy);
-        all = counters_init(&e->workers[i].count, &e->limits) && all;
+        all = (i == e->n_workers || counters_init(&e->workers[i].count, &e->limits)) && all;
     }
     return all;
 }
@@ -77,7 +77,7 @@ static bool init(struct dp_engine *e, const struct dp_timers *timers, const uint
     dp_paths_init(&e->paths, key);
     struct dp_snapshot *none = dp_snapshot_create(&empty, err);
     atomic_store(&e->policy, none);
-    return none && dp_grace_init(&e->grace, e->n_workers) && workers_init(e) &&
+    return none && dp_grace_init(&e->grace, e->n_workers + 1) && workers_init(e) &&
            counters_init(&e->scratch, &e->limits) &&
            dp_flows_init(&e->flows, e->limits.max_flows, e->limits.max_ports, key, &e->grace) &&
            dp_bindings_init(&e->bindings, e->limits.max_bindings, e->limits.max_ports, key) &&
@@ -162,7 +162,7 @@ int dp_commit(struct dp_engine *e, struct dp_snapshot *snapshot, struct dp_error
         return err->status;
     }
     struct dp_snapshot *old = atomic_exchange(&e->policy, dp_snapshot_retain(snapshot));
-    for (uint32_t i = 0; i < e->n_workers; i++) {
+    for (uint32_t i = 0; i <= e->n_workers; i++) {
         while (atomic_load(&e->workers[i].reading) == old) {
             sched_yield(); /* a burst is under way on it: some microseconds */
         }
@@ -289,7 +289,7 @@ int dp_flows(struct dp_engine *e, uint32_t *cursor, struct dp_flow_info *out, ui
     if (!e || !cursor || (n && !out) || n > INT32_MAX) {
         return DP_EINVAL;
     }
-    struct dp_worker *w = &e->workers[0];
+    struct dp_worker *w = &e->workers[e->n_workers];
     if (!dp_enter(w)) {
         return DP_EBUSY;
     }

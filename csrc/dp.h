@@ -4,13 +4,13 @@
  * no thread. Frames enter and leave in the caller's arena and are changed in place.
  *
  * Threads: as each worker one thread at a time may be inside dp_process or dp_more, as worker 0
- * also inside dp_expire, dp_trace, dp_flows, dp_learn_path or dp_flush (a second one gets
- * DP_EBUSY). Workers share flows and bindings: each frame may come to any of them. What changes
- * state they do one at a time; packets of standing flows they forward at once, and where two of
- * them meet on the same direction of the same flow, that flow's own packets and bytes may count
- * some too few. dp_commit and dp_counters may run on another thread at the same time. Tables and
- * snapshots are immutable once created; retain and release are thread safe. Engines are independent
- * of each other.
+ * also inside dp_expire, dp_learn_path or dp_flush, and besides one inside dp_trace or dp_flows (a
+ * second one gets DP_EBUSY). Workers share flows and bindings: each frame may come to any of them.
+ * What changes state they do one at a time; packets of standing flows they forward at once, and
+ * where two of them meet on the same direction of the same flow, that flow's own packets and bytes
+ * may count some too few. dp_commit and dp_counters may run on another thread at the same time.
+ * Tables and snapshots are immutable once created; retain and release are thread safe. Engines are
+ * independent of each other.
  *
  * Addresses are 16 bytes in network order, IPv4 as ::ffff:a.b.c.d; prefix lengths count those
  * 128 bits (10.0.0.0/8 has length 104; below 96 a prefix is of IPv6 and holds no IPv4 address).

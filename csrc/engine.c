@@ -974,7 +974,7 @@ int dp_trace(struct dp_engine *e, uint8_t *arena, size_t arena_len, struct dp_fr
     if (!e || !arena || !frame || (n && !steps)) {
         return DP_EINVAL;
     }
-    struct dp_worker *w = &e->workers[0];
+    struct dp_worker *w = &e->workers[e->n_workers];
     if (!dp_enter(w)) {
         return DP_EBUSY;
     }

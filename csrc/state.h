@@ -30,7 +30,7 @@ struct dp_engine {
     pthread_mutex_t lock;
     struct dp_grace grace; /* readers of flows: the workers */
     uint32_t n_workers;
-    struct dp_worker *workers;
+    struct dp_worker *workers; /* and one more behind them: the looker's */
     struct dp_limits limits;
     struct dp_timers timers; /* where the policy says none */
     uint32_t timed;          /* generation whose timers the flows have */

@@ -104,8 +104,8 @@ class Limits(TypedDict, total=False):
 class Engine:
     """Owns the C engine; a context manager.
 
-    As each worker one thread at a time may process, as worker 0 also trace, expire, flush or list
-    flows: a second one gets BusyError. `commit` and `stats` may run on another thread meanwhile.
+    As each worker one thread at a time may process, as worker 0 also expire or flush: a second one
+    gets BusyError. `commit`, `stats`, `trace` and `flows` may be called by any thread meanwhile.
     Without a `now` the engine's `clock` is asked, by default a SimClock that stands still.
     """
 
@@ -152,6 +152,7 @@ class Engine:
         self._handle = _create(limits, timers, key)
         self._counters = Counters(self._handle, max_ports, max_rules)
         self._single: Batch | None = None
+        self._looking = threading.Lock()  # of those who trace or list flows
 
     # ---- life ----------------------------------------------------------------------------------
 
@@ -164,7 +165,7 @@ class Engine:
 
     def close(self) -> None:
         """Frees everything; again is harmless. Raises BusyError while another thread is inside."""
-        with self._control, ExitStack() as inside:
+        with self._control, self._looking, ExitStack() as inside:
             for worker in range(len(self._workers)):
                 inside.enter_context(self.exclusive(worker))
             if self._handle is not None:
@@ -339,7 +340,8 @@ class Engine:
     ) -> Outcome:
         """One frame, without FCS, by the way of `process`. With `gso_size` it is a super-frame."""
         with self.exclusive():
-            batch = self._one(frame, port, flags, gso_type, gso_size)
+            self._single = self._single or _room_for_one()
+            batch = _fill(self._single, frame, port, flags, gso_type, gso_size)
             now = self.clock.now_ns() if now is None else now
             check(lib.dp_process(self.handle, 0, *batch.prepare(self.port_id), now))
             outcome = self._outcome(batch)
@@ -358,14 +360,14 @@ class Engine:
     ) -> Walk:
         """What would become of the frame, and why. Changes no state and no counter."""
         steps = ffi.new("struct dp_step[]", MAX_STEPS)
-        with self.exclusive():
-            batch = self._one(frame, port, flags, gso_type, gso_size)
-            before = bytes(batch.view(0))
-            now = self.clock.now_ns() if now is None else now
+        batch = _fill(_room_for_one(), frame, port, flags, gso_type, gso_size)
+        before = bytes(batch.view(0))
+        now = self.clock.now_ns() if now is None else now
+        with self._looking:
             arena, size, frames, _ = batch.prepare(self.port_id)
             entry = int(batch.frames["port"][0])
             n = check(lib.dp_trace(self.handle, arena, size, frames, now, steps, MAX_STEPS))
-            outcome = self._outcome(batch)
+        outcome = self._outcome(batch)
         ids = self.ids_of(outcome.generation)
         return walk_of(steps[0:n], ids, ids.port_names.get(entry, f"port {entry}"), before, outcome)
 
@@ -402,15 +404,6 @@ class Engine:
             batch.count = 1
             yield self._outcome(batch)
 
-    def _one(
-        self, frame: Frame, port: int | str, flags: int, gso_type: int, gso_size: int
-    ) -> Batch:
-        if self._single is None:
-            self._single = Batch(1, lib.DP_HEADROOM + LARGEST_FRAME)
-        batch = self._single.load([frame], port, flags)
-        batch.frames["gso_type"], batch.frames["gso_size"] = gso_type, gso_size
-        return batch
-
     def _outcome(self, batch: Batch) -> Outcome:
         result = Result(batch, self._generations)
         return Outcome(
@@ -437,7 +430,7 @@ class Engine:
 
     def flow_records(self) -> "NDArray[np.void]":
         """The flow table as an array of `struct dp_flow_info`, for large ones."""
-        with self.exclusive():
+        with self._looking:
             return flows.read(self.handle)
 
 
@@ -451,6 +444,18 @@ def choose(document: Document, name: str | None = None) -> Node:
             f"no node {name!r}; there are: {names}" if name else f"which node? There are: {names}"
         )
     return found[0]
+
+
+def _room_for_one() -> Batch:
+    return Batch(1, lib.DP_HEADROOM + LARGEST_FRAME)
+
+
+def _fill(
+    batch: Batch, frame: Frame, port: int | str, flags: int, gso_type: int, gso_size: int
+) -> Batch:
+    batch.load([frame], port, flags)
+    batch.frames["gso_type"], batch.frames["gso_size"] = gso_type, gso_size
+    return batch
 
 
 def _create(limits: dict[str, Any], timers: Timers | None, key: bytes) -> Any:

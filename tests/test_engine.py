@@ -515,13 +515,14 @@ def test_a_walk_tells_every_rule_and_why(engine):
 
 def test_a_second_thread_is_refused(engine):
     with engine.exclusive():
-        for call in (engine.flush, engine.expire, engine.flows, lambda: engine.process_one(b"", 0)):
+        for call in (engine.flush, engine.expire, lambda: engine.process_one(b"", 0)):
             with pytest.raises(BusyError):
                 call()
         with pytest.raises(BusyError):
             engine.close()
         assert engine.commit(node(WEB)) == 2
         assert engine.stats().totals["generation"] == 2
+        assert engine.flows() == [] and engine.trace(sent(OUT), "web").verdict is Verdict.FORWARD
 
 
 @pytest.mark.conformance("T16")
