@@ -23,7 +23,7 @@ from typing import Any
 from bench.peers_net import ADDRESS, OPPONENTS, Site
 from dataplane import demo_net
 from dataplane.errors import DataplaneError
-from dataplane.report import table
+from dataplane.tables import table
 
 RESULTS = Path(__file__).resolve().parent / "results"
 PINGS = 2000

@@ -29,7 +29,7 @@ from dataplane.bench_workers import measure_workers
 from dataplane.engine import Engine
 from dataplane.errors import DataplaneError
 from dataplane.reasons import Verdict, text
-from dataplane.report import table
+from dataplane.tables import table
 
 Progress = Callable[[str], None]
 

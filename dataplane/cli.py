@@ -8,14 +8,23 @@ from typing import Any
 
 import click
 
-from dataplane.errors import BusyError, DataplaneError, PortError
+from dataplane import cli_node
+from dataplane.errors import (
+    BusyError,
+    DataplaneError,
+    MissingError,
+    NoNodeError,
+    PortError,
+    StaleError,
+)
 
-OK, PROBLEM, BAD_INPUT = 0, 1, 2
+OK, PROBLEM, BAD_INPUT, NO_NODE = 0, 1, 2, 3
 EXIT_CODES = """\b
 Exit codes:
   0  ok
   1  found a problem: an expectation unmet, a difference, a port that cannot be opened
   2  bad input: a document, a packet or an option that cannot be used
+  3  no node answers on its control socket
 """
 
 
@@ -33,9 +42,16 @@ class Commands(click.Group):
             return super().invoke(ctx)
         except DataplaneError as error:
             click.echo(f"{error}", err=True)
-            ctx.exit(PROBLEM if isinstance(error, PortError | BusyError) else BAD_INPUT)
+            ctx.exit(_code_of(error))
         except OSError as error:
             ctx.exit(output_lost(error))
+
+
+def _code_of(error: DataplaneError) -> int:
+    if isinstance(error, NoNodeError):
+        return NO_NODE
+    problems = PortError, BusyError, StaleError, MissingError
+    return PROBLEM if isinstance(error, problems) else BAD_INPUT
 
 
 def output_lost(error: OSError) -> int:
@@ -80,8 +96,16 @@ def cli() -> None:
 
 
 @cli.command(epilog=EXIT_CODES)
-@click.argument("file", type=FILE)
+@click.argument("file", type=FILE, required=False)
 @node_option
+@click.option("--state", metavar="DIRECTORY", help="Where what is committed outlives a restart.")
+@click.option(
+    "--control",
+    type=FILE,
+    metavar="SOCKET",
+    help="Where the control API is served.  [default: NODE.sock of the run directory]",
+)
+@click.option("--no-control", is_flag=True, help="Serve none.")
 @click.option("--stats", "stats_file", type=FILE, help="Write counters there, as JSON.")
 @click.option("--pid-file", type=FILE, help="Write the process id there while running.")
 @click.option(
@@ -109,8 +133,11 @@ def cli() -> None:
 @limit("--max-bindings", 1 << 28, "Most NAT bindings at a time.")
 @limit("--max-rules", 1 << 28, "Most ACL and NAT rules.")
 def run(
-    file: str,
+    file: str | None,
     node: str | None,
+    state: str | None,
+    control: str | None,
+    no_control: bool,
     stats_file: str | None,
     pid_file: str | None,
     offload: bool,
@@ -122,21 +149,20 @@ def run(
 ) -> None:
     """Forward frames between the TAPs and the underlay of one node.
 
+    FILE tells its policy; with --state it is needed once, and what is committed last holds.
+
     \b
     SIGHUP           reads FILE again; a bad one changes nothing
     SIGUSR1          counters to stderr, or to the --stats file
     SIGINT, SIGTERM  end it, remove what it made, and tell the final counters
     """
-    from dataplane import daemon
+    from dataplane import run as runner
+    from dataplane.daemon import Tuning
+    from dataplane.engine import Limits
 
-    daemon.run(
-        file,
-        node,
-        stats_file,
-        pid_file,
-        {"max_flows": max_flows, "max_bindings": max_bindings, "max_rules": max_rules},
-        daemon.Tuning(offload, busy_poll, workers),
-    )
+    places = runner.Places(file, state, control, not no_control, stats_file, pid_file)
+    limits = Limits(max_flows=max_flows, max_bindings=max_bindings, max_rules=max_rules)
+    runner.run(places, node, limits, Tuning(offload, busy_poll, workers))
 
 
 @cli.command(epilog=EXIT_CODES)
@@ -150,23 +176,40 @@ def check(files: tuple[str, ...], form: str) -> None:
 
 
 @cli.command(epilog=EXIT_CODES)
-@click.argument("file_a", type=FILE)
+@click.argument("file_a", type=FILE, required=False)
 @click.argument("file_b", type=FILE, required=False)
+@click.option("-f", "--file", metavar="FILE", help="Against the running node; - reads stdin.")
+@click.option("--prune", is_flag=True, help="With -f: what it does not name would go.")
+@click.option("--socket", metavar="PATH", help="With -f: the node's control socket.")
 @node_option
 @output
-def diff(file_a: str, file_b: str | None, node: str | None, form: str) -> None:
-    """Show what would change from FILE_A to FILE_B, or from nothing to FILE_A.
+def diff(
+    file_a: str | None,
+    file_b: str | None,
+    file: str | None,
+    prune: bool,
+    socket: str | None,
+    node: str | None,
+    form: str,
+) -> None:
+    """Show what would change from FILE_A to FILE_B, or from nothing to FILE_A; with -f, what
+    `apply` would change on the running node.
 
     Exit code 0 if nothing would, 1 if something would.
     """
+    if (file is None) == (file_a is None):
+        raise click.UsageError("give FILE_A, or -f FILE")
+    if file is not None:
+        cli_node.call("diff", node, socket, file, prune=prune, form=form)
     from dataplane import commands
 
-    sys.exit(commands.diff(file_a, file_b, node, form))
+    sys.exit(commands.diff(str(file_a), file_b, node, form))
 
 
 @cli.command(epilog=EXIT_CODES)
 @click.argument("packet", nargs=-1)
-@click.option("-f", "--file", required=True, type=FILE, help="The policy document.")
+@click.option("-f", "--file", type=FILE, help="A policy document, instead of the running node.")
+@click.option("--socket", metavar="PATH", help="Without -f: the node's control socket.")
 @node_option
 @click.option("--in", "entry", metavar="PORT", help="[[NODE/]NETWORK/]ENDPOINT, underlay or host.")
 @click.option("--vni", type=int, help="With --in underlay: the VNI, if addresses do not tell it.")
@@ -181,14 +224,20 @@ def diff(file_a: str, file_b: str | None, node: str | None, form: str) -> None:
 )
 @click.option("--mermaid", is_flag=True, help="A flow chart instead of text.")
 @output
-def trace(packet: tuple[str, ...], form: str, **options: Any) -> None:
+def trace(packet: tuple[str, ...], form: str, socket: str | None, **options: Any) -> None:
     """Tell what would become of a packet, and why: each layer, group and rule tried.
 
     \b
     dataplane trace -f policy.yaml --in web 'tcp 10.1.1.2:40000 > 10.1.2.2:80'
 
-    In a document of several nodes the packet is followed to the next. Exit code 1 if it is dropped.
+    Without -f the running node is asked: its policy, its flows, its bindings. In a document of
+    several nodes the packet is followed to the next. Exit code 1 if it is dropped.
     """
+    if options["file"] is None:
+        if options.pop("pcap") is not None:
+            raise click.UsageError("--pcap needs -f FILE")
+        asked = {name: options[name] for name in ("entry", "vni", "mermaid")}
+        cli_node.call("trace", options["node"], socket, " ".join(packet), form=form, **asked)
     from dataplane import commands
 
     sys.exit(commands.trace(" ".join(packet), form=form, **options))
@@ -228,6 +277,9 @@ def version() -> None:
     from dataplane import commands
 
     click.echo(commands.version())
+
+
+cli_node.register(cli, EXIT_CODES)
 
 
 def main() -> None:

@@ -5,21 +5,20 @@ import sys
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
-from dataplane import defaults, lint
+from dataplane import lint
 from dataplane.document import load
 from dataplane.engine import Engine, choose
 from dataplane.errors import DataplaneError, PacketError
 from dataplane.expect import Finding, prove
-from dataplane.ids import HOST, UNDERLAY
+from dataplane.ids import UNDERLAY
+from dataplane.ingress import frame_at, owner_of, place_of
 from dataplane.lab import Journey, Lab
 from dataplane.model import Document, Node
-from dataplane.names import find_endpoint, nodes_of
-from dataplane.packet import PacketSpec, build, parse, vxlan
+from dataplane.names import nodes_of
+from dataplane.packet import parse
 from dataplane.plan import Plan
 from dataplane.reasons import REASON_NAMES, Verdict
-from dataplane.rules import host_mac, underlay_mac
 from dataplane.tree import Complaint, Tree, path_text
 
 ETHERNET = 1  # of pcap link types
@@ -147,10 +146,10 @@ def trace(
     if bool(packet) == bool(pcap):
         raise PacketError("give either a packet in words or --pcap FILE")
     octets = _captured(pcap, frame) if pcap else b""
-    entry = entry or (UNDERLAY if pcap else _owner(document, node, parse(packet)))
-    at, port = _place(document, node, entry)
+    entry = entry or (UNDERLAY if pcap else owner_of(document, node, parse(packet)))
+    at, port = place_of(document, node, entry)
     if packet:
-        octets = _frame(parse(packet), document, at, port, vni)
+        octets = frame_at(parse(packet), document, at, port, vni)
     with Lab.from_document(document) as lab:
         journey = lab.send(at.name, port, octets)
     print(_shown(journey, form, mermaid))
@@ -177,76 +176,6 @@ def _captured(pcap: str, number: int) -> bytes:
     if len(found.data) > MAX_FRAME:
         raise PacketError(f"{pcap}: frame {number} of {len(found.data)} bytes is larger than any")
     return found.data
-
-
-def _place(document: Document, node: str | None, entry: str) -> tuple[Node, str]:
-    """The node and its port."""
-    if entry in (UNDERLAY, HOST):
-        return choose(document, node), entry
-    wanted = f"{node}/{entry}" if node and entry.count("/") == 1 else entry
-    within = Document(node=choose(document, node)) if node else document
-    try:
-        place = find_endpoint(within, wanted)
-    except LookupError as error:
-        raise PacketError(f"--in {entry}: {error.args[0]}") from None
-    return place.node, f"{place.network.name}/{place.endpoint.name}"
-
-
-def _owner(document: Document, node: str | None, spec: PacketSpec) -> str:
-    """The endpoint that has the packet's source address."""
-    within = _nodes(document, node).values()
-    found = [
-        f"{n.name}/{network.name}/{e.name}"
-        for n in within
-        for network in n.networks
-        for e in network.endpoints
-        if spec.src in e.addresses
-    ]
-    if len(found) != 1:
-        told = ", ".join(found) or "none"
-        raise PacketError(f"--in is missing; endpoints that have {spec.src}: {told}")
-    return found[0]
-
-
-def _frame(spec: PacketSpec, document: Document, node: Node, port: str, vni: int | None) -> bytes:
-    """The packet as it would reach the port."""
-    if port == HOST:
-        if node.host_port is None:
-            raise PacketError(f"node {node.name} has no host port")
-        return build(spec, host_mac(node.host_port.peer), host_mac(node.host_port.address))
-    if port == UNDERLAY:
-        return _tunnelled(spec, node, vni)
-    place = find_endpoint(document, f"{node.name}/{port}")
-    router = defaults.dr_mac(place.network, node)
-    return build(spec, defaults.endpoint_mac(place.endpoint), router)
-
-
-def _tunnelled(spec: PacketSpec, node: Node, vni: int | None) -> bytes:
-    """As the VTEP sends it that has the packet's source behind it."""
-    ways = [
-        (network, subnet)
-        for network in node.networks
-        for subnet in network.remote_subnets
-        if spec.src in subnet.prefix and vni in (None, network.vni)
-    ]
-    if len({network.name for network, _ in ways}) != 1:
-        told = ", ".join(sorted({f"{n.name} (--vni {n.vni})" for n, _ in ways})) or "none"
-        raise PacketError(f"networks with {spec.src} behind a remote subnet: {told}")
-    network, subnet = max(ways, key=lambda way: way[1].prefix.prefixlen)
-    return vxlan(
-        build(spec, subnet.dr_mac, defaults.dr_mac(network, node)),
-        src=subnet.provider_address,
-        dst=_own_address(node, subnet.provider_address.version),
-        vni=network.vni,
-        smac=underlay_mac(subnet.provider_address),
-        dmac=underlay_mac(node.underlay.address),
-        dport=node.underlay.port,
-    )
-
-
-def _own_address(node: Node, version: int) -> Any:
-    own = (node.underlay.address, node.underlay.address6)
-    return next((a for a in own if a is not None and a.version == version), own[0])
 
 
 # ---- version -----------------------------------------------------------------------------------

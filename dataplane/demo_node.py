@@ -22,7 +22,9 @@ class NodeProcess:
         self.name, self.policy = node, policy
         self.log = site.directory / f"{node}.log"
         self._stats = site.directory / f"{node}.stats.json"
+        self.control = site.directory / f"{node}.sock"
         words = ["run", str(policy), "--node", node, "--stats", str(self._stats)]
+        words += ["--control", str(self.control)]
         home = str(Path(__file__).resolve().parent.parent)
         paths = [home, os.environ.get("PYTHONPATH", "")]
         with self.log.open("wb") as log:

@@ -123,6 +123,7 @@ class Engine:
         timers: Timers | None = None,
         clock: Clock | None = None,
         key: bytes | None = None,
+        generation: int = 0,
     ) -> None:
         """`timers`: where the policy names none, each by itself.
 
@@ -130,15 +131,19 @@ class Engine:
         `workers`: how many threads may process at the same time, sharing all state.
         `max_datagrams`: incomplete ones; `max_kept`: frames that wait, see `more`.
         `icmp_rate`: of ICMP errors, where the policy says nothing of it.
+        `generation`: which the first commit comes after, for those who restart.
         """
+        if not 0 <= generation < 1 << 31:
+            raise ValueError(f"generation {generation} is out of range")
         key = os.urandom(32) if key is None else key
         if len(key) != 32:
             raise ValueError(f"the key has {len(key)} bytes, not 32")
         self.clock = SimClock() if clock is None else clock
+        self.max_flows = max_flows
         self._workers = {worker: _Turn() for worker in range(max(workers, 1))}
         self._control = threading.Lock()
-        self._at = _Committed(0, None, None, None, {}, NOTHING, None)
-        self._generations: dict[int, Ids] = {0: Ids()}
+        self._at = _Committed(generation, None, None, None, {}, NOTHING, None)
+        self._generations: dict[int, Ids] = {generation: Ids()}
         limits: dict[str, Any] = {
             "max_flows": max_flows,
             "max_bindings": max_bindings,
@@ -190,7 +195,7 @@ class Engine:
 
     @property
     def generation(self) -> int:
-        """Of the committed policy; 0 before the first."""
+        """Of the committed policy; before the first as given, else 0."""
         return self._at.generation
 
     @property

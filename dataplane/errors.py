@@ -55,6 +55,18 @@ class BusyError(DataplaneError):
     """A second thread entered an engine that was already at work."""
 
 
+class StaleError(DataplaneError):
+    """A change was made of a generation that holds no more."""
+
+
+class MissingError(DataplaneError):
+    """There is no object of that name."""
+
+
+class NoNodeError(DataplaneError):
+    """No node answers on its control socket."""
+
+
 class PortError(DataplaneError):
     """A port could not be opened, or stopped working."""
 

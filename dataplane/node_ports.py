@@ -35,7 +35,7 @@ class Device:
     def place(self) -> tuple[str | None, str]:
         return self.tap.netns, self.tap.name
 
-    def open(self, offload: bool, queues: int) -> TapPort:
+    def open(self, offload: bool, queues: int, keep: bool) -> TapPort:
         """Raises PortError."""
         tap, wanted = self.tap, self.tap.configure
         assert tap.mtu is not None, "the policy is resolved"
@@ -45,6 +45,7 @@ class Device:
             mac=self.mac if wanted else None,
             mtu=tap.mtu,
             persist=tap.persist,
+            keep=keep,
             owner=tap.owner,
             offload=offload and tap.offload,
             queues=queues,
@@ -136,10 +137,11 @@ class NodePorts:
     """Owns the open ports of a node. `open_ports` is what a forwarder takes.
 
     `offload`: False where no port may have any, whatever the policy says. `queues` of each port.
+    `keep`: devices outlive a process that is killed, and wait for the next one.
     """
 
-    def __init__(self, offload: bool = True, queues: int = 1) -> None:
-        self._offload, self._queues = offload, queues
+    def __init__(self, offload: bool = True, queues: int = 1, keep: bool = False) -> None:
+        self._offload, self._queues, self._keep = offload, queues, keep
         self._sockets: dict[str, Any] = {}
         self._devices: dict[str, Device] = {}
         self._ports: dict[str, VxlanSocket | TapPort] = {}
@@ -163,7 +165,7 @@ class NodePorts:
         wanted = {**self._sockets, "offload": offload, "queues": self._queues}
         self._ports[UNDERLAY] = VxlanSocket(**wanted)
         for name, device in devices(node).items():
-            self._ports[name] = device.open(self._offload, self._queues)
+            self._ports[name] = device.open(self._offload, self._queues, self._keep)
             self._devices[name] = device
 
     @contextlib.contextmanager
@@ -186,7 +188,7 @@ class NodePorts:
         try:
             for name, device in wanted.items():
                 if device.place not in held:
-                    fresh.append(device.open(self._offload, self._queues))
+                    fresh.append(device.open(self._offload, self._queues, self._keep))
                 after[name] = held.get(device.place) or fresh[-1]
             more, less = _routes_to_change(before[1], wanted)
             undo.extend((after[name], route) for name, route in more)

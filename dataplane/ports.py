@@ -32,6 +32,7 @@ _SO_NO_CHECK, _SO_RCVBUFFORCE, _SO_SNDBUFFORCE = 11, 33, 32
 _BUFFER = 8 << 20
 _ONLINK = 4  # RTNH_F_ONLINK
 _TTL = 64  # as the engine writes it
+_KEPT = "kept by dataplane"  # the alias of a TAP that outlives its process
 _SOURCE_PORTS = range(49152, 65536)  # RFC 7348 §5
 
 
@@ -175,7 +176,9 @@ class Tap(AdoptedTap):
     A new one disappears at `close()` unless `persist`; an existing persistent one always stays.
     `mac`, `mtu` (bytes of IP packet) and `up` are set at once. `offload`: the device's kernel
     leaves the cutting of large packets and their checksums to us. `queues`: one for each worker of
-    a forwarder; the kernel keeps a flow to one of them. Raises PortError with the fix.
+    a forwarder; the kernel keeps a flow to one of them. `keep`: a new one disappears at `close()`
+    only, so that a process which is killed leaves it to the next; known by its alias in `ip link`.
+    Raises PortError with the fix.
     """
 
     def __init__(
@@ -187,6 +190,7 @@ class Tap(AdoptedTap):
         mtu: int = 1500,
         up: bool = True,
         persist: bool = False,
+        keep: bool = False,
         owner: int | None = None,
         offload: bool = True,
         queues: int = 1,
@@ -195,7 +199,9 @@ class Tap(AdoptedTap):
             raise PortError(f"tap {name}: MTU {mtu} is not in 68-65535")
         self.name, self.netns = name, netns
         self._home = inside(netns, here)
-        fds, uso = inside(netns, lambda: _open_queues(name, persist, owner, offload, queues))
+        self._kept = keep and not persist and inside(netns, lambda: _is_free(name))
+        stays = persist or self._kept
+        fds, uso = inside(netns, lambda: _open_queues(name, stays, owner, offload, queues))
         super().__init__(fds[0], mtu=mtu, uso=uso)
         self._fds = fds
         try:
@@ -220,12 +226,22 @@ class Tap(AdoptedTap):
         return True
 
     def _link(self, *, mtu: int, mac: Mac | None, up: bool) -> None:
+        wanted: dict[str, Any] = {"address": str(mac)} if mac else {}
+        if self._kept:
+            wanted["IFLA_IFALIAS"] = _KEPT
+
         def work() -> None:
             with _netlink(self.name) as (ipr, index):
-                ipr.link("set", index=index, mtu=mtu, **({"address": str(mac)} if mac else {}))
+                ipr.link("set", index=index, mtu=mtu, **wanted)
                 ipr.link("set", index=index, state="up" if up else "down")
 
         inside(self.netns, work)
+
+    def close(self) -> None:
+        if self._kept and self._fds:
+            with contextlib.suppress(OSError):
+                fcntl.ioctl(self._fds[0], _TUNSETPERSIST, 0)
+        super().close()
 
     def address(self, address: IP, length: int, *, peer: IP | None = None) -> None:
         """Gives the device an address of that prefix length; with `peer`, a point-to-point one."""
@@ -264,6 +280,16 @@ class Tap(AdoptedTap):
                 ipr.route(verb, dst=destination, family=family, **way)
 
         inside(self.netns, work)
+
+
+def _is_free(name: str) -> bool:
+    """Whether no device has the name, or one that a process of ours kept and left."""
+    try:
+        with _netlink(name) as (ipr, index):
+            (link,) = ipr.get_links(index)
+            return bool(link.get_attr("IFLA_IFALIAS") == _KEPT)
+    except PortError:
+        return True
 
 
 @contextlib.contextmanager

@@ -1,19 +1,11 @@
-"""Counters and tables as plain aligned text, greppable by the first word."""
+"""Counters as plain aligned text, greppable by the first word."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 
 from dataplane.stats import EXITS, Stats, adds_up
+from dataplane.tables import table
 
 FRAMES = ("rx_frames", "rx_bytes", "tx_frames", "tx_bytes", "originated", "consumed", "dropped")
-
-
-def table(rows: Iterable[Sequence[object]]) -> list[str]:
-    """Lines of aligned columns: numbers to the right, the rest to the left."""
-    texts = [[str(cell) for cell in row] for row in rows]
-    if not texts:
-        return []
-    widths = [max(map(len, column)) for column in zip(*texts, strict=True)]
-    return ["  ".join(map(_aligned, row, widths)).rstrip() for row in texts]
 
 
 def counters(stats: Stats) -> str:
@@ -35,7 +27,3 @@ def law(totals: Mapping[str, int]) -> str:
     came = [f"{k} {totals[k]}" for k in ("rx", "copies") if k == "rx" or totals[k]]
     went = [f"{k} {totals[k]}" for k in EXITS if k != "held" or totals[k]]
     return f"{' + '.join(came)} {'==' if adds_up(totals) else '!='} {' + '.join(went)}"
-
-
-def _aligned(cell: str, width: int) -> str:
-    return cell.rjust(width) if cell.isdecimal() else cell.ljust(width)

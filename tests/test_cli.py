@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from dataplane import daemon
+from dataplane import run
 from dataplane.cli import cli
 from dataplane.packet import build, parse
 from dataplane.pcap import Packet, Writer
@@ -370,8 +370,8 @@ def test_files_of_others_are_not_replaced(tmp_path: Path) -> None:
     target, link = tmp_path / "target", tmp_path / "link"
     link.symlink_to(target)
     for _ in range(2):
-        daemon._write(link, "new")
+        run._write(link, "new")
         assert link.is_symlink() and target.read_text() == "new"
     with pytest.raises(OSError, match="No space left"):
-        daemon._write(device, "new")
+        run._write(device, "new")
     assert device.is_char_device()

@@ -44,14 +44,15 @@ C_TIERS = (
 )
 
 PYTHON_TIERS = (
-    ("_engine", "clock", "errors", "garbage", "memo"),
+    ("_engine", "clock", "errors", "garbage", "memo", "tables"),
     ("address", "regions", "tree"),
     ("model", "ids", "jsontree", "yamltree", "netns", "pcap", "packet_spec", "reasons", "records"),
-    ("convert", "defaults", "draft", "names", "schema", "packet_build", "validate_values"),
+    ("convert", "defaults", "draft", "merge", "names", "schema", "packet_build", "validate_values"),
     ("packet_describe",),
     ("packet", "validate_expect", "validate_remotes", "validate_services"),
     ("validate",),
     ("document", "rows"),
+    ("state_dir",),
     ("routing",),
     ("groups", "services"),
     ("rules",),
@@ -62,7 +63,14 @@ PYTHON_TIERS = (
     ("lab", "ports"),
     ("expect", "forwarder", "host_nat", "node_ports", "report"),
     ("adapters.scapy", "adapters.pytap2", "adapters"),
-    ("daemon", "commands", "bench_traffic", "demo_base", "demo_net"),
+    ("daemon", "ingress", "bench_traffic", "demo_base", "demo_net"),
+    ("commands", "api.edits", "api.filters", "api.resources", "api.sockets", "api"),
+    ("api.flow_table", "api.health", "api.client"),
+    ("api.metrics", "api.aio"),
+    ("api.openapi",),
+    ("api.server",),
+    ("api.serve",),
+    ("run",),
     ("bench_play", "demo_lab", "demo_node", "demo_traffic"),
     (
         "bench_attack",
@@ -76,6 +84,9 @@ PYTHON_TIERS = (
     ("bench",),
     ("demo_live",),
     ("demo",),
+    ("columns",),
+    ("node_commands",),
+    ("cli_node",),
     ("cli",),
     ("__main__", "__init__"),
 )

@@ -1,0 +1,199 @@
+"""Client of a running node: the resources and names of the API, as plain values.
+
+with Client() as node:
+    node.apply(Path("node.yaml").read_text())
+    for peer in node.get("peers"): ...
+"""
+
+import http.client
+import json
+import os
+import socket
+from collections.abc import Iterable
+from types import TracebackType
+from typing import Any, Self
+from urllib.parse import quote, urlencode
+
+from dataplane.api.sockets import find_socket
+from dataplane.errors import (
+    DataplaneError,
+    DocumentError,
+    Fault,
+    MissingError,
+    NoNodeError,
+    StaleError,
+)
+
+Value = dict[str, Any]
+TIMEOUT = 60.0  # seconds
+
+
+class Client:
+    """One connection to a node; a context manager. Not for several threads at once.
+
+    `path`: of its socket, by default the only node's of this host. Methods raise NoNodeError where
+    nobody answers, DocumentError with every fault, StaleError, MissingError, else DataplaneError.
+    """
+
+    def __init__(
+        self, path: str | os.PathLike[str] | None = None, timeout: float = TIMEOUT
+    ) -> None:
+        self.path = os.fspath(path if path is not None else find_socket())
+        self._connection = _Connection(self.path, timeout)
+
+    def close(self) -> None:
+        """Again is harmless."""
+        self._connection.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    # ---- looking -------------------------------------------------------------------------------
+
+    def status(self) -> Value:
+        """The node at one look."""
+        return self._value("GET", "/v1/status")
+
+    def get(self, kind: str) -> list[Value]:
+        """All of a kind: networks, endpoints, remote-subnets, peers, acls, nats, …"""
+        items: list[Value] = self._value("GET", f"/v1/{_part(kind)}")["items"]
+        return items
+
+    def describe(self, kind: str, name: str) -> Value:
+        """One of a kind, by its whole name or what stands behind its network's."""
+        return self._value("GET", f"/v1/{_part(kind)}/{_part(name)}")
+
+    def flows(
+        self, filters: Iterable[str] = (), *, limit: int = 1000, by: str | None = None
+    ) -> Value:
+        """The flow table, or its sums `by` pair, src, dst, proto, vni, endpoint or peer."""
+        query: list[tuple[str, str]] = [("filter", text) for text in filters]
+        query += [("limit", str(limit))] + ([("by", by)] if by else [])
+        return self._value("GET", "/v1/flows", query)
+
+    def stats(self) -> Value:
+        """All counters."""
+        return self._value("GET", "/v1/stats")
+
+    def findings(self) -> list[Value]:
+        """What is wrong with the node, and what mends it."""
+        found: list[Value] = self._value("GET", "/v1/findings")["findings"]
+        return found
+
+    def trace(self, packet: str, at: str | None = None, vni: int | None = None) -> Value:
+        """What would become of a packet: its steps, and `text` and `mermaid` of them."""
+        asked = {"packet": packet, "in": at, "vni": vni}
+        body = json.dumps({k: v for k, v in asked.items() if v is not None})
+        return self._value("POST", "/v1/trace", body=body.encode())
+
+    def metrics(self) -> str:
+        """For Prometheus."""
+        return self._raw("GET", "/metrics").decode()
+
+    # ---- policy --------------------------------------------------------------------------------
+
+    def export(self) -> str:
+        """The committed policy as YAML: what `apply` takes."""
+        return self._raw("GET", "/v1/policy", [("format", "yaml")]).decode()
+
+    def policy(self) -> Value:
+        """The committed policy."""
+        return self._value("GET", "/v1/policy")
+
+    def apply(
+        self,
+        document: str | bytes,
+        *,
+        name: str = "document",
+        prune: bool = False,
+        dry_run: bool = False,
+        unchanged: bool = False,
+        base: int | None = None,
+    ) -> Value:
+        """Commits what a document of the node names; all else stays, or goes with `prune`.
+
+        `name`: what faults call it. `base`: the generation that must still hold.
+        """
+        flags = {"dry_run": dry_run, "unchanged": unchanged}
+        query = [("name", name), *((key, "true") for key, on in flags.items() if on)]
+        body = document.encode() if isinstance(document, str) else document
+        headers = {} if base is None else {"If-Match": f'"{base}"'}
+        method = "PUT" if prune else "PATCH"
+        return self._value(method, "/v1/policy", query, body, headers)
+
+    def put(self, network: str, part: str, name: str, value: Value) -> Value:
+        """Commits one of a network's endpoints, remote-subnets, acls or load-balancers."""
+        path = f"/v1/networks/{_part(network)}/{_part(part)}/{_part(name)}"
+        return self._value("PUT", path, body=json.dumps(value).encode())
+
+    def delete(self, network: str, part: str | None = None, name: str | None = None) -> Value:
+        """Removes one of them, or a whole network."""
+        path = f"/v1/networks/{_part(network)}"
+        if part is not None and name is not None:
+            path += f"/{_part(part)}/{_part(name)}"
+        return self._value("DELETE", path)
+
+    # ---- requests ------------------------------------------------------------------------------
+
+    def _value(self, *request: Any, **extra: Any) -> Value:
+        value: Value = json.loads(self._raw(*request, **extra))
+        return value
+
+    def _raw(
+        self,
+        method: str,
+        path: str,
+        query: list[tuple[str, str]] | None = None,
+        body: bytes | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> bytes:
+        target = f"{path}?{urlencode(query)}" if query else path
+        try:
+            self._connection.request(method, target, body, headers or {})
+            response = self._connection.getresponse()
+            data = response.read()
+        except TimeoutError as error:
+            self._connection.close()
+            raise NoNodeError(f"{self.path}: no answer in time") from error
+        except (OSError, http.client.HTTPException) as error:
+            self._connection.close()
+            why = getattr(error, "strerror", None) or error
+            raise NoNodeError(f"{self.path}: no node answers: {why}") from error
+        if response.status >= 400 and response.status != 503:
+            raise _error(response.status, data)
+        return data
+
+
+class _Connection(http.client.HTTPConnection):
+    def __init__(self, path: str, timeout: float) -> None:
+        super().__init__("localhost", timeout=timeout)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(self._path)
+
+
+def _part(name: str) -> str:
+    return quote(name, safe="")
+
+
+def _error(status: int, data: bytes) -> DataplaneError:
+    try:
+        problem = json.loads(data)
+        title = str(problem["title"])
+    except (ValueError, KeyError, TypeError):
+        return DataplaneError(f"the node answers with status {status}")
+    if "faults" in problem:
+        return DocumentError(tuple(Fault(**fault) for fault in problem["faults"]))
+    kinds: dict[int, type[DataplaneError]] = {404: MissingError, 412: StaleError}
+    return kinds.get(status, DataplaneError)(title)

@@ -1,0 +1,101 @@
+"""Single objects of a policy put and deleted, as the API's paths name them. Pure."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from msgspec.structs import replace
+
+from dataplane.convert import FAULTY, Converter
+from dataplane.document import read_tree
+from dataplane.errors import DocumentError, Fault, MissingError
+from dataplane.model import Acl, Endpoint, LoadBalancer, Model, Network, Node, RemoteSubnet
+from dataplane.tree import Complaint, Tree, path_text
+
+
+class Part(NamedTuple):
+    """Objects of a network: their field, their type, and the field that names one."""
+
+    field: str
+    type: type[Model]
+    key: str
+
+
+PARTS = {
+    "endpoints": Part("endpoints", Endpoint, "name"),
+    "remote-subnets": Part("remote_subnets", RemoteSubnet, "prefix"),
+    "acls": Part("acls", Acl, "name"),
+    "load-balancers": Part("load_balancers", LoadBalancer, "name"),
+}
+
+
+def put(node: Node, path: Mapping[str, str], body: bytes) -> Node:
+    """The node with the object as the body says, new or in place of the old one.
+
+    Raises DocumentError, MissingError.
+    """
+    if "part" not in path:
+        network = _made(body, Network, "name", path["network"])
+        return replace(node, networks=_with(node.networks, network, "name"))
+    network, part = _network(node, path["network"]), _part(path["part"])
+    item = _made(body, part.type, part.key, path["name"])
+    items = _with(getattr(network, part.field), item, part.key)
+    return _replaced(node, replace(network, **{part.field: items}))
+
+
+def delete(node: Node, path: Mapping[str, str]) -> Node:
+    """The node without the object. Raises MissingError."""
+    if "part" not in path:
+        return replace(node, networks=_without(node.networks, "name", path["network"]))
+    network, part = _network(node, path["network"]), _part(path["part"])
+    items = _without(getattr(network, part.field), part.key, path["name"])
+    return _replaced(node, replace(network, **{part.field: items}))
+
+
+def _made(body: bytes, kind: type[Any], key: str, name: str) -> Any:
+    """The object of a body, which need not repeat its name. Raises DocumentError."""
+    converter = Converter()
+    try:
+        tree, complaints = read_tree(body)
+        if isinstance(tree.value, dict):
+            tree.value.setdefault(key, Tree(name, 1))
+        made = converter.make(tree, kind)
+        complaints += converter.complaints
+    except Complaint as stop:
+        made, complaints = FAULTY, [*converter.complaints, stop]
+    if made is not FAULTY and str(getattr(made, key)) != name:
+        complaints.append(Complaint((key,), f"is {getattr(made, key)}, but the path says {name}"))
+    if complaints:
+        faults = (Fault("body", c.line, path_text(c.path), c.message, c.fix) for c in complaints)
+        raise DocumentError(tuple(faults))
+    return made
+
+
+def _with(items: tuple[Any, ...], item: Any, key: str) -> tuple[Any, ...]:
+    name = getattr(item, key)
+    if any(getattr(old, key) == name for old in items):
+        return tuple(item if getattr(old, key) == name else old for old in items)
+    return (*items, item)
+
+
+def _without(items: tuple[Any, ...], key: str, name: str) -> tuple[Any, ...]:
+    kept = tuple(item for item in items if str(getattr(item, key)) != name)
+    if len(kept) == len(items):
+        raise MissingError(f"there is no {name!r}")
+    return kept
+
+
+def _network(node: Node, name: str) -> Network:
+    for network in node.networks:
+        if network.name == name:
+            return network
+    raise MissingError(f"there is no network {name!r}")
+
+
+def _part(name: str) -> Part:
+    if name not in PARTS:
+        raise MissingError(f"a network has no {name!r}, but: {', '.join(PARTS)}")
+    return PARTS[name]
+
+
+def _replaced(node: Node, network: Network) -> Node:
+    return replace(node, networks=_with(node.networks, network, "name"))

@@ -1,0 +1,246 @@
+"""What a node has and does, as plain values: the resources that can be got, by kind.
+
+Objects of the policy are told with all defaults filled in and the field names of documents; `name`
+is the whole one, NETWORK/ENDPOINT/…. Addresses are text, counters exact integers.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import msgspec
+
+from dataplane.convert import encode
+from dataplane.engine import Engine
+from dataplane.ids import UNDERLAY_PORT
+from dataplane.layers import LAYERS
+from dataplane.model import Model, Network, Node
+from dataplane.reasons import Reason
+
+Resource = dict[str, Any]
+
+
+def plain(value: Any) -> Any:
+    """A model's object, or what holds some, as JSON has it: with the defaults that documents leave
+    out."""
+    if isinstance(value, Model):
+        return {name: plain(getattr(value, name)) for name in value.__struct_fields__}
+    if isinstance(value, tuple):
+        return [plain(item) for item in value]
+    return msgspec.to_builtins(value, enc_hook=encode)
+
+
+# ---- of the policy -----------------------------------------------------------------------------
+
+
+def networks(engine: Engine) -> Iterator[Resource]:
+    for network in _policy(engine).networks:
+        parts = ("endpoints", "remote_subnets", "acls", "load_balancers")
+        counts: Resource = {part: len(getattr(network, part)) for part in parts}
+        yield _own(network, network.name, parts) | counts
+
+
+def endpoints(engine: Engine) -> Iterator[Resource]:
+    ports = engine.stats().ports
+    for network in _policy(engine).networks:
+        for endpoint in network.endpoints:
+            name = f"{network.name}/{endpoint.name}"
+            counts = ports.get(name, {})
+            yield _own(endpoint, name, ()) | {"vni": int(network.vni), "counters": dict(counts)}
+
+
+def remote_subnets(engine: Engine) -> Iterator[Resource]:
+    for network in _policy(engine).networks:
+        for subnet in network.remote_subnets:
+            name = f"{network.name}/{subnet.prefix}"
+            yield _own(subnet, name, ()) | {"vni": int(network.vni)}
+
+
+def acls(engine: Engine) -> Iterator[Resource]:
+    """In the order they are evaluated: a network's own before its endpoints'."""
+    hits = engine.stats().rules
+    for network in _policy(engine).networks:
+        groups = [(network.name, network.acls)]
+        groups += [(f"{network.name}/{e.name}", e.acls) for e in network.endpoints]
+        for owner, rules in groups:
+            for acl in sorted(rules, key=lambda acl: acl.priority):
+                name = f"{owner}/{acl.name}"
+                yield _own(acl, name, ()) | {"group": owner, "hits": hits.get(name, 0)}
+
+
+def nats(engine: Engine) -> Iterator[Resource]:
+    hits = engine.stats().rules
+    for network in _policy(engine).networks:
+        for endpoint in network.endpoints:
+            name = f"{network.name}/{endpoint.name}"
+            if endpoint.outbound_nat is not None:
+                own = _own(endpoint.outbound_nat, f"{name}/nat", ())
+                yield own | {"type": "outbound", "hits": hits.get(f"{name}/nat", 0)}
+            for mapping in endpoint.port_mappings:
+                whole = f"{name}/map-{mapping.protocol}-{mapping.port}"
+                own = _own(mapping, whole, ())
+                yield own | {"type": "port_mapping", "hits": hits.get(whole, 0)}
+
+
+def load_balancers(engine: Engine) -> Iterator[Resource]:
+    hits = engine.stats().rules
+    for network in _policy(engine).networks:
+        for balancer in network.load_balancers:
+            name = f"{network.name}/{balancer.name}"
+            yield _own(balancer, name, ()) | {"hits": hits.get(name, 0)}
+
+
+def routes(engine: Engine) -> Iterator[Resource]:
+    """Of each network, the longest prefix decides."""
+    for network in _policy(engine).networks:
+        for endpoint in network.endpoints:
+            for address in endpoint.addresses:
+                prefix = f"{address}/{address.max_prefixlen}"
+                yield _route(network, prefix, "endpoint", endpoint.name)
+        for gateway in network.gateways:
+            yield _route(network, f"{gateway}/{gateway.max_prefixlen}", "gateway", "")
+        for subnet in network.remote_subnets:
+            yield _route(network, str(subnet.prefix), "remote", str(subnet.provider_address))
+        for own in network.prefixes:
+            yield _route(network, str(own), "subnet", "")
+
+
+def _route(network: Network, prefix: str, way: str, target: str) -> Resource:
+    name = f"{network.name}/{prefix}"
+    return {"name": name, "vni": int(network.vni), "prefix": prefix, "to": way, "target": target}
+
+
+def neighbours(engine: Engine) -> Iterator[Resource]:
+    """What ARP and neighbour discovery are answered with."""
+    for network in _policy(engine).networks:
+        entries = [(gateway, network.dr_mac, "gateway") for gateway in network.gateways]
+        entries += [(a, e.mac, "endpoint") for e in network.endpoints for a in e.addresses]
+        for address, mac, owner in entries:
+            yield {"name": f"{network.name}/{address}", "mac": str(mac), "of": owner}
+
+
+def fdb(engine: Engine) -> Iterator[Resource]:
+    """Where frames to a MAC address go: endpoints here, distributed routers of other nodes."""
+    for network in _policy(engine).networks:
+        for endpoint in network.endpoints:
+            port = f"{network.name}/{endpoint.name}"
+            yield {"name": f"{network.name}/{endpoint.mac}", "port": port, "provider": None}
+        far = {(str(r.dr_mac), str(r.provider_address)) for r in network.remote_subnets}
+        for mac, provider in sorted(far):
+            yield {"name": f"{network.name}/{mac}", "port": "underlay", "provider": provider}
+
+
+# ---- of the engine -----------------------------------------------------------------------------
+
+
+def peers(engine: Engine) -> Iterator[Resource]:
+    """The other VTEPs, with the traffic of the flows that are alive; ages in seconds."""
+    policy = _policy(engine)
+    found: dict[str, Resource] = {}
+    for network in policy.networks:
+        for subnet in network.remote_subnets:
+            provider = str(subnet.provider_address)
+            peer = found.setdefault(
+                provider, {"name": provider, "networks": [], "subnets": 0, "mtu": network.mtu}
+            )
+            peer["subnets"] += 1
+            peer["mtu"] = min(peer["mtu"], network.mtu)
+            if network.name not in peer["networks"]:
+                peer["networks"].append(network.name)
+    traffic = _peer_traffic(engine) if found else {}
+    for provider, peer in found.items():
+        yield peer | traffic.get(provider, _peer_state(0, 0, 0, 0, None))
+
+
+def _peer_traffic(engine: Engine) -> dict[str, Resource]:
+    import numpy as np
+
+    records, names, now = engine.flow_records(), engine.ids.adjacency_names, engine.clock.now_ns()
+    inward = (
+        records["in_port"] == UNDERLAY_PORT
+    )  # begun by the peer: the first half is what it sent
+    received = np.where(inward, 0, 1)
+    told: dict[str, list[int]] = {}
+    for number in np.unique(records["adjacency"]).tolist():
+        if number not in names:
+            continue
+        (of,) = np.nonzero(records["adjacency"] == number)
+        first = received[of]
+        counts = [records[f][of, h] for f in ("packets", "bytes") for h in (first, 1 - first)]
+        seen = records["last_ns"][of][counts[0] > 0].max(initial=0)
+        name = str(names[number])
+        old = told.get(name, [0] * 5)
+        sums = [a + int(n.sum()) for a, n in zip(old, counts, strict=False)]
+        told[name] = [*sums, max(old[4], int(seen))]
+    return {
+        name: _peer_state(rx, tx, rx_bytes, tx_bytes, (now - seen) / 1e9 if seen else None)
+        for name, (rx, tx, rx_bytes, tx_bytes, seen) in told.items()
+    }
+
+
+def _peer_state(rx: int, tx: int, rx_bytes: int, tx_bytes: int, age: float | None) -> Resource:
+    state = "up" if rx else "silent" if tx else "idle"
+    return {
+        "rx_packets": rx,
+        "tx_packets": tx,
+        "rx_bytes": rx_bytes,
+        "tx_bytes": tx_bytes,
+        "last_rx": None if age is None else round(max(age, 0.0), 3),
+        "state": state,
+    }
+
+
+def layers(engine: Engine) -> Iterator[Resource]:
+    """How often each layer was walked for a new flow, and what it dropped."""
+    stats = engine.stats()
+    drops: dict[str, int] = {}
+    for reason, count in stats.reasons.items():
+        drops[reason.layer] = drops.get(reason.layer, 0) + count
+    for name in LAYERS:
+        yield {"name": name, "walked": stats.layers[name], "dropped": drops.get(name, 0)}
+
+
+def drops(engine: Engine) -> Iterator[Resource]:
+    """Every reason there is, those that counted first."""
+    counted = engine.stats().reasons
+    reasons = sorted(Reason, key=lambda reason: -counted.get(reason, 0))
+    for reason in reasons:
+        if reason:
+            yield {
+                "name": str(reason),
+                "layer": reason.layer,
+                "count": counted.get(reason, 0),
+                "means": reason.sentence,
+            }
+
+
+def ports(engine: Engine) -> Iterator[Resource]:
+    for name, counters in engine.stats().ports.items():
+        yield {"name": name, **counters}
+
+
+KINDS: Mapping[str, Callable[[Engine], Iterator[Resource]]] = {
+    "networks": networks,
+    "endpoints": endpoints,
+    "remote-subnets": remote_subnets,
+    "peers": peers,
+    "routes": routes,
+    "acls": acls,
+    "nats": nats,
+    "load-balancers": load_balancers,
+    "layers": layers,
+    "drops": drops,
+    "ports": ports,
+    "fdb": fdb,
+    "neigh": neighbours,
+}
+
+
+def _policy(engine: Engine) -> Node:
+    policy = engine.resolved
+    assert policy is not None, "a running node has a policy"
+    return policy
+
+
+def _own(value: Model, name: str, without: tuple[str, ...]) -> Resource:
+    fields = {f: getattr(value, f) for f in value.__struct_fields__ if f not in without}
+    return {"name": name, **{k: plain(v) for k, v in fields.items() if k != "name"}}

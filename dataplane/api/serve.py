@@ -1,0 +1,135 @@
+"""The control socket: the API served on a thread of its own.
+
+A unix socket of mode 0600, and 0660 with a group; who may open it may do everything. A second one
+may be read only. Whoever changes something is named in the log, by SO_PEERCRED.
+"""
+
+import contextlib
+import logging
+import os
+import socket
+import struct
+import threading
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from dataplane.api.server import application
+from dataplane.daemon import Daemon
+from dataplane.errors import PortError
+
+BACKLOG = 4096
+GRACE = 2  # seconds for requests under way when it ends
+CHANGES = ("PUT", "PATCH", "DELETE")
+
+log = logging.getLogger("dataplane")
+App = Any
+
+
+class Control:
+    """Serves a daemon; a context manager that removes its socket. Raises PortError."""
+
+    def __init__(self, daemon: Daemon, path: str | os.PathLike[str], *, mode: int = 0o600) -> None:
+        self.path = Path(path)
+        self._socket = _listening(self.path, mode)
+        self._inode = self.path.stat().st_ino
+        config = uvicorn.Config(
+            _Named(application(daemon)),
+            http=_Protocol,
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            log_level="warning",
+            access_log=False,
+            timeout_graceful_shutdown=GRACE,
+        )
+        self._server = uvicorn.Server(config)
+        self._thread = threading.Thread(
+            target=self._server.run, kwargs={"sockets": [self._socket]}, name="control", daemon=True
+        )
+        self._thread.start()
+
+    def close(self) -> None:
+        """Ends requests under way; again is harmless."""
+        self._server.should_exit = True
+        self._thread.join()
+        self._socket.close()
+        with contextlib.suppress(OSError):
+            if self.path.stat().st_ino == self._inode:
+                self.path.unlink()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def _listening(path: Path, mode: int) -> socket.socket:
+    made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        _clear(path)
+        before = os.umask(0o777 & ~mode)
+        try:
+            made.bind(str(path))
+        finally:
+            os.umask(before)
+        made.listen(BACKLOG)
+    except OSError as error:
+        made.close()
+        raise PortError(f"{path}: {error.strerror or error}") from error
+    except BaseException:
+        made.close()
+        raise
+    return made
+
+
+def _clear(path: Path) -> None:
+    """Removes a socket that nobody listens on any more. Raises PortError if somebody does."""
+    if not path.exists():
+        return
+    if not path.is_socket():
+        raise PortError(f"{path}: is there, and no socket (name another --control)")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        try:
+            probe.connect(str(path))
+        except ConnectionRefusedError:
+            path.unlink()
+            return
+    raise PortError(f"{path}: another node listens there (name another --control)")
+
+
+class _Protocol(H11Protocol):
+    """Knows who is at the other end."""
+
+    def connection_made(self, transport: Any) -> None:
+        sock = transport.get_extra_info("socket")
+        pid, uid, gid = struct.unpack(
+            "3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+        )
+        self.app_state = {**self.app_state, "pid": pid, "uid": uid, "gid": gid}
+        super().connection_made(transport)
+
+
+class _Named:
+    """Logs who changes something."""
+
+    def __init__(self, app: App) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "http" and scope["method"] in CHANGES:
+            who = scope["state"]
+            log.info(
+                "%s %s by uid %s, pid %s", scope["method"], scope["path"], who["uid"], who["pid"]
+            )
+        await self._app(scope, receive, send)

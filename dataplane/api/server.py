@@ -1,0 +1,328 @@
+"""The control API as an ASGI application: routes, and errors as RFC 9457 problems.
+
+Handlers run on a thread pool; what they change, the daemon changes one at a time.
+"""
+
+import json
+from collections.abc import Awaitable, Callable
+from http import HTTPStatus
+from typing import Any, cast
+
+import msgspec
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from dataplane.api import edits, filters, flow_table, health, metrics, resources
+from dataplane.api.openapi import OPERATIONS, Operation, describe
+from dataplane.daemon import Applied, Daemon
+from dataplane.document import dump, dump_json, loads
+from dataplane.engine import choose
+from dataplane.errors import (
+    BusyError,
+    DataplaneError,
+    DocumentError,
+    EngineError,
+    MissingError,
+    PortError,
+    StaleError,
+)
+from dataplane.ingress import frame_at, owner_of, place_of
+from dataplane.merge import merge
+from dataplane.model import Document, Node
+from dataplane.packet import parse
+from dataplane.tree import MAX_BYTES
+
+PROBLEM = "application/problem+json"
+STATUS = {
+    MissingError: 404,
+    BusyError: 409,
+    EngineError: 409,
+    PortError: 409,
+    StaleError: 412,
+}  # else 400
+Value = dict[str, Any]
+
+
+def application(daemon: Daemon) -> Starlette:
+    """Serves one daemon."""
+    api = Api(daemon)
+    routes = [
+        Route(operation.path, _endpoint(operation, api), methods=[operation.method])
+        for operation in OPERATIONS
+    ]
+    handlers = {DataplaneError: _refused, HTTPException: _http_error}
+    return Starlette(routes=routes, exception_handlers=cast(Any, handlers))
+
+
+class Call:
+    """A request as handlers see it: its whole body, its path and its query."""
+
+    def __init__(self, request: Request, body: bytes) -> None:
+        self.body = body
+        self.path = request.path_params
+        self.query = request.query_params
+        self.headers = request.headers
+
+    def flag(self, name: str) -> bool:
+        """Whether a query parameter says yes. Raises DataplaneError."""
+        value = self.query.get(name, "false")
+        if value not in ("true", "false", "1", "0", ""):
+            raise DataplaneError(f"{name}={value!r}: true or false")
+        return value in ("true", "1", "")
+
+    def number(self, name: str, default: int, most: int) -> int:
+        """Raises DataplaneError."""
+        text = self.query.get(name, str(default))
+        if not (text.isascii() and text.isdecimal() and int(text[:20]) <= most):
+            raise DataplaneError(f"{name}={text!r}: a number from 0 to {most}")
+        return int(text)
+
+    @property
+    def base(self) -> int | None:
+        """The generation of `If-Match`, if there is one. Raises DataplaneError."""
+        text = self.headers.get("if-match")
+        if text is None or text == "*":
+            return None
+        tag = text.strip().strip('"')
+        if not (tag.isascii() and tag.isdecimal()):
+            raise DataplaneError(f"If-Match {text!r} is no generation: as the ETag said it")
+        return int(tag)
+
+
+def _endpoint(operation: Operation, api: "Api") -> Callable[[Request], Awaitable[Response]]:
+    handler = getattr(api, operation.handler)
+
+    async def handle(request: Request) -> Response:
+        call = Call(request, await _body(request))
+        response: Response = await run_in_threadpool(handler, call)
+        return response
+
+    return handle
+
+
+async def _body(request: Request) -> bytes:
+    parts, size = [], 0
+    async for part in request.stream():
+        size += len(part)
+        if size > MAX_BYTES:
+            raise HTTPException(413, f"larger than {MAX_BYTES >> 20} MiB")
+        parts.append(part)
+    return b"".join(parts)
+
+
+# ---- answers -----------------------------------------------------------------------------------
+
+
+def _json(value: Any, status: int = 200, media_type: str = "application/json") -> Response:
+    return Response(msgspec.json.encode(value) + b"\n", status, media_type=media_type)
+
+
+def _problem(status: int, title: str, faults: list[Value] | None = None) -> Response:
+    told: Value = {"type": "about:blank", "status": status, "title": title}
+    return _json(told | ({"faults": faults} if faults else {}), status, PROBLEM)
+
+
+def _refused(request: Request, error: Exception) -> Response:
+    if isinstance(error, DocumentError):
+        faults = [fault._asdict() for fault in error.faults]
+        return _problem(422, "the policy cannot be used", faults)
+    return _problem(STATUS.get(type(error), 400), str(error))
+
+
+def _http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    title = error.detail
+    if title == HTTPStatus(error.status_code).phrase:
+        title = f"{request.method} {request.url.path}: {title.lower()}"
+    response = _problem(error.status_code, title)
+    response.headers.update(error.headers or {})
+    return response
+
+
+def _tagged(response: Response, generation: int) -> Response:
+    response.headers["ETag"] = f'"{generation}"'
+    return response
+
+
+# ---- handlers ----------------------------------------------------------------------------------
+
+
+class Api:
+    """The handlers, named by openapi.OPERATIONS."""
+
+    def __init__(self, daemon: Daemon) -> None:
+        self._daemon, self._engine = daemon, daemon.engine
+        self._description = describe()
+
+    # policy
+
+    def get_policy(self, call: Call) -> Response:
+        document, generation = self._committed()
+        form = call.query.get("format", "json")
+        if form == "yaml":
+            response = Response(dump(document), media_type="application/yaml")
+        elif form == "json":
+            response = Response(dump_json(document), media_type="application/json")
+        else:
+            raise DataplaneError(f"format={form!r}: json or yaml")
+        return _tagged(response, generation)
+
+    def put_policy(self, call: Call) -> Response:
+        return self._apply(call, lambda given, committed: given)
+
+    def patch_policy(self, call: Call) -> Response:
+        return self._apply(call, lambda given, committed: merge(committed, given))
+
+    def _apply(self, call: Call, made_of: Callable[[Node, Node], Node]) -> Response:
+        name = call.query.get("name", "policy")
+        given = choose(loads(call.body, name), self._name)
+        with self._daemon.changing:
+            target = made_of(given, self._node)
+            applied = self._daemon.apply(target, base=call.base, dry_run=call.flag("dry_run"))
+        return self._told(applied, call)
+
+    def _told(self, applied: Applied, call: Call) -> Response:
+        plan = applied.plan
+        shown = plan.changes if call.flag("unchanged") else plan.to_dict()["changes"]
+        return _tagged(
+            _json(
+                {
+                    "base": plan.base,
+                    "generation": applied.generation,
+                    "changed": not plan.is_empty,
+                    "dry_run": call.flag("dry_run"),
+                    "changes": [c if isinstance(c, dict) else c._asdict() for c in shown],
+                    "warnings": list(plan.warnings),
+                    "seconds": round(applied.seconds, 6),
+                }
+            ),
+            applied.generation,
+        )
+
+    # objects of the policy
+
+    def put_object(self, call: Call) -> Response:
+        return self._edit(call, lambda node: edits.put(node, call.path, call.body))
+
+    def delete_object(self, call: Call) -> Response:
+        return self._edit(call, lambda node: edits.delete(node, call.path))
+
+    def _edit(self, call: Call, change: Callable[[Node], Node]) -> Response:
+        with self._daemon.changing:
+            applied = self._daemon.apply(
+                change(self._node), base=call.base, dry_run=call.flag("dry_run")
+            )
+        return self._told(applied, call)
+
+    # looking
+
+    def get_kind(self, call: Call) -> Response:
+        kind = call.path["kind"]
+        if kind not in resources.KINDS:
+            raise HTTPException(404)
+        generation = self._engine.generation
+        items = list(resources.KINDS[kind](self._engine))
+        return _tagged(_json({"kind": kind, "items": items}), generation)
+
+    def get_one(self, call: Call) -> Response:
+        kind, name = call.path["kind"], call.path["name"]
+        if kind not in resources.KINDS:
+            raise HTTPException(404)
+        found = [
+            item
+            for item in resources.KINDS[kind](self._engine)
+            if name in (item["name"], item["name"].partition("/")[2])
+        ]
+        exact = [item for item in found if item["name"] == name]
+        if len(exact or found) != 1:
+            told = f"{len(found)} are called {name!r}" if found else f"no {name!r}"
+            raise HTTPException(404, f"{kind}: {told}")
+        return _json((exact or found)[0])
+
+    def get_flows(self, call: Call) -> Response:
+        conditions = filters.parse(call.query.getlist("filter"))
+        limit = call.number("limit", 1000, flow_table.MOST)
+        by = call.query.get("by")
+        if by is not None:
+            return _json(flow_table.summed(self._engine, conditions, by, limit))
+        return _json(flow_table.listed(self._engine, conditions, limit))
+
+    def get_stats(self, call: Call) -> Response:
+        return _json(self._daemon.state())
+
+    def get_status(self, call: Call) -> Response:
+        return _json(health.status(self._daemon))
+
+    def get_findings(self, call: Call) -> Response:
+        return _json({"findings": [f._asdict() for f in health.examine(self._daemon)]})
+
+    def get_health(self, call: Call) -> Response:
+        alive = self._daemon.is_forwarding
+        return _json({"forwarding": alive}, 200 if alive else 503)
+
+    def get_ready(self, call: Call) -> Response:
+        faults = health.unready(self._daemon)
+        return _json({"ready": not faults, "faults": faults}, 503 if faults else 200)
+
+    def get_metrics(self, call: Call) -> Response:
+        return Response(metrics.text(self._daemon), media_type=metrics.MEDIA_TYPE)
+
+    def trace(self, call: Call) -> Response:
+        asked = _fields(call.body, {"packet": str, "in": str, "vni": int, "frame": str})
+        document, _ = self._committed()
+        if ("packet" in asked) == ("frame" in asked):
+            raise DataplaneError("give either a packet in words or a frame in hex")
+        if "packet" in asked:
+            spec = parse(asked["packet"])
+            at, port = place_of(document, None, asked.get("in") or owner_of(document, None, spec))
+            frame = frame_at(spec, document, at, port, asked.get("vni"))
+        else:
+            port, frame = asked.get("in", "underlay"), _octets(asked["frame"])
+        walk = self._engine.trace(frame, port)
+        return _json(walk.to_dict() | {"text": walk.text(), "mermaid": walk.mermaid()})
+
+    def get_openapi(self, call: Call) -> Response:
+        return _json(self._description)
+
+    # ---- parts ---------------------------------------------------------------------------------
+
+    @property
+    def _node(self) -> Node:
+        node = self._engine.node
+        assert node is not None, "a running node has a policy"
+        return node
+
+    @property
+    def _name(self) -> str:
+        return self._node.name
+
+    def _committed(self) -> tuple[Document, int]:
+        with self._daemon.changing:
+            return Document(node=self._node), self._engine.generation
+
+
+def _fields(body: bytes, kinds: dict[str, type]) -> Value:
+    """A JSON object of such fields. Raises DataplaneError."""
+    try:
+        value = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise DataplaneError(f"the body is not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise DataplaneError("the body is not a JSON object")
+    for name, item in value.items():
+        if name not in kinds:
+            raise DataplaneError(f"unknown field {name!r}; there are: {', '.join(kinds)}")
+        if not isinstance(item, kinds[name]) or isinstance(item, bool):
+            raise DataplaneError(f"{name}: {item!r} is no {kinds[name].__name__}")
+    return value
+
+
+def _octets(text: str) -> bytes:
+    try:
+        return bytes.fromhex(text)
+    except ValueError:
+        raise DataplaneError("frame: is not hex digits") from None

@@ -1,0 +1,170 @@
+"""Commands for a running node. `register` adds them to the command line."""
+
+import contextlib
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+Command = Callable[..., Any]
+
+
+def _node_options(command: Command) -> Command:
+    """Which node, and what the answer looks like."""
+    for option in (
+        click.option("--socket", metavar="PATH", help="Its control socket."),
+        click.option("--node", "-n", metavar="N", help="Which node of this host, if several run."),
+    ):
+        command = option(command)
+    return command
+
+
+def _output(*forms: str) -> Callable[[Command], Command]:
+    kind = click.Choice(["text", *forms])
+    return click.option("-o", "--output", "form", type=kind, default="text", show_default=True)
+
+
+def call(function: str, node: str | None, socket: str | None, *args: Any, **extra: Any) -> None:
+    """Ends with the exit code of a function of node_commands."""
+    from dataplane import node_commands
+
+    with contextlib.closing(node_commands.connect(node, socket)) as client:
+        sys.exit(getattr(node_commands, function)(client, *args, **extra))
+
+
+FILE = click.option(
+    "-f", "--file", required=True, metavar="FILE", help="A policy document; - reads stdin."
+)
+
+
+@click.command()
+@FILE
+@click.option("--prune", is_flag=True, help="What it does not name goes.")
+@click.option("--dry-run", is_flag=True, help="Tell what would change, and change nothing.")
+@click.option("--if-generation", "base", type=click.IntRange(0), help="Only if that one holds.")
+@_node_options
+@_output("json", "yaml")
+def apply(node: str | None, socket: str | None, **options: Any) -> None:
+    """Commit a policy document, all or nothing, while frames pass.
+
+    Networks, endpoints, remote subnets, ACLs and load balancers it does not name stay as they are,
+    unless --prune. Exit code 2 where it cannot be used: nothing is applied then.
+    """
+    call("apply", node, socket, options.pop("file"), **options)
+
+
+@click.command()
+@_node_options
+@_output("json")
+def export(node: str | None, socket: str | None, form: str) -> None:
+    """Print the committed policy: a document that `apply` takes."""
+    call("export", node, socket, form)
+
+
+@click.command()
+@click.argument("kind")
+@click.option("-w", "--watch", is_flag=True, help="Again whenever something changes.")
+@_node_options
+@_output("wide", "json", "yaml", "name")
+def get(kind: str, watch: bool, node: str | None, socket: str | None, form: str) -> None:
+    """List networks, endpoints, remote-subnets, peers, routes, acls, nats, load-balancers,
+    layers, drops, ports, fdb or neigh."""
+    if watch:
+        call("watch", node, socket, kind, form, 1.0)
+    call("get", node, socket, kind, form)
+
+
+@click.command()
+@click.argument("kind")
+@click.argument("name")
+@_node_options
+@_output("json", "yaml")
+def describe(kind: str, name: str, node: str | None, socket: str | None, form: str) -> None:
+    """Tell everything of one object."""
+    call("describe", node, socket, kind, name, form)
+
+
+@click.command()
+@click.argument("kind")
+@click.argument("name")
+@_node_options
+@_output("json", "yaml")
+def delete(kind: str, name: str, node: str | None, socket: str | None, form: str) -> None:
+    """Remove a network, or NETWORK/NAME of an endpoint, remote subnet, ACL or load balancer."""
+    call("delete", node, socket, kind, name, form)
+
+
+SHORT = ("vni", "proto", "ip", "src", "dst", "port", "endpoint", "peer", "state")
+
+
+def _filters(command: Command) -> Command:
+    """One option for each field, and one for those that must not be."""
+    for name in reversed(SHORT):
+        command = click.option(f"--{name}", metavar=name.upper())(command)
+    return click.option(
+        "--not", "nots", multiple=True, metavar="FIELD=VALUE", help="What must not be so."
+    )(command)
+
+
+def _conditions(options: dict[str, Any]) -> list[str]:
+    nots = [text.replace("=", "!=", 1) for text in options.pop("nots")]
+    return nots + [f"{name}={options.pop(name)}" for name in SHORT if options[name] is not None]
+
+
+@click.command()
+@_filters
+@click.option("--top", type=click.IntRange(1, 100_000), default=100, help="How many at most.")
+@click.option("--by", help="Sums: by pair, src, dst, proto, vni, endpoint or peer.")
+@_node_options
+@_output("wide", "json", "yaml")
+def flows(node: str | None, socket: str | None, **options: Any) -> None:
+    """List the unified flow table, most packets first.
+
+    Conditions are AND-ed; a value may be several, parted by commas. IP and PORT look at both sides.
+    """
+    conditions = _conditions(options)
+    rest = {name: value for name, value in options.items() if name not in SHORT}
+    call("flows", node, socket, conditions, **rest)
+
+
+@click.command()
+@click.argument(
+    "what", required=False, type=click.Choice(["ports", "layers", "drops", "peers", "io", "totals"])
+)
+@click.option(
+    "--rate",
+    type=click.FloatRange(0.01, 3600),
+    metavar="SECONDS",
+    help="Rates over so long.",
+)
+@_node_options
+@_output("json", "yaml")
+def stats(
+    what: str | None, rate: float | None, node: str | None, socket: str | None, form: str
+) -> None:
+    """Print counters: of ports, drops by reason, totals."""
+    call("stats", node, socket, what, rate, form)
+
+
+@click.command()
+@_node_options
+@_output("json", "yaml")
+def status(node: str | None, socket: str | None, form: str) -> None:
+    """Tell the node at one look. Exit code 1 if it is not ready."""
+    call("status", node, socket, form)
+
+
+@click.command()
+@_node_options
+@_output("json", "yaml")
+def doctor(node: str | None, socket: str | None, form: str) -> None:
+    """Find out what is wrong, and what mends it. Exit code 1 if anything is."""
+    call("doctor", node, socket, form)
+
+
+def register(group: click.Group, epilog: str) -> None:
+    """Adds the commands, each with the exit codes below its help."""
+    for command in (apply, export, get, describe, delete, flows, stats, status, doctor):
+        command.epilog = epilog
+        group.add_command(command)

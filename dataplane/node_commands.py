@@ -1,0 +1,369 @@
+"""Commands that ask or change a running node, over its control socket; their exit codes."""
+
+import json
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from dataplane import columns
+from dataplane.api.client import Client
+from dataplane.api.sockets import find_socket
+from dataplane.errors import DataplaneError
+from dataplane.tables import table
+
+Value = dict[str, Any]
+OK, PROBLEM = 0, 1
+ALIASES = {
+    "network": "networks",
+    "net": "networks",
+    "endpoint": "endpoints",
+    "ep": "endpoints",
+    "remote-subnet": "remote-subnets",
+    "rs": "remote-subnets",
+    "peer": "peers",
+    "route": "routes",
+    "acl": "acls",
+    "rule": "acls",
+    "rules": "acls",
+    "nat": "nats",
+    "load-balancer": "load-balancers",
+    "lb": "load-balancers",
+    "layer": "layers",
+    "drop": "drops",
+    "port": "ports",
+    "neighbour": "neigh",
+    "neighbor": "neigh",
+}
+
+
+def connect(node: str | None, socket: str | None) -> Client:
+    """Raises NoNodeError."""
+    return Client(socket if socket is not None else find_socket(node))
+
+
+def kind_of(word: str) -> str:
+    """Raises DataplaneError."""
+    kind = ALIASES.get(word.lower(), word.lower())
+    if kind not in columns.KINDS or kind in ("flows", "sums"):
+        known = ", ".join(k for k in columns.KINDS if k not in ("flows", "sums"))
+        raise DataplaneError(f"no kind {word!r}; there are: {known}")
+    return kind
+
+
+def show(value: Any, form: str) -> None:
+    """As JSON or YAML."""
+    if form == "json":
+        print(json.dumps(value, indent=1))
+        return
+    import yaml
+
+    print(yaml.safe_dump(value, sort_keys=False, default_flow_style=None, width=100), end="")
+
+
+# ---- policy ------------------------------------------------------------------------------------
+
+
+def apply(
+    client: Client, file: str, *, prune: bool, dry_run: bool, base: int | None, form: str
+) -> int:
+    """Commits a document; one line for each object that changes."""
+    text, name = _read(file)
+    done = client.apply(text, name=name, prune=prune, dry_run=dry_run, base=base)
+    if form != "text":
+        show(done, form)
+        return OK
+    for line in _changes(done["changes"]):
+        print(line)
+    for warning in done["warnings"]:
+        print(f"warning: {warning}", file=sys.stderr)
+    print(_summary(done))
+    return OK
+
+
+def diff(client: Client, file: str, *, prune: bool, form: str) -> int:
+    """0 if the document would change nothing, 1 if something."""
+    text, name = _read(file)
+    plan = client.apply(text, name=name, prune=prune, dry_run=True)
+    if form != "text":
+        show(plan, form)
+        return int(plan["changed"])
+    for change in plan["changes"]:
+        whole = f"{change['kind']}/{change['name']}"
+        if change["verb"] in ("removed", "changed"):
+            print(f"- {whole:<30}  {change['before']}")
+        if change["verb"] in ("created", "changed"):
+            print(f"+ {whole:<30}  {change['after']}")
+    return int(plan["changed"])
+
+
+def export(client: Client, form: str) -> int:
+    """The committed policy, as `apply` takes it."""
+    if form == "json":
+        show(client.policy(), form)
+    else:
+        print(client.export(), end="")
+    return OK
+
+
+def delete(client: Client, kind: str, name: str, form: str) -> int:
+    """Removes one object: NETWORK, or NETWORK/NAME of an endpoint and so on."""
+    kind, (network, _, rest) = kind_of(kind), name.partition("/")
+    done = client.delete(network) if kind == "networks" else client.delete(network, kind, rest)
+    if form != "text":
+        show(done, form)
+        return OK
+    print("\n".join([*_changes(done["changes"]), _summary(done)]))
+    return OK
+
+
+def _read(file: str) -> tuple[bytes, str]:
+    if file == "-":
+        return sys.stdin.buffer.read(), "stdin"
+    try:
+        with open(file, "rb") as stream:
+            return stream.read(), file
+    except OSError as error:
+        raise DataplaneError(f"{file}: cannot be read: {error.strerror}") from None
+
+
+def _changes(changes: Iterable[Value]) -> Iterator[str]:
+    for change in changes:
+        told = change["after"] or change["before"]
+        if change["verb"] == "changed" and change["before"] != change["after"]:
+            told = f"{change['before']} -> {change['after']}"
+        yield f"{change['kind'] + '/' + change['name']:<30}  {change['verb']:<9}  {told}"
+
+
+def _summary(done: Value) -> str:
+    count = len(done["changes"])
+    objects = f"{count} object{'' if count == 1 else 's'} changed"
+    if not done["changed"]:
+        return f"generation {done['generation']} stays, nothing changed"
+    if done["dry_run"]:
+        return f"generation {done['base']} -> {done['base'] + 1}, {objects}, not applied (dry run)"
+    took = f"applied in {done['seconds'] * 1e3:.1f} ms"
+    return f"generation {done['base']} -> {done['generation']}, {objects}, {took}"
+
+
+# ---- looking -----------------------------------------------------------------------------------
+
+
+def get(client: Client, kind: str, form: str) -> int:
+    """All of a kind."""
+    kind = kind_of(kind)
+    items = client.get(kind)
+    if form in ("json", "yaml"):
+        show({"apiVersion": "v1", "kind": kind, "items": items}, form)
+    elif form == "name":
+        print("\n".join(f"{kind}/{item['name']}" for item in items))
+    else:
+        print("\n".join(columns.rows(kind, items, form == "wide")))
+    return OK
+
+
+def watch(client: Client, kind: str, form: str, seconds: float) -> int:
+    """All of a kind, again whenever they changed."""
+    before = None
+    while True:
+        items = client.get(kind_of(kind))
+        if items != before:
+            get(client, kind, form)
+            sys.stdout.flush()
+        before = items
+        time.sleep(seconds)
+
+
+def describe(client: Client, kind: str, name: str, form: str) -> int:
+    """One of a kind, field by field."""
+    found = client.describe(kind_of(kind), name)
+    if form != "text":
+        show(found, form)
+    else:
+        print("\n".join(_fields(found, "")))
+    return OK
+
+
+def _fields(value: Value, indent: str) -> Iterator[str]:
+    width = max(map(len, value), default=0)
+    for name, item in value.items():
+        if isinstance(item, dict):
+            yield f"{indent}{name}:"
+            yield from _fields(item, indent + "  ")
+        elif isinstance(item, list) and item and isinstance(item[0], dict):
+            yield f"{indent}{name}:"
+            yield from (f"{indent}  - {columns.cell(each)}" for each in item)
+        else:
+            yield f"{indent}{name + ':':<{width + 1}}  {columns.cell(item)}"
+
+
+def flows(client: Client, filters: list[str], *, top: int, by: str | None, form: str) -> int:
+    """The flow table, or its sums."""
+    found = client.flows(filters, limit=top, by=by)
+    if form in ("json", "yaml"):
+        show(found, form)
+        return OK
+    kind = "sums" if by else "flows"
+    print("\n".join(columns.rows(kind, found["items"], form == "wide")))
+    what = by + "s" if by else "flows"
+    print(f"{found['shown']} of {found['matched']} {what} shown; {found['flows']} flows in all")
+    return OK
+
+
+def trace(
+    client: Client, packet: str, *, entry: str | None, vni: int | None, mermaid: bool, form: str
+) -> int:
+    """0 if the packet would be forwarded or answered, 1 if it would be dropped."""
+    walk = client.trace(packet, entry, vni)
+    if mermaid:
+        print(walk["mermaid"])
+    elif form == "json":
+        show({k: v for k, v in walk.items() if k not in ("text", "mermaid")}, form)
+    else:
+        print(walk["text"])
+    return int(walk["verdict"] == "drop")
+
+
+# ---- counters ----------------------------------------------------------------------------------
+
+TABLES = ("ports", "layers", "drops", "peers", "io", "totals")
+
+
+def stats(client: Client, what: str | None, rate: float | None, form: str) -> int:
+    """Counters, or their rates over some seconds."""
+    if what in ("peers", "layers"):
+        return get(client, what, form)
+    before = None
+    if rate is not None:
+        before = client.stats()
+        time.sleep(rate)
+    now = client.stats()
+    if form != "text":
+        show(_rates(before, now) if before else now, form)
+        return OK
+    tables = [what] if what else ["ports", "drops", "totals"]
+    for name in tables:
+        print("\n".join(_TABLES[name](client, before, now)))
+    if what is None:
+        from dataplane.report import law
+
+        print(f"law    {law(now['totals'])}")
+    return OK
+
+
+def _rates(before: Value, now: Value) -> Value:
+    """Of each counter, what it moved a second."""
+    seconds = (now["now_ns"] - before["now_ns"]) / 1e9 or 1.0
+
+    def rate(old: Any, new: Any) -> Any:
+        if isinstance(new, dict):
+            return {
+                k: rate(old.get(k) if isinstance(old, dict) else None, v) for k, v in new.items()
+            }
+        if isinstance(new, int) and not isinstance(new, bool):
+            return round((new - (old or 0)) / seconds, 1)
+        return new
+
+    return {k: rate(before.get(k), v) for k, v in now.items() if k != "now_ns"} | {
+        "seconds": round(seconds, 3)
+    }
+
+
+def _counted(before: Value | None, now: Value, section: str) -> Value:
+    counted: Value = (_rates(before, now) if before else now)[section]
+    return counted
+
+
+def _ports(client: Client, before: Value | None, now: Value) -> list[str]:
+    found = _counted(before, now, "ports")
+    fields = list(next(iter(found.values()), {}))
+    unit = "/s" if before else ""
+    lines = [(f"port{unit}", *fields)]
+    return table([*lines, *((name, *(c[f] for f in fields)) for name, c in found.items())])
+
+
+def _io(client: Client, before: Value | None, now: Value) -> list[str]:
+    found = _counted(before, now, "io")
+    fields = list(next(iter(found.values()), {}))
+    return table([("io", *fields), *((n, *(c[f] for f in fields)) for n, c in found.items())])
+
+
+def _drops(client: Client, before: Value | None, now: Value) -> list[str]:
+    """Those that counted, with what they mean."""
+    rates = _counted(before, now, "reasons") if before else {}
+    items = [item for item in client.get("drops") if item["count"]]
+    head = ("REASON", "LAYER", "COUNT", *(("RATE/s",) if before else ()), "MEANS")
+    rows = [
+        (
+            item["name"],
+            item["layer"],
+            item["count"],
+            *((rates.get(item["name"], 0.0),) if before else ()),
+            item["means"],
+        )
+        for item in items
+    ]
+    return table([head, *rows]) if rows else []
+
+
+def _totals(client: Client, before: Value | None, now: Value) -> list[str]:
+    unit = "total/s" if before else "total"
+    return table([(unit, name, n) for name, n in _counted(before, now, "totals").items()])
+
+
+_TABLES = {"ports": _ports, "io": _io, "drops": _drops, "totals": _totals}
+
+
+# ---- health ------------------------------------------------------------------------------------
+
+
+def status(client: Client, form: str) -> int:
+    """0 if the node is ready, 1 if not."""
+    told = client.status()
+    if form != "text":
+        show(told, form)
+        return OK if told["ready"] else PROBLEM
+    underlay, totals = told["underlay"], told["totals"]
+    second = f" {underlay['address6']}" if underlay["address6"] else ""
+    state = "ready" if told["ready"] else "NOT READY (dataplane doctor)"
+    lines = [
+        ("node", f"{told['node']}  {state}  pid {told['pid']}  up {columns.age(told['uptime'])}"),
+        ("policy", f"generation {told['generation']}"),
+        (
+            "underlay",
+            f"{underlay['address']}{second}  port {underlay['port']}  mtu {underlay['mtu']}",
+        ),
+        ("objects", ", ".join(_counted_in(told, "network", "endpoint", "remote subnet"))),
+        ("flows", f"{totals['flows']} of {told['max_flows']}, {totals['bindings']} NAT bindings"),
+        (
+            "packets",
+            f"{totals['rx']} in, {totals['forwarded']} forwarded, {totals['dropped']} dropped",
+        ),
+        ("workers", str(told["workers"])),
+    ]
+    print("\n".join(f"{name:<9} {text}" for name, text in lines))
+    return OK if told["ready"] else PROBLEM
+
+
+def _counted_in(told: Value, *nouns: str) -> Iterator[str]:
+    for noun in nouns:
+        count = told[noun.replace(" ", "_") + "s"]
+        yield f"{count} {noun}{'' if count == 1 else 's'}"
+
+
+LEVELS = {"ok": "ok", "warning": "WARN", "failure": "FAIL"}
+
+
+def doctor(client: Client, form: str) -> int:
+    """0 if nothing is wrong, 1 if anything."""
+    found = client.findings()
+    wrong = [f for f in found if f["level"] != "ok"]
+    if form != "text":
+        show({"findings": found}, form)
+        return int(bool(wrong))
+    for finding in found:
+        fix = f"   fix: {finding['fix']}" if finding["fix"] else ""
+        print(f"{LEVELS[finding['level']]:<5} {finding['subject']:<9} {finding['message']}{fix}")
+    failures = sum(f["level"] == "failure" for f in found)
+    print(f"{failures} failures, {len(wrong) - failures} warnings")
+    return int(bool(wrong))

@@ -1,0 +1,222 @@
+"""`dataplane run`: a node and its control API in the foreground, until a signal ends it.
+
+SIGHUP reads the policy again, SIGUSR1 tells the counters, SIGINT and SIGTERM end it.
+"""
+
+import contextlib
+import json
+import logging
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from dataplane import report
+from dataplane.api.serve import Control
+from dataplane.api.sockets import socket_of
+from dataplane.daemon import Daemon, Tuning
+from dataplane.document import load
+from dataplane.engine import Limits, choose
+from dataplane.errors import DataplaneError, DocumentError, Fault, PortError
+from dataplane.model import Document
+from dataplane.reasons import REASON_NAMES
+from dataplane.state_dir import Saved, StateDir
+
+STOPS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGHUP, signal.SIGUSR1, *STOPS)
+PATIENCE = 0.5  # seconds between looks at the forwarding thread
+
+log = logging.getLogger("dataplane")
+
+
+class _Stopped(BaseException):
+    """A signal came that ends the process; args[0] is its number."""
+
+
+class Places(NamedTuple):
+    """Files of a running node; None: there is none."""
+
+    policy: str | None = None
+    state: str | None = None  # a directory
+    control: str | None = None  # the socket; None: by the node's name
+    serves: bool = True  # whether there is one
+    stats: str | None = None
+    pid: str | None = None
+
+
+class Run:
+    """Obeys signals."""
+
+    def __init__(self, daemon: Daemon, places: Places) -> None:
+        self._daemon, self._places = daemon, places
+
+    def serve(self) -> None:
+        """Until a signal, which the caller has blocked, ends it. Raises PortError."""
+        try:
+            while True:
+                self._obey(signal.sigtimedwait(SIGNALS, PATIENCE))
+        except _Stopped as stopped:
+            log.info("stopping: %s", signal.Signals(stopped.args[0]).name)
+
+    def _obey(self, got: signal.struct_siginfo | None) -> None:
+        if got is None:
+            if not self._daemon.is_forwarding:
+                raise PortError("forwarding ended by itself")
+            self._daemon.look_for_lost_devices()
+        elif got.si_signo == signal.SIGHUP:
+            self._reload()
+        elif got.si_signo == signal.SIGUSR1:
+            self.tell()
+        else:
+            raise _Stopped(got.si_signo)
+
+    def _reload(self) -> None:
+        """What the file says. If it is wrong the old policy stays."""
+        daemon = self._daemon
+        try:
+            begin = time.monotonic()
+            with daemon.changing:
+                with _stoppable():
+                    plan = daemon.plan(choose(_load_again(self._places.policy), daemon.policy.name))
+                    text = plan.text()
+                daemon.commit(plan)
+        except DataplaneError as error:
+            log.error("%s", error)
+            log.error("nothing applied, generation still %d", daemon.engine.generation)
+            return
+        log.info("%s, applied in %.1f ms", text, (time.monotonic() - begin) * 1e3)
+
+    def tell(self) -> None:
+        """The counters: into the file if there is one, else to the log."""
+        if self._places.stats is None:
+            log.info("%s", report.counters(self._daemon.engine.stats()))
+            return
+        try:
+            text = json.dumps(self._daemon.state(), indent=1) + "\n"
+            _write(Path(self._places.stats), text)
+        except OSError as error:
+            log.error("%s: %s", self._places.stats, error.strerror)
+
+    def end(self) -> None:
+        """Tells the final counters."""
+        self._daemon.stop()
+        if self._places.stats is not None:
+            self.tell()
+        log.info(report.counters(self._daemon.engine.stats()))
+
+
+def run(places: Places, node: str | None, limits: Limits, tuning: Tuning) -> None:
+    """What the command does. Raises DataplaneError."""
+    logging.basicConfig(format="%(message)s", level=logging.INFO)
+    with contextlib.ExitStack() as made:
+        state = made.enter_context(StateDir(places.state)) if places.state else None
+        begin = _beginning(places, node, state)
+        made.enter_context(_signals_held())
+        made.enter_context(_pid_file(places.pid))
+        daemon = made.enter_context(
+            Daemon(
+                begin.node, generation=begin.generation, state=state, limits=limits, tuning=tuning
+            )
+        )
+        if places.serves:
+            path = places.control or socket_of(daemon.policy.name)
+            made.enter_context(Control(daemon, path))
+        log.info(daemon.ready())
+        runner = Run(daemon, places)
+        runner.serve()
+        runner.end()
+
+
+def _beginning(places: Places, name: str | None, state: StateDir | None) -> Saved:
+    """What was committed last, if that is known; else what the file says. Raises DataplaneError."""
+    saved = state.read() if state is not None else None
+    if saved is not None:
+        if name is not None and name != saved.node.name:
+            raise DataplaneError(f"{places.state} is of node {saved.node.name}, not of {name}")
+        log.info("generation %d of %s holds", saved.generation, places.state)
+        return saved
+    if places.policy is None:
+        raise DataplaneError("nothing is saved yet: which policy? Give its FILE")
+    return Saved(1, choose(load(places.policy, REASON_NAMES), name))
+
+
+def _load_again(file: str | None) -> Document:
+    """Raises DataplaneError."""
+    if file is None:
+        raise DataplaneError("no FILE was given to be read again")
+    if Path(file).exists() and not Path(file).is_file():
+        message = "is no regular file, so it cannot be read again"
+        raise DocumentError((Fault(file, 0, "$", message, "restart with one that is"),))
+    return load(file, REASON_NAMES)
+
+
+@contextlib.contextmanager
+def _signals_held() -> Iterator[None]:
+    """By all threads that begin here: `serve` fetches them."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextlib.contextmanager
+def _stoppable() -> Iterator[None]:
+    """Here, where nothing is changed, SIGINT and SIGTERM end the work at once. Raises _Stopped."""
+
+    def stop(number: int, frame: object) -> None:
+        raise _Stopped(number)
+
+    handlers = {number: signal.signal(number, stop) for number in STOPS}
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _pid_file(name: str | None) -> Iterator[None]:
+    """Raises PortError where the file is not ours to write."""
+    if name is None:
+        yield
+        return
+    path, own = Path(name), f"{os.getpid()}\n"
+    try:
+        _refuse_pid_file(path)
+        path.write_text(own)
+    except OSError as error:
+        raise PortError(f"{name}: {error.strerror}") from error
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            if path.read_text() == own:
+                path.unlink()
+
+
+def _refuse_pid_file(path: Path) -> None:
+    if not path.exists():
+        return
+    if not path.is_file():
+        raise PortError(f"{path}: is no regular file (name another --pid-file)")
+    text = path.read_text(errors="replace").strip()
+    if text and not (text.isascii() and text.isdecimal()):
+        raise PortError(f"{path}: is no pid file (name another --pid-file)")
+    if text and int(text) != os.getpid() and Path(f"/proc/{text}").exists():
+        raise PortError(f"{path}: process {text} has it and lives (stop that, or remove the file)")
+
+
+def _write(path: Path, text: str) -> None:
+    """A reader of a regular file sees the old text or the new one, never half of it."""
+    place = path.resolve()
+    if place.exists() and not place.is_file():
+        place.write_text(text)
+        return
+    fresh = place.with_name(f".{place.name}.{os.getpid()}")
+    fresh.write_text(text)
+    fresh.replace(place)

@@ -1,0 +1,121 @@
+"""The state directory: what a node has committed, so that a restart finds it. One process has it.
+
+`policy.json` is replaced whole (written beside it, flushed to the disk, renamed), so at any moment
+it is one generation's, never half of it.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple, Self
+
+from dataplane.document import dump_json, loads
+from dataplane.errors import DataplaneError, DocumentError, Fault, PortError
+from dataplane.model import Document, Node
+
+FORMAT = 1
+POLICY, LOCK = "policy.json", "lock"
+
+
+class Saved(NamedTuple):
+    """The policy as it was given, and its generation."""
+
+    generation: int
+    node: Node
+
+
+class StateDir:
+    """Owns the directory while it lives; a context manager.
+
+    Raises PortError where the directory cannot be used, or another process has it.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        try:
+            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._lock = os.open(self.path / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise PortError(f"{self.path}: {error.strerror}") from error
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(self._lock)
+            fix = "name another --state"
+            raise PortError(f"{self.path}: another process has it ({fix})") from error
+
+    def close(self) -> None:
+        """Again is harmless."""
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def read(self) -> Saved | None:
+        """What was committed last; None where nothing was. Raises DocumentError."""
+        place = self.path / POLICY
+        try:
+            state = json.loads(place.read_bytes())
+            form, generation, policy = state["format"], int(state["generation"]), state["policy"]
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise _fault(place, f"cannot be read: {error.strerror}") from error
+        except (ValueError, KeyError, TypeError) as error:
+            raise _fault(place, "is no saved state", "move it away and start again") from error
+        if form != FORMAT:
+            raise _fault(place, f"has format {form}, not {FORMAT}", "it is of another version")
+        node = loads(json.dumps(policy), str(place)).node
+        if node is None:
+            raise _fault(place, "is not of one node")
+        return Saved(generation, node)
+
+    @contextlib.contextmanager
+    def saving(self, generation: int, node: Node) -> Iterator[None]:
+        """The block commits it: saved if that succeeds. Raises DataplaneError before it where the
+        disk takes no more; the state of before then stays."""
+        fresh = self.path / f".{POLICY}"
+        try:
+            _flushed(fresh, _text(generation, node))
+        except OSError as error:
+            fresh.unlink(missing_ok=True)
+            raise DataplaneError(f"{self.path}: {error.strerror}: nothing is applied") from error
+        try:
+            yield
+        except BaseException:
+            fresh.unlink(missing_ok=True)
+            raise
+        fresh.replace(self.path / POLICY)
+        _flush_directory(self.path)
+
+
+def _text(generation: int, node: Node) -> bytes:
+    head = json.dumps({"format": FORMAT, "generation": generation})
+    return b'%b, "policy": %b}\n' % (head[:-1].encode(), dump_json(Document(node=node)))
+
+
+def _flushed(path: Path, data: bytes) -> None:
+    with open(path, "wb", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _flush_directory(path: Path) -> None:
+    directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
+def _fault(place: Path, message: str, fix: str = "") -> DocumentError:
+    return DocumentError((Fault(str(place), 0, "$", message, fix),))
