@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from ipaddress import ip_network
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from dataplane.address import ip16, parse_ip, parse_prefix, prefix16
+from dataplane.address import Prefix, ip16, parse_ip, parse_prefix, prefix16
 from dataplane.errors import DataplaneError
 from dataplane.ids import Ids
 from dataplane.model import PROTOCOLS
@@ -33,6 +33,8 @@ FIELDS = {
     "state": "new, est or closing",
 }
 STATES = ("new", "est", "closing")
+Span = tuple[bytes, int]
+_V4: Span = prefix16(ip_network("0.0.0.0/0"))  # how IPv4 stands among the 128 bits
 
 
 class Condition(NamedTuple):
@@ -98,14 +100,32 @@ def matching(records: "NDArray[np.void]", conditions: Iterable[Condition], ids: 
     return found
 
 
-def _address(records: "NDArray[np.void]", names: Iterable[str], prefix: Any) -> "Mask":
+def octets_of(records: "NDArray[np.void]", name: str) -> "NDArray[np.uint8]":
+    """A column of addresses, 16 bytes a row."""
     import numpy as np
 
-    octets, length = prefix16(prefix)
-    mask = (((1 << length) - 1) << (128 - length)).to_bytes(16)
-    wanted, bits = np.frombuffer(octets, np.uint8), np.frombuffer(mask, np.uint8)
-    sides = [((records[name] & bits) == wanted).all(axis=1) for name in names]
-    found: Mask = np.any(sides, axis=0)
+    return np.ascontiguousarray(records[name]).view(np.uint8).reshape(len(records), 16)
+
+
+def _address(records: "NDArray[np.void]", names: Iterable[str], prefix: Prefix) -> "Mask":
+    import numpy as np
+
+    def inside(name: str) -> "Mask":
+        octets = octets_of(records, name)
+        of_family = _inside(octets, _V4) == (prefix.version == 4)
+        return _inside(octets, prefix16(prefix)) & of_family
+
+    found: Mask = np.any([inside(name) for name in names], axis=0)
+    return found
+
+
+def _inside(octets: "NDArray[np.uint8]", span: Span) -> "Mask":
+    import numpy as np
+
+    first, length = span
+    mask = ((1 << 128) - (1 << (128 - length))).to_bytes(16)
+    bits = np.frombuffer(mask, np.uint8)
+    found: Mask = ((octets & bits) == np.frombuffer(first, np.uint8)).all(axis=1)
     return found
 
 

@@ -70,7 +70,8 @@ def _keys(found: "NDArray[np.void]", by: str) -> "NDArray[Any]":
     import numpy as np
 
     if by == "pair":
-        return np.concatenate([found["src"], found["dst"]], axis=1)
+        sides = [filters.octets_of(found, name) for name in ("src", "dst")]
+        return np.concatenate(sides, axis=1)
     column = {"endpoint": "in_port", "peer": "adjacency"}.get(by, by)
     keys: NDArray[Any] = found[column]
     return keys

@@ -1,0 +1,480 @@
+"""A running node and its control API: the commands, the client, and HTTP itself.
+
+The node runs in a network namespace of its own; its control socket is reached from here.
+"""
+
+import contextlib
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+from msgspec.structs import replace
+from prometheus_client.parser import text_string_to_metric_families
+
+from dataplane import columns, node_commands
+from dataplane.address import Mac, Vni, parse_prefix
+from dataplane.api.client import Client
+from dataplane.api.resources import KINDS
+from dataplane.api.server import OPERATIONS
+from dataplane.cli import cli
+from dataplane.document import dump, dump_json, loads
+from dataplane.engine import Engine
+from dataplane.errors import DataplaneError, DocumentError, MissingError, NoNodeError, StaleError
+from dataplane.model import Acl, Document, Endpoint, Network, Node, RemoteSubnet, Tap, Underlay
+
+ROOT = Path(__file__).resolve().parent.parent
+PATIENCE = 15.0
+KILLS = int(os.environ.get("DATAPLANE_KILLS", "8"))  # 200 by hand
+
+
+def policy(*endpoints: str, **fields: Any) -> Node:
+    made = tuple(
+        Endpoint(name=name, addresses=(ip_address(f"10.1.1.{i + 2}"),))
+        for i, name in enumerate(endpoints)
+    )
+    network = Network(
+        name="blue",
+        vni=Vni(4096),
+        prefixes=(parse_prefix("10.1.0.0/16"),),
+        endpoints=made,
+        remote_subnets=(
+            RemoteSubnet(
+                prefix=parse_prefix("10.1.2.0/24"),
+                provider_address=ip_address("127.0.0.2"),
+                dr_mac=Mac("02:00:00:00:00:02"),
+            ),
+        ),
+        **fields,
+    )
+    return Node(name="a", underlay=Underlay(address=ip_address("127.0.0.1")), networks=(network,))
+
+
+class Process:
+    """`dataplane run` in a namespace."""
+
+    def __init__(self, netns: str, place: Path, *words: str) -> None:
+        self.netns, self.place = netns, place
+        self.socket, self.state = place / "a.sock", place / "state"
+        self.file, self.log = place / "policy.yaml", place / "log"
+        self.words = words
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> "Process":
+        command = ["ip", "netns", "exec", self.netns, sys.executable, "-m", "dataplane", "run"]
+        command += [str(self.file), "--state", str(self.state), "--control", str(self.socket)]
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [*command, *self.words], stdout=log, stderr=log, cwd=ROOT
+            )
+        deadline = time.monotonic() + PATIENCE
+        while not self.answers():
+            assert self.process.poll() is None, self.log.read_text()
+            assert time.monotonic() < deadline, self.log.read_text()
+            time.sleep(0.02)
+        return self
+
+    def answers(self) -> bool:
+        try:
+            with Client(self.socket, timeout=5) as client:
+                return bool(client.status()["ready"])
+        except NoNodeError:
+            return False
+
+    def end(self, number: int = signal.SIGTERM) -> int:
+        assert self.process is not None
+        self.process.send_signal(number)
+        return self.process.wait(PATIENCE)
+
+    def links(self) -> set[str]:
+        told = subprocess.run(
+            ["ip", "-n", self.netns, "-json", "link"], check=True, capture_output=True
+        )
+        return {link["ifname"] for link in json.loads(told.stdout)}
+
+
+@pytest.fixture(scope="module")
+def running(
+    module_netns: Callable[..., list[str]], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Process]:
+    (netns,) = module_netns("n")
+    process = Process(netns, tmp_path_factory.mktemp("node"))
+    process.file.write_text(dump(Document(node=policy("web", "db"))))
+    process.start()
+    yield process
+    process.end()
+
+
+@pytest.fixture
+def node(running: Process) -> Iterator[Client]:
+    """Its client; the policy is as at the beginning."""
+    with Client(running.socket) as client:
+        client.apply(dump(Document(node=policy("web", "db"))), prune=True)
+        yield client
+
+
+def dataplane(running: Process, *words: str, text: str | None = None) -> Result:
+    return CliRunner().invoke(cli, [*words, "--socket", str(running.socket)], input=text)
+
+
+def request(running: Process, octets: bytes) -> bytes:
+    """All that the node answers to such bytes, whose `Host: x` ends the connection too."""
+    octets = octets.replace(b"Host: x\r\n", b"Host: x\r\nConnection: close\r\n")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+        sock.settimeout(PATIENCE)
+        sock.connect(str(running.socket))
+        sock.sendall(octets)
+        answer = b""
+        while part := sock.recv(1 << 16):
+            answer += part
+    return answer
+
+
+# ---- policy ------------------------------------------------------------------------------------
+
+
+def test_what_is_exported_can_be_applied(running: Process, node: Client) -> None:
+    for form in (["export"], ["export", "-o", "json"]):
+        text = dataplane(running, *form).output
+        before = node.status()["generation"]
+        done = dataplane(running, "apply", "-f", "-", "--prune", text=text)
+        assert done.exit_code == 0 and "nothing changed" in done.output
+        assert node.status()["generation"] == before
+        assert loads(text).node == policy("web", "db")
+
+
+def test_apply_merges_or_prunes(running: Process, node: Client) -> None:
+    text = dump(Document(node=policy("web", "cache")))
+    before = node.status()["generation"]
+    told = dataplane(running, "diff", "-f", "-", "--prune", text=text)
+    assert told.exit_code == 1 and "+ endpoint/blue/cache" in told.output, told.output
+    dry = dataplane(running, "apply", "-f", "-", "--dry-run", "--prune", text=text)
+    assert dry.exit_code == 0 and "not applied" in dry.output
+    assert node.status()["generation"] == before
+    with pytest.raises(DocumentError, match=r"10\.1\.1\.3 is taken"):
+        node.apply(text)  # cache has db's address
+    done = dataplane(running, "apply", "-f", "-", "--prune", text=text)
+    assert done.exit_code == 0, done.output
+    assert "endpoint/blue/cache" in done.output and "removed" in done.output
+    assert {e["name"] for e in node.get("endpoints")} == {"blue/web", "blue/cache"}
+    assert {"web", "cache"} <= running.links() and "db" not in running.links()
+    merged = Node(
+        name="a",
+        underlay=Underlay(address=ip_address("127.0.0.1")),
+        networks=(Network(name="green", vni=Vni(7), prefixes=(parse_prefix("10.9.0.0/16"),)),),
+    )
+    node.apply(dump(Document(node=merged)))
+    assert [n["name"] for n in node.get("networks")] == ["blue", "green"]
+
+
+def test_stale_changes_are_refused(running: Process, node: Client) -> None:
+    generation = node.status()["generation"]
+    text = dump(Document(node=policy("web")))
+    node.apply(text, prune=True, base=generation)
+    with pytest.raises(StaleError, match=f"generation {generation}"):
+        node.apply(text, prune=True, base=generation)
+    words = ["apply", "-f", "-", "--if-generation", str(generation)]
+    assert dataplane(running, *words, text=text).exit_code == 1
+
+
+def test_one_bad_line_among_many_objects(running: Process, node: Client) -> None:
+    """It is named, nothing changes, and that takes less than a second."""
+    acls = tuple(
+        Acl(name=f"r{i}", direction="in", action="allow", priority=100) for i in range(8000)
+    )
+    full = policy("web", "db", acls=acls)
+    (network,) = full.networks
+    subnets = tuple(
+        replace(network.remote_subnets[0], prefix=parse_prefix(f"10.{1 + i // 250}.{i % 250}.0/24"))
+        for i in range(250, 2250)
+    )
+    full = replace(full, networks=(replace(network, remote_subnets=subnets),))
+    text = dump_json(Document(node=full)).decode()
+    lines = text.replace('{"name":"r', '\n{"name":"r')
+    bad = lines.replace('"name":"r7777","direction":"in"', '"name":"r7777","direction":"inn"')
+    before = node.status()["generation"]
+    begin = time.monotonic()
+    with pytest.raises(DocumentError) as caught:
+        node.apply(bad, name="big.json", prune=True)
+    took = time.monotonic() - begin
+    (fault,) = caught.value.faults
+    assert fault.line == 7779 and fault.path.endswith("acls[7777].direction")
+    assert "'inn'" in fault.message and fault.fix
+    assert node.status()["generation"] == before
+    assert took < 1, f"{took:.2f} s"
+
+
+def test_objects_one_at_a_time(running: Process, node: Client) -> None:
+    node.put("blue", "endpoints", "cache", {"addresses": ["10.1.1.9"]})
+    assert node.describe("endpoints", "blue/cache")["addresses"] == ["10.1.1.9"]
+    assert "cache" in running.links()
+    subnet = {"provider_address": "127.0.0.3", "dr_mac": "02:00:00:00:00:03"}
+    node.put("blue", "remote-subnets", "10.1.3.0/24", subnet)
+    assert "blue/10.1.3.0/24" in {r["name"] for r in node.get("remote-subnets")}
+    node.delete("blue", "remote-subnets", "10.1.3.0/24")
+    done = dataplane(running, "delete", "ep", "blue/cache")
+    assert done.exit_code == 0 and "removed" in done.output
+    assert "cache" not in running.links()
+    for call in (
+        lambda: node.delete("blue", "endpoints", "cache"),
+        lambda: node.delete("red"),
+        lambda: node.put("blue", "nonsense", "x", {}),
+        lambda: node.put("red", "endpoints", "x", {}),
+    ):
+        with pytest.raises(MissingError):
+            call()
+    with pytest.raises(DocumentError, match=r"\$\.addresses\[0\]"):
+        node.put("blue", "endpoints", "x", {"addresses": ["10.1.1.300"]})
+    with pytest.raises(DocumentError, match="the path says x"):
+        node.put("blue", "endpoints", "x", {"name": "y", "addresses": ["10.1.1.30"]})
+    with pytest.raises(DocumentError, match="unknown key"):
+        node.put("blue", "endpoints", "x", {"adresses": ["10.1.1.30"]})
+
+
+def test_another_nodes_document_is_refused(node: Client) -> None:
+    text = dump(Document(node=policy("web"))).replace("name: a", "name: b")
+    with pytest.raises(DataplaneError, match="no node 'a'; there are: b"):
+        node.apply(text)
+
+
+# ---- looking -----------------------------------------------------------------------------------
+
+
+def test_every_kind_is_listed(running: Process, node: Client) -> None:
+    (full, *_) = loads((ROOT / "policies" / "services-dsr.yaml").read_text()).nodes
+    taps = tuple(
+        replace(n, endpoints=tuple(replace(e, tap=None) for e in n.endpoints))
+        for n in full.networks
+    )
+    host = replace(full.host_port, tap=Tap(name="out")) if full.host_port else None
+    wanted = replace(policy(), networks=taps, host_port=host)
+    node.apply(dump(Document(node=wanted)), prune=True)
+    assert set(KINDS) == set(columns.KINDS) - {"flows", "sums"}
+    for kind in KINDS:
+        items = node.get(kind)
+        for form in ("text", "wide", "name", "json", "yaml"):
+            told = dataplane(running, "get", kind, "-o", form)
+            assert told.exit_code == 0, (kind, form, told.output)
+            for item in items[:3]:
+                assert item["name"] in told.output, (kind, form)
+        for item in items[:3]:
+            assert node.describe(kind, item["name"])["name"] == item["name"]
+            told = dataplane(running, "describe", kind, item["name"])
+            assert told.exit_code == 0 and item["name"] in told.output
+    assert {kind for word, kind in node_commands.ALIASES.items()} <= set(KINDS)
+
+
+def test_one_can_be_called_by_its_own_name(node: Client) -> None:
+    assert node.describe("endpoints", "web") == node.describe("endpoints", "blue/web")
+    with pytest.raises(MissingError, match="no 'nobody'"):
+        node.describe("endpoints", "nobody")
+    with pytest.raises(MissingError):
+        node.get("nonsense")
+
+
+def test_trace_is_that_of_the_policy(running: Process, node: Client) -> None:
+    packet = "tcp 10.1.1.2:40000 > 10.1.2.9:80"
+    live = dataplane(running, "trace", packet)
+    document = CliRunner().invoke(cli, ["trace", "-f", str(running.file), packet])
+    assert live.exit_code == document.exit_code == 0
+    assert live.output == document.output
+    assert dataplane(running, "trace", packet, "--mermaid").output.startswith("flowchart")
+    dropped = dataplane(running, "trace", "tcp 10.1.1.2:1 > 10.1.77.1:80", "-o", "json")
+    assert dropped.exit_code == 1
+    assert json.loads(dropped.output)["reason"] == "no_such_endpoint"
+    assert dataplane(running, "trace", "tcp nonsense").exit_code == 2
+
+
+def test_status_and_doctor(running: Process, node: Client) -> None:
+    told = dataplane(running, "status")
+    assert told.exit_code == 0 and "ready" in told.output
+    assert dataplane(running, "doctor").exit_code == 0
+    for words in (["stats"], ["stats", "io"], ["stats", "layers"], ["stats", "--rate", "0.1"]):
+        assert dataplane(running, *words).exit_code == 0
+    assert "law    rx" in dataplane(running, "stats").output
+    subprocess.run(["ip", "-n", running.netns, "link", "del", "db"], check=True)
+    told = dataplane(running, "doctor")
+    assert told.exit_code == 1 and "blue/db: TAP db is gone" in told.output
+    told = dataplane(running, "status")
+    assert told.exit_code == 1 and "NOT READY" in told.output
+    assert b" 503 " in request(running, b"GET /readyz HTTP/1.1\r\nHost: x\r\n\r\n")
+    assert b" 200 " in request(running, b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+    node.apply(dump(Document(node=policy("web"))), prune=True)
+    node.apply(dump(Document(node=policy("web", "db"))), prune=True)
+    assert dataplane(running, "doctor").exit_code == 0
+
+
+def test_metrics_can_be_scraped(node: Client) -> None:
+    families = {f.name: f for f in text_string_to_metric_families(node.metrics())}
+    totals = {name: families[f"dataplane_{name}"].samples[0].value for name in ("rx", "dropped")}
+    assert totals["rx"] >= totals["dropped"] >= 0
+    assert {s.labels["port"] for s in families["dataplane_port_rx_frames"].samples} >= {"blue/web"}
+
+
+def test_openapi_tells_every_operation(running: Process, node: Client) -> None:
+    answer = request(running, b"GET /v1/openapi.json HTTP/1.1\r\nHost: x\r\n\r\n")
+    told = json.loads(answer.partition(b"\r\n\r\n")[2])
+    for operation in OPERATIONS:
+        path = operation.path.replace(":path}", "}")
+        assert operation.method.lower() in told["paths"][path]
+
+
+# ---- bad requests ------------------------------------------------------------------------------
+
+BAD = {
+    b"NONSENSE\r\n\r\n": b"400",
+    b"GET /nowhere HTTP/1.1\r\nHost: x\r\n\r\n": b"404",
+    b"GET /v1/nonsense HTTP/1.1\r\nHost: x\r\n\r\n": b"404",
+    b"POST /v1/policy HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n": b"405",
+    b"GET /v1/flows?filter=x HTTP/1.1\r\nHost: x\r\n\r\n": b"400",
+    b"GET /v1/flows?filter=ip%3D1.2.3 HTTP/1.1\r\nHost: x\r\n\r\n": b"400",
+    b"GET /v1/flows?limit=-1 HTTP/1.1\r\nHost: x\r\n\r\n": b"400",
+    b"GET /v1/flows?by=nothing HTTP/1.1\r\nHost: x\r\n\r\n": b"400",
+    b"GET /v1/policy?format=xml HTTP/1.1\r\nHost: x\r\n\r\n": b"400",
+    b"PUT /v1/policy HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n[]": b"422",
+    b"PUT /v1/policy HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\n\xff\xfe\0": b"422",
+    b"DELETE /v1/networks/blue?dry_run=maybe HTTP/1.1\r\nHost: x\r\n\r\n": b"400",
+    b"DELETE /v1/networks/blue HTTP/1.1\r\nHost: x\r\nIf-Match: new\r\n\r\n": b"400",
+    b"DELETE /v1/networks/blue HTTP/1.1\r\nHost: x\r\nIf-Match: 1000000\r\n\r\n": b"412",
+    b"POST /v1/trace HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n{}": b"400",
+    b"POST /v1/trace HTTP/1.1\r\nHost: x\r\nContent-Length: 11\r\n\r\n" + b"[" * 11: b"400",
+    b'POST /v1/trace HTTP/1.1\r\nHost: x\r\nContent-Length: 14\r\n\r\n{"frame":"zz"}': b"400",
+    b'POST /v1/trace HTTP/1.1\r\nHost: x\r\nContent-Length: 12\r\n\r\n{"frame":""}': b"200",
+    b'POST /v1/trace HTTP/1.1\r\nHost: x\r\nContent-Length: 12\r\n\r\n{"packet":1}': b"400",
+}
+
+
+@pytest.mark.parametrize("octets", BAD)
+def test_bad_requests_are_answered(running: Process, node: Client, octets: bytes) -> None:
+    before = node.status()["generation"]
+    answer = request(running, octets)
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert head.split()[1] == BAD[octets], answer
+    if b"problem+json" in head:
+        problem = json.loads(body)
+        assert problem["status"] == int(BAD[octets]) and problem["title"]
+    assert node.status()["generation"] == before
+
+
+def test_too_large_a_body_is_refused(running: Process, node: Client) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+        sock.connect(str(running.socket))
+        sock.settimeout(PATIENCE)
+        size = (64 << 20) + 1
+        sock.sendall(b"PUT /v1/policy HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % size)
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            sock.sendall(bytes(size))
+        assert b" 413 " in sock.recv(4096)
+    assert node.status()["ready"]
+
+
+def test_clients_that_say_nothing_stall_nobody(running: Process, node: Client) -> None:
+    silent = []
+    for i in range(500):
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        sock.connect(str(running.socket))
+        if i % 2:
+            sock.sendall(b"GET /v1/stats HTTP/1.1\r\nHost: x\r\n\r\n" * 3)  # and never reads
+        silent.append(sock)
+    begin = time.monotonic()
+    assert node.status()["ready"]
+    assert time.monotonic() - begin < PATIENCE
+    for sock in silent:
+        sock.close()
+
+
+# ---- one node ----------------------------------------------------------------------------------
+
+
+def test_socket_is_its_owners(running: Process) -> None:
+    assert running.socket.stat().st_mode & 0o777 == 0o600
+    assert (running.state).stat().st_mode & 0o777 == 0o700
+    assert (running.state / "policy.json").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_second_node_is_refused(running: Process) -> None:
+    command = [sys.executable, "-m", "dataplane", "run", str(running.file)]
+    places = {
+        "another process has it": ["--state", str(running.state), "--no-control"],
+        "another node listens": ["--control", str(running.socket)],
+    }
+    for message, words in places.items():
+        done = subprocess.run(
+            ["ip", "netns", "exec", running.netns, *command, *words],
+            capture_output=True,
+            text=True,
+            cwd=ROOT,
+            timeout=60,
+        )
+        assert done.returncode == 1, done.stderr
+        if "--state" in words:
+            assert message in done.stderr
+        assert "Traceback" not in done.stderr
+    assert running.answers()
+
+
+def test_without_a_node(tmp_path: Path) -> None:
+    done = CliRunner().invoke(cli, ["status", "--socket", str(tmp_path / "none")])
+    assert done.exit_code == 3 and "no node answers" in done.output
+
+
+def test_kill_at_any_moment_loses_nothing(netns: Callable[..., list[str]], tmp_path: Path) -> None:
+    """Each start finds the last generation that was acknowledged, or the one under way, whole."""
+    (name,) = netns("k")
+    process = Process(name, tmp_path)
+    process.file.write_text(dump(Document(node=policy("web"))))
+    dice = random.Random(4)
+    known = 1
+    for _ in range(KILLS):
+        process.start()
+        with Client(process.socket) as client:
+            status = client.status()
+            assert status["generation"] in (known, known + 1)
+            known = status["generation"]
+            assert client.policy()["node"] == json.loads(dump_json(numbered(known)))["node"]
+        known = _applies_until_killed(process, known, dice.uniform(0, 0.15))
+    process.start()
+    assert process.end() == 0
+    assert "web" not in process.links()
+
+
+def numbered(generation: int) -> Document:
+    """The policy of that generation: every one tells which it is."""
+    if generation == 1:
+        return Document(node=policy("web"))
+    acl = Acl(name=f"g{generation}", direction="in", action="allow")
+    return Document(node=policy("web", acls=(acl,)))
+
+
+def _applies_until_killed(process: Process, known: int, seconds: float) -> int:
+    """The last generation that was acknowledged."""
+    assert process.process is not None
+    killer = subprocess.Popen(["sh", "-c", f"sleep {seconds:.3f}; kill -9 {process.process.pid}"])
+    try:
+        with Client(process.socket) as client:
+            while True:
+                done = client.apply(dump_json(numbered(known + 1)), prune=True)
+                assert done["generation"] == known + 1
+                known += 1
+    except NoNodeError:
+        pass
+    killer.wait()
+    process.process.wait()
+    return known
+
+
+def test_engine_goes_on_from_a_generation() -> None:
+    with Engine(generation=41) as engine:
+        assert engine.commit(policy("web")) == 42
+    with pytest.raises(ValueError, match="out of range"):
+        Engine(generation=-1)
