@@ -112,7 +112,8 @@ def _address(records: "NDArray[np.void]", names: Iterable[str], prefix: Prefix) 
 
     def inside(name: str) -> "Mask":
         octets = octets_of(records, name)
-        of_family = _inside(octets, _V4) == (prefix.version == 4)
+        of_v4 = _inside(octets, _V4)
+        of_family = of_v4 if prefix.version == 4 else ~of_v4
         return _inside(octets, prefix16(prefix)) & of_family
 
     found: Mask = np.any([inside(name) for name in names], axis=0)
