@@ -4,7 +4,7 @@
 #include <sched.h>
 #include <stdlib.h>
 
-enum { IP_MTU_MIN = 68 /* RFC 791 */, WORKERS_MAX = 256 };
+enum { IP_MTU_MIN = 68 /* RFC 791 */, WORKERS_MAX = 256, SNAP_MAX = 1 << 18 };
 
 /* ---- life --------------------------------------------------------------------------------- */
 
@@ -43,6 +43,9 @@ static const char *limit_fault(const struct dp_limits *l) {
     }
     if (l->max_datagrams > 1u << 20 || l->max_kept > 1u << 20) {
         return "max_datagrams or max_kept is above 1048576";
+    }
+    if (l->max_observed > 1u << 30 || l->max_observed % 8) {
+        return "max_observed is above 1073741824 or no multiple of 8";
     }
     if (l->max_workers > WORKERS_MAX) {
         return "max_workers is above 256";
@@ -83,7 +86,8 @@ static bool init(struct dp_engine *e, const struct dp_timers *timers, const uint
            dp_bindings_init(&e->bindings, e->limits.max_bindings, e->limits.max_ports, key) &&
            dp_fragments_init(&e->fragments, e->limits.max_datagrams, e->limits.max_kept,
                              e->limits.max_ports, key) &&
-           dp_limit_init(&e->limit, e->limits.max_ports, key);
+           dp_limit_init(&e->limit, e->limits.max_ports, key) &&
+           dp_observer_init(&e->observer, e->limits.max_observed);
 }
 
 struct dp_engine *dp_engine_create(const struct dp_limits *limits, const struct dp_timers *timers,
@@ -103,6 +107,7 @@ struct dp_engine *dp_engine_create(const struct dp_limits *limits, const struct 
     e->limits.icmp = icmp_rate_of(&limits->icmp);
     e->limits.max_datagrams = limits->max_datagrams ? limits->max_datagrams : 4096;
     e->limits.max_kept = limits->max_kept ? limits->max_kept : 1024;
+    e->limits.max_observed = limits->max_observed ? limits->max_observed : 8 << 20;
     e->n_workers = limits->max_workers ? limits->max_workers : 1;
     if (pthread_mutex_init(&e->lock, NULL) || !init(e, timers, key, err)) {
         *err = (struct dp_error){DP_ENOMEM, "engine", 0, "no memory"};
@@ -127,6 +132,7 @@ void dp_engine_destroy(struct dp_engine *e) {
     dp_bindings_fini(&e->bindings);
     dp_fragments_fini(&e->fragments);
     dp_limit_fini(&e->limit);
+    dp_observer_fini(&e->observer);
     dp_grace_fini(&e->grace);
     pthread_mutex_destroy(&e->lock);
     free(e);
@@ -190,7 +196,7 @@ int dp_expire(struct dp_engine *e, uint64_t now_ns, uint32_t budget) {
     uint32_t gone = 0;
     struct dp_pair *idle;
     while ((idle = dp_flows_next_idle(&e->flows, w->now_ns, &left))) {
-        dp_engine_forget(e, idle);
+        dp_engine_forget(e, idle, w->now_ns);
         gone++;
     }
     dp_count(&w->count.totals.expired, gone);
@@ -255,36 +261,6 @@ int dp_flush(struct dp_engine *e) {
     return DP_OK;
 }
 
-static struct dp_flow_info describe(const struct dp_pair *p) {
-    const struct dp_half *a = &p->half[0];
-    const struct dp_half *b = &p->half[1];
-    struct dp_flow_info f = {
-        .sport = a->key.sport,
-        .dport = a->key.dport,
-        .new_sport = b->key.dport,
-        .new_dport = b->key.sport,
-        .proto = a->key.proto,
-        .state = a->state,
-        .in_port = a->key.port,
-        .out_port = a->act.egress,
-        .vni = a->key.vni,
-        .adjacency = a->act.flags & DP_ACT_ENCAP ? a->act.adjacency : b->act.adjacency,
-        .rule = a->act.rule,
-        .generation = a->act.generation,
-        .packets = {dp_count_read(&a->act.packets), dp_count_read(&b->act.packets)},
-        .bytes = {dp_count_read(&a->act.bytes), dp_count_read(&b->act.bytes)},
-        .last_ns = dp_pair_last(p)};
-    if (dp_proto_is_icmp(f.proto)) {
-        f.new_sport = b->key.sport;
-        f.new_dport = a->key.dport;
-    }
-    memcpy(f.src, &a->key.src, 16);
-    memcpy(f.dst, &a->key.dst, 16);
-    memcpy(f.new_src, &b->key.dst, 16);
-    memcpy(f.new_dst, &b->key.src, 16);
-    return f;
-}
-
 int dp_flows(struct dp_engine *e, uint32_t *cursor, struct dp_flow_info *out, uint32_t n) {
     if (!e || !cursor || (n && !out) || n > INT32_MAX) {
         return DP_EINVAL;
@@ -298,11 +274,27 @@ int dp_flows(struct dp_engine *e, uint32_t *cursor, struct dp_flow_info *out, ui
     for (; *cursor < e->flows.size && count < n; ++*cursor) {
         const struct dp_pair *p = &e->flows.pairs[*cursor];
         if (p->half[0].used) {
-            out[count++] = describe(p);
+            out[count++] = dp_pair_info(p);
         }
     }
     dp_leave(e, w);
     return (int)count;
+}
+
+/* ---- observation -------------------------------------------------------------------------- */
+
+int dp_observe(struct dp_engine *e, uint32_t points, uint32_t snap) {
+    if (!e || points & ~(uint32_t)DP_AT_ALL || snap > SNAP_MAX) {
+        return DP_EINVAL;
+    }
+    return dp_observer_set(&e->observer, points, snap) ? DP_OK : DP_ENOMEM;
+}
+
+int dp_seen(struct dp_engine *e, uint8_t *out, uint32_t size, uint64_t *lost) {
+    if (!e || (size && !out) || !lost || size > INT32_MAX) {
+        return DP_EINVAL;
+    }
+    return dp_observer_take(&e->observer, out, size, lost);
 }
 
 /* ---- counters ----------------------------------------------------------------------------- */
@@ -318,6 +310,17 @@ void dp_egress_drop(struct dp_engine *e, uint32_t worker, uint16_t port, uint8_t
     dp_count(&c->reasons[reason], packets);
     dp_count(&c->ports[port].tx_frames, (uint64_t)0 - packets);
     dp_count(&c->ports[port].tx_bytes, (uint64_t)0 - bytes);
+    if (dp_observed(&e->observer, DP_AT_DROP)) {
+        struct dp_seen seen = {.now_ns = e->workers[worker].now_ns,
+                               .point = DP_AT_DROP,
+                               .reason = reason,
+                               .packets = packets,
+                               .rule = DP_NONE,
+                               .generation = atomic_load(&e->policy)->generation,
+                               .in_port = DP_PORT_NONE,
+                               .egress = port};
+        dp_observe_note(&e->observer, &seen, NULL, 0);
+    }
 }
 
 static void add_words(void *out, const void *in, size_t bytes) {

@@ -331,6 +331,7 @@ struct dp_limits {
     uint32_t max_kept;        /* frames, of 9.5 KiB each; 0 keeps the default: 1024 */
     struct dp_icmp_rate icmp; /* 0 keeps the default: 100, 50, 1000, 200 */
     uint32_t max_workers;     /* threads that judge frames at the same time; 0 = 1 */
+    uint32_t max_observed;    /* bytes of records that wait; 0 keeps the default: 8 MiB */
 };
 /* key: 32 random bytes of the caller; all tables are hashed under it. */
 struct dp_engine *dp_engine_create(const struct dp_limits *limits, const struct dp_timers *timers,
@@ -430,6 +431,41 @@ struct dp_flow_info {
 /* Copies up to n flows from *cursor (0 at first) on; returns how many, advances *cursor;
  * fewer than n: that was the end. */
 int dp_flows(struct dp_engine *engine, uint32_t *cursor, struct dp_flow_info *out, uint32_t n);
+
+/* Where frames and flows can be observed. */
+enum dp_at {
+    DP_AT_RX = 1,     /* frames as they came */
+    DP_AT_DROP = 2,   /* dropped ones, as they came */
+    DP_AT_NEW = 4,    /* those that began a flow, as they came */
+    DP_AT_TX = 8,     /* frames as they leave */
+    DP_AT_ENCAP = 16, /* of those: with outer headers that were put on here */
+    DP_AT_DECAP = 32, /* of those: without the outer headers they came with */
+    DP_AT_END = 64,   /* flows that are forgotten */
+    DP_AT_ALL = 127
+};
+/* What was seen at one point. Behind it stand `snap` bytes of the frame, of DP_AT_END a struct
+ * dp_flow_info. */
+struct dp_seen {
+    uint32_t size; /* of this record, the bytes behind it and up to the next multiple of 8 */
+    uint32_t snap;
+    uint32_t len;     /* of the frame, all of it */
+    uint32_t packets; /* that it stands for */
+    uint64_t now_ns;
+    uint32_t rule; /* that decided, or DP_NONE */
+    uint32_t generation;
+    uint16_t in_port; /* or DP_PORT_NONE */
+    uint16_t egress;  /* or DP_PORT_NONE */
+    uint8_t point;    /* one of enum dp_at */
+    uint8_t reason;   /* of drops */
+    uint8_t zero[2];
+};
+/* Records what passes at some points from now on, up to `snap` bytes of each frame; 0: no more. Any
+ * thread. */
+int dp_observe(struct dp_engine *engine, uint32_t points, uint32_t snap);
+/* Takes whole records, oldest first; returns their bytes, 0 where there is none, DP_EINVAL where
+ * the next one is larger than `size`. lost: how many found no room since the last call. Any thread.
+ */
+int dp_seen(struct dp_engine *engine, uint8_t *out, uint32_t size, uint64_t *lost);
 
 /* One thing tried on the way of a traced frame. */
 enum dp_step_kind {

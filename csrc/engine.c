@@ -12,6 +12,7 @@
 #include "checksum.h"
 #include "express.h"
 #include "nd.h"
+#include "note.h"
 #include "parse.h"
 #include "respond.h"
 #include "split.h"
@@ -194,6 +195,9 @@ static void drop(const struct pass *x, struct dp_packet *p, enum dp_reason reaso
     dp_count(&x->count->reasons[reason], dp_packet_count(p));
     if (p->key.port < x->count->n_ports) {
         dp_count(&x->count->ports[p->key.port].dropped, dp_packet_count(p));
+    }
+    if (dp_observed(&x->e->observer, DP_AT_DROP) && !x->trace) {
+        dp_note_frame(x, f, DP_AT_DROP, p->key.port, dp_packet_count(p));
     }
 }
 
@@ -423,7 +427,10 @@ static void unbind(struct dp_engine *e, const struct dp_walk *w) {
     }
 }
 
-void dp_engine_forget(struct dp_engine *e, struct dp_pair *pair) {
+void dp_engine_forget(struct dp_engine *e, struct dp_pair *pair, uint64_t now_ns) {
+    if (dp_observed(&e->observer, DP_AT_END)) {
+        dp_note_end(e, pair, now_ns);
+    }
     leave_binding(e, dp_pair_binding(pair), dp_pair_last(pair));
     dp_flow_remove(&e->flows, pair);
 }
@@ -440,7 +447,7 @@ static dp_cold enum dp_reason resimulate(const struct pass *x, struct dp_walk *w
         return r;
     }
     if (r) {
-        dp_engine_forget(x->e, *pair);
+        dp_engine_forget(x->e, *pair, x->w->now_ns);
         unbind(x->e, w);
         return r;
     }
@@ -466,7 +473,7 @@ static dp_cold void claim_answers(const struct pass *x, struct dp_pair *pair) {
         return; /* who speaks to itself through NAT: both directions have one flow id */
     }
     if (holder && dp_flow_is_idle(flows, holder, x->w->now_ns)) {
-        dp_engine_forget(x->e, holder);
+        dp_engine_forget(x->e, holder, x->w->now_ns);
     } else if (holder && !fresh(x->policy, dp_flow_half(flows, ref))) {
         struct dp_walk w = new_walk(x, NULL);
         resimulate(x, &w, &holder);
@@ -524,7 +531,7 @@ static enum dp_reason make_room(const struct pass *x, const struct dp_key *key, 
         return r;
     }
     const uint32_t left = dp_pair_binding(victim);
-    dp_engine_forget(x->e, victim);
+    dp_engine_forget(x->e, victim, x->w->now_ns);
     if (left != DP_NONE && left != binding) {
         dp_bindings_undo(&x->e->bindings, left);
     }
@@ -559,6 +566,9 @@ static void miss(const struct pass *x, struct dp_packet *p) {
         return;
     }
     struct dp_pair *pair = dp_flow_pair(&x->e->flows, ref);
+    if (dp_observed(&x->e->observer, DP_AT_NEW)) {
+        dp_note_new(x, p, pair);
+    }
     hold_binding(x->e, w.binding);
     if (dp_unlikely(is_indexed(&w.pair.half[1]) && !is_indexed(&pair->half[1]))) {
         claim_answers(x, pair);
@@ -570,7 +580,7 @@ static void miss(const struct pass *x, struct dp_packet *p) {
 static dp_cold void miss_without(const struct pass *x, struct dp_packet *p, struct dp_pair *idle) {
     struct pass rest = *x;
     if (!x->trace) {
-        dp_engine_forget(x->e, idle);
+        dp_engine_forget(x->e, idle, x->w->now_ns);
         miss(x, p);
         return;
     }
@@ -645,6 +655,9 @@ static void lose(struct dp_engine *e, struct dp_worker *w, uint32_t kept, enum d
     dp_count(&c->reasons[reason], 1);
     if (port < c->n_ports) {
         dp_count(&c->ports[port].dropped, 1);
+    }
+    if (dp_observed(&e->observer, DP_AT_DROP)) {
+        dp_note_lost(e, kept, reason, w->now_ns);
     }
     dp_store_give(&e->fragments.store, kept);
 }
@@ -823,6 +836,22 @@ static void process_burst(struct pass *x, struct dp_frame *frames, uint32_t n) {
     dp_count(&x->count->totals.rx, x->known ? 0 : n);
 }
 
+/* The same, and what is seen of it. */
+static dp_cold void process_observed(struct pass *x, struct dp_frame *frames, uint32_t n) {
+    uint16_t came[DP_BURST];
+    dp_note_arrivals(x, frames, n, came);
+    process_burst(x, frames, n);
+    dp_note_departures(x, frames, n, came);
+}
+
+static void process(struct pass *x, struct dp_frame *frames, uint32_t n) {
+    if (dp_observed(&x->e->observer, DP_AT_PASSING)) {
+        process_observed(x, frames, n);
+    } else {
+        process_burst(x, frames, n);
+    }
+}
+
 /* ---- entry -------------------------------------------------------------------------------- */
 
 static uint64_t nanoseconds(uint32_t policy, uint32_t engine, uint32_t otherwise) {
@@ -918,7 +947,7 @@ int dp_process(struct dp_engine *e, uint32_t worker, uint8_t *arena, size_t aren
     advance(w, now_ns);
     for (uint32_t done = 0; done < n; done += STRIDE) {
         struct pass x = pass_over(e, w, arena, arena_len);
-        process_burst(&x, frames + done, n - done < STRIDE ? n - done : STRIDE);
+        process(&x, frames + done, n - done < STRIDE ? n - done : STRIDE);
         let_go(e, w);
     }
     dp_leave(e, w);
@@ -963,7 +992,7 @@ int dp_more(struct dp_engine *e, uint32_t worker, uint8_t *arena, size_t arena_l
         struct pass x = pass_over(e, w, arena, arena_len);
         x.known = w->known;
         x.frames = frames;
-        process_burst(&x, frames, (uint32_t)got);
+        process(&x, frames, (uint32_t)got);
     }
     dp_leave(e, w);
     return got;

@@ -16,6 +16,6 @@ const struct dp_snapshot *dp_hold(struct dp_engine *e, struct dp_worker *w);
 void dp_engine_drop_kept(struct dp_engine *e, struct dp_worker *w, bool all);
 
 /* For whoever holds the lock: ends a pair, out of the table, and its binding one flow less. */
-void dp_engine_forget(struct dp_engine *e, struct dp_pair *pair);
+void dp_engine_forget(struct dp_engine *e, struct dp_pair *pair, uint64_t now_ns);
 
 #endif

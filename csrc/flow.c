@@ -414,3 +414,35 @@ void dp_flows_fini(struct dp_flows *t) {
     dp_shares_fini(&t->shares);
     *t = (struct dp_flows){0};
 }
+
+/* ---- looking ------------------------------------------------------------------------------ */
+
+struct dp_flow_info dp_pair_info(const struct dp_pair *p) {
+    const struct dp_half *a = &p->half[0];
+    const struct dp_half *b = &p->half[1];
+    struct dp_flow_info f = {
+        .sport = a->key.sport,
+        .dport = a->key.dport,
+        .new_sport = b->key.dport,
+        .new_dport = b->key.sport,
+        .proto = a->key.proto,
+        .state = a->state,
+        .in_port = a->key.port,
+        .out_port = a->act.egress,
+        .vni = a->key.vni,
+        .adjacency = a->act.flags & DP_ACT_ENCAP ? a->act.adjacency : b->act.adjacency,
+        .rule = a->act.rule,
+        .generation = a->act.generation,
+        .packets = {dp_count_read(&a->act.packets), dp_count_read(&b->act.packets)},
+        .bytes = {dp_count_read(&a->act.bytes), dp_count_read(&b->act.bytes)},
+        .last_ns = dp_pair_last(p)};
+    if (dp_proto_is_icmp(f.proto)) {
+        f.new_sport = b->key.sport;
+        f.new_dport = a->key.dport;
+    }
+    memcpy(f.src, &a->key.src, 16);
+    memcpy(f.dst, &a->key.dst, 16);
+    memcpy(f.new_src, &b->key.dst, 16);
+    memcpy(f.new_dst, &b->key.src, 16);
+    return f;
+}

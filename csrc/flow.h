@@ -220,4 +220,7 @@ struct dp_pair *dp_flows_next_half_open(const struct dp_flows *t, enum dp_scope 
                                         const struct dp_key *key, const struct dp_pair *but,
                                         uint32_t *hand);
 
+/* A pair as it is told. */
+struct dp_flow_info dp_pair_info(const struct dp_pair *p);
+
 #endif

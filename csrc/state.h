@@ -5,6 +5,7 @@
 #include "fragment.h"
 #include "grace.h"
 #include "limit.h"
+#include "observe.h"
 #include "path.h"
 #include "walk.h"
 #include <pthread.h>
@@ -40,6 +41,7 @@ struct dp_engine {
     struct dp_fragments fragments;
     struct dp_paths paths;
     struct dp_limit limit; /* of ICMP errors */
+    struct dp_observer observer;
     struct dp_hash_key
         entropy;               /* of outer source ports; not the tables' key, which must not leak */
     struct dp_hash_key spread; /* of flows over backends */

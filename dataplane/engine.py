@@ -24,6 +24,7 @@ from dataplane.ids import Ids
 from dataplane.layers import NOTHING, Built, build, idle_seconds
 from dataplane.memo import Memo
 from dataplane.model import Document, IcmpRate, Node, Timers
+from dataplane.observe import SNAP, Reader, Seen, mask
 from dataplane.plan import Plan
 from dataplane.reasons import Reason, Verdict, check, text
 from dataplane.rows import Tables
@@ -157,7 +158,8 @@ class Engine:
         self._handle = _create(limits, timers, key)
         self._counters = Counters(self._handle, max_ports, max_rules)
         self._single: Batch | None = None
-        self._looking = threading.Lock()  # of those who trace or list flows
+        self._looking = threading.Lock()  # of those who trace, list flows or take what was seen
+        self._reader: Reader | None = None
 
     # ---- life ----------------------------------------------------------------------------------
 
@@ -422,6 +424,23 @@ class Engine:
         )
 
     # ---- looking -------------------------------------------------------------------------------
+
+    def observe(self, *points: str, snap: int = SNAP) -> None:
+        """Records from now on what passes at these points, in place of those before; none: nothing.
+
+        rx, tx, drop, encap, decap: frames; new: those that began a flow; end: flows that ended.
+        `snap`: bytes kept of a frame. Raises DataplaneError, EngineError.
+        """
+        check(lib.dp_observe(self.handle, mask(points), snap))
+
+    def seen(self) -> tuple[list[Seen], int]:
+        """What was seen since the last call, up to some thousand records, and how many were lost.
+
+        For any thread.
+        """
+        with self._looking:
+            self._reader = self._reader or Reader(self.handle)
+            return self._reader.take(self.ids_of)
 
     def stats(self) -> Stats:
         """All counters, read at one moment."""

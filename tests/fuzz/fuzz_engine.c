@@ -7,7 +7,8 @@
  *   then, with DP_CSUM_PARTIAL, two bytes: segment size, and above its 13 bits the kind of
  *             super-frame; then the frame
  *
- * After each: the counters add up, what was foretold happened, and what left can be read. */
+ * After each: the counters add up, what was foretold happened, what was observed is what was
+ * counted, and what left can be read. */
 #include "checksum.h"
 #include "cursor.h"
 #include "parse.h"
@@ -21,7 +22,13 @@
                  : (fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, #condition), abort()))
 
 enum op { OP_FRAME, OP_TRACE, OP_COMMIT, OP_EXPIRE };
-enum { REASONS = 256, STEPS = 128, MAX_EVENTS = 64, ROOM = 10000 };
+enum { REASONS = 256, STEPS = 128, MAX_EVENTS = 64, ROOM = 10000, SNAP = 64 };
+
+/* What was observed of one engine. */
+struct seen {
+    uint64_t rx;
+    uint64_t dropped;
+};
 
 struct event {
     struct dp_frame frame;
@@ -180,6 +187,28 @@ static void process(struct dp_engine *engine, const struct event *e, uint64_t no
     free(arena);
 }
 
+/* Every frame was seen as it came, and every drop. */
+static void check_seen(struct dp_engine *engine, struct seen *sum) {
+    static uint8_t room[1 << 16];
+    struct dp_totals t;
+    uint64_t lost;
+    int n;
+    while ((n = dp_seen(engine, room, sizeof room, &lost)) > 0) {
+        CHECK(lost == 0);
+        for (int at = 0; at < n;) {
+            struct dp_seen seen;
+            memcpy(&seen, room + at, sizeof seen);
+            CHECK(seen.size >= sizeof seen + seen.snap && seen.snap <= SNAP);
+            CHECK((seen.reason != 0) == (seen.point == DP_AT_DROP));
+            sum->rx += seen.point == DP_AT_RX;
+            sum->dropped += seen.point == DP_AT_DROP ? seen.packets : 0;
+            at += (int)seen.size;
+        }
+    }
+    CHECK(n == 0 && dp_counters(engine, &t, NULL, 0, NULL, 0, NULL, 0, NULL, 0) == 0);
+    CHECK(sum->dropped == t.dropped && sum->rx == t.rx);
+}
+
 /* ---- the run ------------------------------------------------------------------------------ */
 
 /* Policies are immutable: each generation is made once and kept for all inputs. */
@@ -203,6 +232,7 @@ static struct dp_engine *engine_of_little(void) {
                                      .max_bindings = 8,
                                      .max_datagrams = 8,
                                      .max_kept = 16,
+                                     .max_observed = 1 << 16,
                                      .max_ports = FUZZ_PORTS,
                                      .max_rules = FUZZ_RULES};
     const struct dp_timers timers = {0};
@@ -220,7 +250,9 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     uint32_t generation = 1;
     uint64_t now_ns = 1;
     struct event e;
+    struct seen sum = {0};
     commit(engine, generation);
+    CHECK(dp_observe(engine, DP_AT_ALL, SNAP) == 0);
     for (int n = 0; n < MAX_EVENTS && next_event(&in, &e); n++) {
         now_ns += e.step_ns;
         if (e.op == OP_COMMIT) {
@@ -230,8 +262,10 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
         }
         process(engine, &e, now_ns);
         check_law(engine);
+        check_seen(engine, &sum);
     }
     CHECK(dp_flush(engine) == 0);
+    check_seen(engine, &sum);
     dp_engine_destroy(engine);
     return 0;
 }

@@ -172,12 +172,14 @@ static void *commit(void *unused) {
     return NULL;
 }
 
-/* What a worker 0 may do besides, while another thread is it now and then. */
+/* What any thread may do besides, and worker 0, which another thread is now and then. */
 static void *look(void *unused) {
     (void)unused;
     static const uint8_t vtep[16] = V4(192, 0, 2, 2);
+    static uint8_t seen[1 << 20];
     struct dp_flow_info list[LIST];
     struct dp_totals totals;
+    uint64_t lost;
     for (uint32_t turn = 0; !atomic_load(&over); turn++) {
         uint32_t cursor = 0;
         int n;
@@ -187,6 +189,8 @@ static void *look(void *unused) {
         CHECK(n >= 0 || n == DP_EBUSY);
         CHECK(dp_counters(engine, &totals, NULL, 0, NULL, 0, NULL, 0, NULL, 0) == 0);
         CHECK(totals.flows <= FLOWS);
+        CHECK(dp_observe(engine, turn % 4 ? DP_AT_ALL : 0, 64) == 0);
+        CHECK(dp_seen(engine, seen, sizeof seen, &lost) >= 0);
         (void)dp_expire(engine, atomic_load(&now_ns), 16);
         (void)dp_learn_path(engine, vtep, DP_NONE, 1400, atomic_load(&now_ns));
         if (turn % 64 == 0) {
