@@ -222,6 +222,14 @@ def diff(
     metavar="K",
     help="Which frame of it.",
 )
+@click.option("--live", is_flag=True, help="Packets that begin flows on the running node.")
+@click.option("--drops", is_flag=True, help="Packets that the running node drops.")
+@click.option(
+    "-c", "--count", type=click.IntRange(0), default=0, help="Of --live: end after so many."
+)
+@click.option(
+    "--filter", "filters", multiple=True, metavar="FIELD=VALUE", help="Of --live: as of `flows`."
+)
 @click.option("--mermaid", is_flag=True, help="A flow chart instead of text.")
 @output
 def trace(packet: tuple[str, ...], form: str, socket: str | None, **options: Any) -> None:
@@ -233,6 +241,11 @@ def trace(packet: tuple[str, ...], form: str, socket: str | None, **options: Any
     Without -f the running node is asked: its policy, its flows, its bindings. In a document of
     several nodes the packet is followed to the next. Exit code 1 if it is dropped.
     """
+    live = {name: options.pop(name) for name in ("live", "drops", "count", "filters")}
+    if live["live"] or live["drops"]:
+        asked = {"drops": live["drops"], "count": live["count"], "mermaid": options["mermaid"]}
+        filters = live["filters"]
+        cli_node.call("trace_live", options["node"], socket, filters, form=form, **asked)
     if options["file"] is None:
         if options.pop("pcap") is not None:
             raise click.UsageError("--pcap needs -f FILE")

@@ -163,8 +163,74 @@ def doctor(node: str | None, socket: str | None, form: str) -> None:
     call("doctor", node, socket, form)
 
 
+COUNT = click.option(
+    "-c", "--count", type=click.IntRange(0), default=0, help="End after so many.  [default: never]"
+)
+
+
+@click.command()
+@click.argument("kinds", nargs=-1, type=click.Choice(["drop", "new", "end", "config", "peers"]))
+@_filters
+@COUNT
+@_node_options
+@_output("json")
+def monitor(kinds: tuple[str, ...], node: str | None, socket: str | None, **options: Any) -> None:
+    """Tell what happens: packets dropped, flows that begin and end, commits, peers.
+
+    -o json prints one object a line. Whoever reads too slowly is told how much was lost.
+    """
+    conditions = _conditions(options)
+    call("monitor", node, socket, kinds, conditions, count=options["count"], form=options["form"])
+
+
+@click.command()
+@click.option(
+    "--point",
+    "points",
+    multiple=True,
+    type=click.Choice(["rx", "tx", "drop", "encap", "decap"]),
+    help="Where; may be given again.  [default: rx tx]",
+)
+@click.option("-w", "--write", "file", default="-", metavar="FILE", help="Not to stdout.")
+@click.option("-s", "--snap", type=click.IntRange(0, 1 << 18), help="Bytes kept of each frame.")
+@_filters
+@COUNT
+@_node_options
+def capture(
+    points: tuple[str, ...],
+    file: str,
+    snap: int | None,
+    node: str | None,
+    socket: str | None,
+    **options: Any,
+) -> None:
+    """Write frames as they pass in the pcapng format, each with its port, and drops with reason.
+
+    \b
+    dataplane capture --point drop | tshark -r -
+    """
+    if file == "-" and sys.stdout.isatty():
+        raise click.UsageError("a capture is no text: -w FILE, or pipe it into tshark -r -")
+    conditions = _conditions(options)
+    count = options["count"]
+    wanted = points or ("rx", "tx")
+    call("capture", node, socket, wanted, conditions, count=count, snap=snap, file=file)
+
+
 def register(group: click.Group, epilog: str) -> None:
     """Adds the commands, each with the exit codes below its help."""
-    for command in (apply, export, get, describe, delete, flows, stats, status, doctor):
+    for command in (
+        apply,
+        export,
+        get,
+        describe,
+        delete,
+        flows,
+        monitor,
+        capture,
+        stats,
+        status,
+        doctor,
+    ):
         command.epilog = epilog
         group.add_command(command)

@@ -7,6 +7,7 @@ import contextlib
 import logging
 import threading
 import time
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
@@ -71,6 +72,7 @@ class Daemon:
         self._gone: set[str] = set()  # ports whose device was missed, and said so
         self._changing = threading.RLock()
         self.began = time.time()
+        self.on_commit: list[Callable[[Applied], None]] = []  # told of each, on its thread
         with contextlib.ExitStack() as made:
             self.engine = made.enter_context(
                 Engine(
@@ -148,7 +150,7 @@ class Daemon:
                 raise StaleError(f"made of generation {base}, but {now} holds: look at it again")
             plan = self.plan(node)
             if not dry_run:
-                self._commit(plan)
+                self.commit(plan)
             return Applied(plan, self.engine.generation, time.monotonic() - begin)
 
     def plan(self, node: Node) -> Plan:
@@ -161,8 +163,12 @@ class Daemon:
 
     def commit(self, plan: Plan) -> None:
         """Raises DataplaneError: nothing is changed then."""
+        begin = time.monotonic()
         with self._changing:
             self._commit(plan)
+            applied = Applied(plan, self.engine.generation, time.monotonic() - begin)
+        for tell in self.on_commit if not plan.is_empty else ():
+            tell(applied)
 
     def _commit(self, plan: Plan) -> None:
         with self._ports.change(plan.resolved) as change:

@@ -24,13 +24,17 @@ _BLOCK_MAX = 16 << 20
 
 
 class Packet(NamedTuple):
-    """One captured frame; `time_ns` since the epoch, `linktype` 1 = Ethernet."""
+    """One captured frame; `time_ns` since the epoch, `linktype` 1 = Ethernet.
+
+    `length`: bytes it had where `data` was cut short; 0 where it was not.
+    """
 
     time_ns: int
     data: bytes
     linktype: int = ETHERNET
     interface: str = ""
     comment: str = ""
+    length: int = 0
 
 
 class _Interface(NamedTuple):
@@ -185,7 +189,8 @@ class Writer(_File):
         options = b""
         if packet.comment:
             options = _option(_OPT_COMMENT, packet.comment.encode()) + _option(_OPT_END, b"")
-        head = struct.pack("<IIIII", index, time >> 32, time & 0xFFFFFFFF, size, size)
+        length = max(packet.length, size)
+        head = struct.pack("<IIIII", index, time >> 32, time & 0xFFFFFFFF, size, length)
         self._file.write(_block(_ENHANCED, head + data + options))
 
     def _interface(self, name: str, linktype: int) -> int:
@@ -214,4 +219,5 @@ class ClassicWriter(_File):
             )
         seconds, ns = divmod(packet.time_ns, 1_000_000_000)
         size = len(packet.data)
-        self._file.write(struct.pack("<IIII", seconds, ns, size, size) + packet.data)
+        length = max(packet.length, size)
+        self._file.write(struct.pack("<IIII", seconds, ns, size, length) + packet.data)

@@ -31,7 +31,20 @@ from dataplane.cli import cli
 from dataplane.document import dump, dump_json, loads
 from dataplane.engine import Engine
 from dataplane.errors import DataplaneError, DocumentError, MissingError, NoNodeError, StaleError
-from dataplane.model import Acl, Document, Endpoint, Network, Node, RemoteSubnet, Tap, Underlay
+from dataplane.model import (
+    Acl,
+    Document,
+    Endpoint,
+    Network,
+    Node,
+    PortRange,
+    RemoteSubnet,
+    Tap,
+    Underlay,
+)
+from dataplane.netns import inside
+from dataplane.packet import build, parse
+from dataplane.pcap import read
 
 ROOT = Path(__file__).resolve().parent.parent
 PATIENCE = 15.0
@@ -478,3 +491,157 @@ def test_engine_goes_on_from_a_generation() -> None:
         assert engine.commit(policy("web")) == 42
     with pytest.raises(ValueError, match="out of range"):
         Engine(generation=-1)
+
+
+# ---- as it happens -----------------------------------------------------------------------------
+
+
+class Wire:
+    """Sends frames as endpoint web, whose TAP is in the node's namespace."""
+
+    def __init__(self, running: Process, device: str = "web") -> None:
+        def opened() -> socket.socket:
+            made = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
+            made.bind((device, 0))
+            return made
+
+        self.socket = inside(running.netns, opened)
+        self.mac = Mac.from_bytes(b"\x0e\x2a" + ip_address("10.1.1.2").packed)
+
+    def send(self, words: str, router: str) -> bytes:
+        frame = build(parse(words), self.mac, Mac(router))
+        self.socket.send(frame)
+        return frame
+
+
+@pytest.fixture
+def wire(running: Process, node: Client) -> Iterator[Callable[[str], bytes]]:
+    router = node.describe("networks", "blue")["dr_mac"]
+    made = Wire(running)
+    yield lambda words: made.send(words, router)
+    made.socket.close()
+
+
+def until(events: Iterator[dict[str, Any]], condition: Callable[[dict[str, Any]], bool]) -> Any:
+    """The first event that meets it."""
+    return next(event for event in events if condition(event))
+
+
+DENIED = "udp 10.1.1.2:4000 > 10.1.77.1:53"
+ALLOWED = "udp 10.1.1.2:4{n:03} > 10.1.2.9:53"
+
+
+def test_events_tell_of_drops_flows_and_commits(
+    node: Client, wire: Callable[[str], bytes], running: Process
+) -> None:
+    with Client(running.socket) as listener:
+        events = listener.events(("drop", "new", "config"), ["port=53"])
+        assert next(events)["kind"] == "listening"
+        wire(DENIED)
+        drop = until(events, lambda e: e["kind"] == "drop")
+        assert drop["reason"] == "no_such_endpoint" and drop["in_port"] == "blue/web"
+        assert (drop["src"], drop["dport"], drop["vni"]) == ("10.1.1.2", 53, 4096)
+        assert drop["text"].startswith("udp 10.1.1.2:4000 > 10.1.77.1:53")
+        wire(ALLOWED.format(n=1))
+        new = until(events, lambda e: e["kind"] == "new")
+        assert (new["sport"], new["out_port"]) == (4001, "underlay")
+        done = node.put("blue", "endpoints", "cache", {"addresses": ["10.1.1.9"]})
+        config = until(events, lambda e: e["kind"] == "config")
+        assert config["generation"] == done["generation"]
+        assert "blue/cache" in {c["name"] for c in config["changes"]}
+
+
+def test_stats_monitor_capture_and_trace_agree_on_a_drop(
+    running: Process, node: Client, wire: Callable[[str], bytes], tmp_path: Path
+) -> None:
+    """Each names the same layer, reason and rule."""
+    acl = Acl(
+        name="no-ntp",
+        direction="out",
+        action="block",
+        protocol="udp",
+        remote_ports=(PortRange(123, 123),),
+    )
+    node.apply(dump(Document(node=policy("web", "db", acls=(acl,)))), prune=True)
+    before = node.stats()["reasons"].get("acl_deny", 0)
+    words = "udp 10.1.1.2:4000 > 10.1.2.9:123"
+    command = [sys.executable, "-m", "dataplane"]
+    asked = ["--socket", str(running.socket), "--count", "1"]
+    looking = [
+        subprocess.Popen([*command, *more, *asked], stdout=subprocess.PIPE, cwd=ROOT)
+        for more in (
+            ["monitor", "drop", "--port", "123", "-o", "json"],
+            ["capture", "--point", "drop", "--port", "123"],
+            ["trace", "--drops", "--filter", "port=123", "-o", "json"],
+        )
+    ]
+    frame = b""
+    deadline = time.monotonic() + PATIENCE
+    while any(p.poll() is None for p in looking) and time.monotonic() < deadline:
+        frame = wire(words)
+        time.sleep(0.1)
+    told = [p.communicate(timeout=PATIENCE)[0] for p in looking]
+    assert [p.returncode for p in looking] == [0, 0, 0]
+    event = json.loads(told[0])
+    named = (event["layer"], event["reason"], event["rule"])
+    assert named == ("acl", "acl_deny", "blue/no-ntp")
+    (tmp_path / "drop.pcapng").write_bytes(told[1])
+    (packet,) = read(tmp_path / "drop.pcapng")
+    assert packet.data == frame and packet.interface == "blue/web"
+    assert packet.comment == "drop layer=acl reason=acl_deny rule=blue/no-ntp in=blue/web"
+    walk = json.loads(told[2])["walk"]
+    assert (walk["reason"], walk["rule"]) == named[1:]
+    simulated = dataplane(running, "trace", words, "-o", "json")
+    assert json.loads(simulated.output)["rule"] == named[2]
+    after = node.stats()
+    assert after["reasons"]["acl_deny"] > before
+    told_drops = dataplane(running, "stats", "drops").output
+    assert any(line.split()[:2] == ["acl_deny", "acl"] for line in told_drops.splitlines())
+
+
+def test_capture_of_a_packets_way(
+    running: Process, wire: Callable[[str], bytes], tmp_path: Path
+) -> None:
+    file = tmp_path / "way.pcapng"
+    with Client(running.socket) as listener, file.open("wb") as out:
+        parts = listener.capture(("rx", "encap"), ["dport=53", "sport=4100"], count=2)
+        out.write(next(parts))  # the head: it listens
+        frame = wire(ALLOWED.format(n=100))
+        for part in parts:
+            out.write(part)
+    rx, encap = read(file)
+    assert rx.data == frame and rx.comment == "rx in=blue/web"
+    assert encap.interface == "underlay" and encap.data.endswith(frame[34:])
+    assert abs(rx.time_ns - time.time_ns()) < 60e9
+
+
+def test_a_listener_that_never_reads_stalls_nobody(
+    running: Process, node: Client, wire: Callable[[str], bytes]
+) -> None:
+    """It loses events; the node counts every packet, and others listen on."""
+    silent = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    silent.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    silent.connect(str(running.socket))
+    silent.sendall(b"GET /v1/events HTTP/1.1\r\nHost: x\r\n\r\n")
+    before = node.stats()["reasons"].get("no_such_endpoint", 0)
+    with Client(running.socket) as listener:
+        events = listener.events(("drop",), ["dport=99"])
+        next(events)
+        for _ in range(20_000):
+            wire(DENIED)
+        wire(DENIED.replace(":53", ":99"))
+        assert until(events, lambda e: e["kind"] == "drop")["dport"] == 99
+    deadline = time.monotonic() + PATIENCE
+    while node.stats()["reasons"]["no_such_endpoint"] - before < 20_001:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    silent.close()
+
+
+def test_nothing_is_observed_when_nobody_listens(running: Process, node: Client) -> None:
+    for _ in range(3):
+        with Client(running.socket) as listener:
+            events = listener.events()
+            next(events)
+            events.close()
+    assert node.status()["ready"]

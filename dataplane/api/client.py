@@ -5,11 +5,12 @@ with Client() as node:
     for peer in node.get("peers"): ...
 """
 
+import contextlib
 import http.client
 import json
 import os
 import socket
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from types import TracebackType
 from typing import Any, Self
 from urllib.parse import quote, urlencode
@@ -94,6 +95,38 @@ class Client:
         body = json.dumps({k: v for k, v in asked.items() if v is not None})
         return self._value("POST", "/v1/trace", body=body.encode())
 
+    def trace_frame(self, frame: str, at: str) -> Value:
+        """What would become of an Ethernet frame in hex that came in at a port."""
+        return self._value(
+            "POST", "/v1/trace", body=json.dumps({"frame": frame, "in": at}).encode()
+        )
+
+    def events(
+        self, kinds: Iterable[str] = (), filters: Iterable[str] = (), *, frames: bool = False
+    ) -> Iterator[Value]:
+        """Events as they happen, the first one says that it listens: of drop, new, end, config and
+        peers, or of some of them. `frames`: with each one's frame, in hex."""
+        query = [("filter", text) for text in filters] + [("frames", "true")] * frames
+        query += [("kind", ",".join(kinds))] if kinds else []
+        with self._stream("/v1/events", query) as stream:
+            for line in stream:
+                yield json.loads(line)
+
+    def capture(
+        self,
+        points: Iterable[str] = ("rx", "tx"),
+        filters: Iterable[str] = (),
+        *,
+        count: int = 0,
+        snap: int | None = None,
+    ) -> Iterator[bytes]:
+        """Pieces of a pcapng file, as frames pass; `count` 0: without end."""
+        query = [("filter", text) for text in filters] + [("point", ",".join(points))]
+        query += [("count", str(count))] + ([("snap", str(snap))] if snap is not None else [])
+        with self._stream("/v1/capture", query) as stream:
+            while part := stream.read1():
+                yield part
+
     def metrics(self) -> str:
         """For Prometheus."""
         return self._raw("GET", "/metrics").decode()
@@ -147,6 +180,24 @@ class Client:
         value: Value = json.loads(self._raw(*request, **extra))
         return value
 
+    @contextlib.contextmanager
+    def _stream(
+        self, path: str, query: list[tuple[str, str]]
+    ) -> Iterator[http.client.HTTPResponse]:
+        """An answer that goes on, on a connection of its own."""
+        connection = _Connection(self.path, None)
+        try:
+            connection.request("GET", f"{path}?{urlencode(query)}")
+            response = connection.getresponse()
+            if response.status >= 400:
+                raise _error(response.status, response.read())
+            yield response
+        except (OSError, http.client.HTTPException) as error:
+            why = getattr(error, "strerror", None) or error
+            raise NoNodeError(f"{self.path}: the node is gone: {why}") from error
+        finally:
+            connection.close()
+
     def _raw(
         self,
         method: str,
@@ -173,7 +224,7 @@ class Client:
 
 
 class _Connection(http.client.HTTPConnection):
-    def __init__(self, path: str, timeout: float) -> None:
+    def __init__(self, path: str, timeout: float | None) -> None:
         super().__init__("localhost", timeout=timeout)
         self._path = path
 

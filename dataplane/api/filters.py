@@ -5,7 +5,7 @@ commas, is met by any of them.
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from ipaddress import ip_network
+from ipaddress import ip_address, ip_network
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dataplane.address import Prefix, ip16, parse_ip, parse_prefix, prefix16
@@ -82,6 +82,45 @@ def _number(text: str, most: int) -> int:
     if not (text.isascii() and text.isdecimal() and int(text) <= most):
         raise ValueError(f"{text!r} is not a number from 0 to {most}")
     return int(text)
+
+
+# ---- events ------------------------------------------------------------------------------------
+
+
+def meets(event: Mapping[str, Any], conditions: Iterable[Condition]) -> bool:
+    """Whether an event, or a flow as plain values, meets all conditions."""
+    return all(
+        any(_is(event, c.field, value) for value in c.values) != c.negated for c in conditions
+    )
+
+
+def _is(event: Mapping[str, Any], field: str, value: Any) -> bool:
+    if field in _SIDES:
+        found = [event.get(name) for name in _SIDES[field]]
+        if field in ("ip", "src", "dst"):
+            return any(side is not None and ip_address(side) in value for side in found)
+        return value in found and event.get("protocol") in _PORTED
+    if field == "peer":
+        provider = event.get("provider")
+        return provider is not None and ip_address(provider) in value
+    if field == "endpoint":
+        ports = (event.get("in_port"), event.get("out_port"))
+        return any(port and value in (port, port.partition("/")[2]) for port in ports)
+    if field == "proto":
+        protocol = event.get("protocol")
+        return protocol is not None and PROTOCOLS.get(protocol, protocol) in (value, str(value))
+    return bool(event.get(field) == value)
+
+
+_SIDES = {
+    "ip": ("src", "dst"),
+    "src": ("src",),
+    "dst": ("dst",),
+    "port": ("sport", "dport"),
+    "sport": ("sport",),
+    "dport": ("dport",),
+}
+_PORTED = ("tcp", "udp", "sctp")
 
 
 # ---- flow records ------------------------------------------------------------------------------

@@ -29,7 +29,7 @@ def listed(engine: Engine, conditions: Iterable[filters.Condition], limit: int) 
     order = np.argsort(-found["packets"].sum(axis=1).astype(np.int64), kind="stable")
     flows = named(found[order[: min(limit, MOST)]], ids)
     return {
-        "items": [_told(flow, now) for flow in flows],
+        "items": [told(flow, now) for flow in flows],
         "shown": len(flows),
         "matched": len(found),
         "flows": len(records),
@@ -92,7 +92,8 @@ def _key_text(engine: Engine, by: str, key: Any) -> str:
     return str(number)
 
 
-def _told(flow: Flow, now: int) -> Resource:
+def told(flow: Flow, now: int) -> Resource:
+    """A flow as plain values, at that time of the engine."""
     state = "closing" if flow.closing else "new" if flow.half_open else "est"
     return {
         "vni": flow.vni,

@@ -3,8 +3,10 @@
 import re
 from typing import Any, NamedTuple
 
+from dataplane.api.events import FRAME_POINTS, KINDS
 from dataplane.api.filters import FIELDS
 from dataplane.api.flow_table import MOST, SUMS
+from dataplane.observe import SNAP
 
 VERSION = "1"
 Value = dict[str, Any]
@@ -29,6 +31,7 @@ class Operation(NamedTuple):
     body: Value | None = None
     answers: tuple[int, ...] = (200,)
     media_type: str = "application/json"
+    streams: bool = False  # a method of streams.Streams, whose answer goes on
 
 
 _YES = {"type": "string", "enum": ["true", "false", "1", "0", ""]}
@@ -43,6 +46,13 @@ FILTER = Query(
 LIMIT = Query("limit", "how many at most", {"type": "integer", "minimum": 0, "maximum": MOST})
 BY = Query("by", "sums instead of flows", {"type": "string", "enum": list(SUMS)})
 FORMAT = Query("format", "of the document", {"type": "string", "enum": ["json", "yaml"]})
+KIND = Query("kind", "with commas: " + ", ".join(KINDS), {"type": "string"})
+POINT = Query("point", "with commas: " + ", ".join(FRAME_POINTS), {"type": "string"})
+FRAMES = Query("frames", "with the frames themselves, in hex", _YES)
+COUNT = Query("count", "end after so many; 0: never", {"type": "integer", "minimum": 0})
+SNAP_LENGTH = Query(
+    "snap", "bytes of a frame that are kept", {"type": "integer", "minimum": 0, "maximum": SNAP}
+)
 CHANGES = (DRY_RUN, UNCHANGED)
 DOCUMENT: Value = {"type": "object", "description": "a policy document of this node, JSON or YAML"}
 PACKET: Value = {
@@ -136,6 +146,28 @@ OPERATIONS = (
         PACKET,
         (200, 400, 404, 413),
     ),
+    Operation(
+        "GET",
+        "/v1/events",
+        "events",
+        "Events as they happen: a JSON object a line, or server-sent events if asked for",
+        (KIND, FILTER, FRAMES),
+        None,
+        (200, 400),
+        "application/x-ndjson",
+        True,
+    ),
+    Operation(
+        "GET",
+        "/v1/capture",
+        "capture",
+        "Frames as they pass, in the pcapng format",
+        (POINT, FILTER, COUNT, SNAP_LENGTH),
+        None,
+        (200, 400),
+        "application/x-pcapng",
+        True,
+    ),
     Operation("GET", "/v1/openapi.json", "get_openapi", "This document"),
     Operation("GET", "/healthz", "get_health", "Whether it forwards", (), None, (200, 503)),
     Operation(
@@ -212,7 +244,8 @@ def _described(operation: Operation, path: str) -> Value:
 
 def _answer(operation: Operation, code: int) -> Value:
     if code < 400 or code == 503:
-        schema: Value = {} if operation.media_type == "text/plain" else {"type": "object"}
+        plain = operation.media_type != "application/json"
+        schema: Value = {"type": "string"} if plain else {"type": "object"}
         return {
             "description": operation.summary,
             "content": {operation.media_type: {"schema": schema}},

@@ -40,7 +40,7 @@ class Control:
             _Named(application(daemon)),
             http=_Protocol,
             ws="none",
-            lifespan="off",
+            lifespan="on",
             log_config=None,
             log_level="warning",
             access_log=False,

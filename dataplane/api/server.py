@@ -17,7 +17,9 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from dataplane.api import edits, filters, flow_table, health, metrics, resources
+from dataplane.api.call import Call
 from dataplane.api.openapi import OPERATIONS, Operation, describe
+from dataplane.api.streams import Streams
 from dataplane.daemon import Applied, Daemon
 from dataplane.document import dump, dump_json, loads
 from dataplane.engine import choose
@@ -49,57 +51,25 @@ Value = dict[str, Any]
 
 def application(daemon: Daemon) -> Starlette:
     """Serves one daemon."""
-    api = Api(daemon)
+    api, streams = Api(daemon), Streams(daemon)
     routes = [
-        Route(operation.path, _endpoint(operation, api), methods=[operation.method])
+        Route(operation.path, _endpoint(operation, api, streams), methods=[operation.method])
         for operation in OPERATIONS
     ]
     handlers = {DataplaneError: _refused, HTTPException: _http_error}
-    return Starlette(routes=routes, exception_handlers=cast(Any, handlers))
+    return Starlette(
+        routes=routes, exception_handlers=cast(Any, handlers), lifespan=streams.lifespan
+    )
 
 
-class Call:
-    """A request as handlers see it: its whole body, its path and its query."""
-
-    def __init__(self, request: Request, body: bytes) -> None:
-        self.body = body
-        self.path = request.path_params
-        self.query = request.query_params
-        self.headers = request.headers
-
-    def flag(self, name: str) -> bool:
-        """Whether a query parameter says yes. Raises DataplaneError."""
-        value = self.query.get(name, "false")
-        if value not in ("true", "false", "1", "0", ""):
-            raise DataplaneError(f"{name}={value!r}: true or false")
-        return value in ("true", "1", "")
-
-    def number(self, name: str, default: int, most: int) -> int:
-        """Raises DataplaneError."""
-        text = self.query.get(name, str(default))
-        if not (text.isascii() and text.isdecimal() and int(text[:20]) <= most):
-            raise DataplaneError(f"{name}={text!r}: a number from 0 to {most}")
-        return int(text)
-
-    @property
-    def base(self) -> int | None:
-        """The generation of `If-Match`, if there is one. Raises DataplaneError."""
-        text = self.headers.get("if-match")
-        if text is None or text == "*":
-            return None
-        tag = text.strip().strip('"')
-        if not (tag.isascii() and tag.isdecimal()):
-            raise DataplaneError(f"If-Match {text!r} is no generation: as the ETag said it")
-        return int(tag)
-
-
-def _endpoint(operation: Operation, api: "Api") -> Callable[[Request], Awaitable[Response]]:
-    handler = getattr(api, operation.handler)
-
+def _endpoint(
+    operation: Operation, api: "Api", streams: Streams
+) -> Callable[[Request], Awaitable[Response]]:
     async def handle(request: Request) -> Response:
         call = Call(request, await _body(request))
-        response: Response = await run_in_threadpool(handler, call)
-        return response
+        if operation.streams:
+            return cast(Response, getattr(streams, operation.handler)(call))
+        return await run_in_threadpool(getattr(api, operation.handler), call)
 
     return handle
 

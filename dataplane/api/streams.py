@@ -1,0 +1,138 @@
+"""Answers that go on: events and captured frames, for as long as somebody reads them.
+
+Whoever reads too slowly loses the oldest ones and is told how many; nobody else waits for him.
+"""
+
+import contextlib
+import io
+from collections.abc import AsyncIterator, Iterator, Sequence
+
+import msgspec
+from starlette.concurrency import run_in_threadpool
+from starlette.responses import StreamingResponse
+
+from dataplane.api import filters
+from dataplane.api.call import Call
+from dataplane.api.events import FRAME_POINTS, KINDS, POINTS, Event, event_of, packet_of
+from dataplane.api.hub import Hub, Listener
+from dataplane.daemon import Daemon
+from dataplane.observe import SNAP, Seen
+from dataplane.pcap import Writer
+
+EVENT_SNAP = 256  # bytes of a frame that an event is made of
+MOST = 1 << 40
+Conditions = Sequence[filters.Condition]
+
+
+class Streams:
+    """The handlers that openapi.OPERATIONS calls streams."""
+
+    def __init__(self, daemon: Daemon) -> None:
+        self._daemon, self._hub = daemon, Hub(daemon)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(self, app: object) -> AsyncIterator[None]:
+        """While the server runs listeners are told of commits."""
+        tell = self._hub.committed()
+        self._daemon.on_commit.append(tell)
+        try:
+            yield
+        finally:
+            self._daemon.on_commit.remove(tell)
+
+    def events(self, call: Call) -> StreamingResponse:
+        """NDJSON, or server-sent events where the client accepts them."""
+        kinds = call.words("kind", KINDS, KINDS)
+        conditions = filters.parse(call.query.getlist("filter"))
+        frames = call.flag("frames") if "frames" in call.query else False
+        sse = "text/event-stream" in call.headers.get("accept", "")
+        media_type = "text/event-stream" if sse else "application/x-ndjson"
+        lines = self._events(kinds, conditions, frames, sse)
+        return StreamingResponse(lines, media_type=media_type)
+
+    async def _events(
+        self, kinds: Sequence[str], conditions: Conditions, frames: bool, sse: bool
+    ) -> AsyncIterator[bytes]:
+        points = [kind for kind in kinds if kind in POINTS]
+        with self._hub.listening(points, kinds, SNAP if frames else EVENT_SNAP) as listener:
+            head = {"kind": "listening", "generation": self._daemon.engine.generation}
+            yield _line(head, sse)
+            async for items in _batches(listener):
+                found = await run_in_threadpool(self._made, items, conditions, frames)
+                yield b"".join(_line(event, sse) for event in found)
+
+    def _made(
+        self, items: Sequence[Seen | Event], conditions: Conditions, frames: bool
+    ) -> list[Event]:
+        made = []
+        for item, event in self._told(items):
+            if event["kind"] in POINTS and not filters.meets(event, conditions):
+                continue
+            if frames and isinstance(item, Seen):
+                event["frame"] = item.frame.hex()
+            made.append(event)
+        return made
+
+    def _told(self, items: Sequence[Seen | Event]) -> Iterator[tuple[Seen | Event, Event]]:
+        policy = self._daemon.policy
+        vnis = {
+            f"{network.name}/{endpoint.name}": int(network.vni)
+            for network in policy.networks
+            for endpoint in network.endpoints
+        }
+        for item in items:
+            if isinstance(item, Seen):
+                yield item, event_of(item, self._daemon.engine, vnis, policy.underlay.port)
+            else:
+                yield item, item
+
+    def capture(self, call: Call) -> StreamingResponse:
+        """A pcapng file that grows."""
+        points = call.words("point", FRAME_POINTS, ("rx", "tx"))
+        conditions = filters.parse(call.query.getlist("filter"))
+        count = call.number("count", 0, MOST) or MOST
+        snap = call.number("snap", SNAP, SNAP)
+        return StreamingResponse(
+            self._packets(points, conditions, count, snap), media_type="application/x-pcapng"
+        )
+
+    async def _packets(
+        self, points: Sequence[str], conditions: Conditions, count: int, snap: int
+    ) -> AsyncIterator[bytes]:
+        text = io.BytesIO()
+        writer = Writer(text)
+        with self._hub.listening(points, (), snap) as listener:
+            yield _emptied(text)
+            async for items in _batches(listener):
+                found = await run_in_threadpool(self._kept, items, conditions)
+                for seen in found[:count]:
+                    writer.write(packet_of(seen, self._daemon.engine))
+                yield _emptied(text)
+                count -= len(found)
+                if count <= 0:
+                    return
+
+    def _kept(self, items: Sequence[Seen | Event], conditions: Conditions) -> list[Seen]:
+        seen = [item for item in items if isinstance(item, Seen)]
+        if not conditions:
+            return seen
+        told = zip(seen, self._told(seen), strict=True)
+        return [item for item, (_, event) in told if filters.meets(event, conditions)]
+
+
+async def _batches(listener: Listener) -> AsyncIterator[list[Seen | Event]]:
+    while True:
+        items, lost = await listener.take()
+        yield [*items, {"kind": "lost", "count": lost}] if lost else items
+
+
+def _line(event: Event, sse: bool) -> bytes:
+    text = msgspec.json.encode(event)
+    return b"event: %b\ndata: %b\n\n" % (event["kind"].encode(), text) if sse else text + b"\n"
+
+
+def _emptied(text: io.BytesIO) -> bytes:
+    octets = text.getvalue()
+    text.seek(0)
+    text.truncate()
+    return octets
