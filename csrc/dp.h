@@ -432,6 +432,61 @@ struct dp_flow_info {
  * fewer than n: that was the end. */
 int dp_flows(struct dp_engine *engine, uint32_t *cursor, struct dp_flow_info *out, uint32_t n);
 
+/* What of flows and bindings outlives a process, in a format of its own: DP_SAVED changes with it.
+ * Times are those of the clock that both processes read. */
+enum { DP_SAVED = 1 };
+struct dp_saved_binding {
+    uint8_t addr[16]; /* inside, as it comes in */
+    uint8_t remote[16];
+    uint8_t out[16]; /* outside */
+    uint32_t vni;
+    uint16_t place; /* ingress port id */
+    uint16_t port;
+    uint16_t remote_port;
+    uint16_t out_port;
+    uint8_t proto;
+    uint8_t portless;
+    uint16_t zero;
+    uint64_t last_ns;
+    uint64_t idle_ns;
+};
+struct dp_saved_half {
+    uint8_t src[16]; /* the flow id of this direction's packets as they come in */
+    uint8_t dst[16];
+    uint32_t vni;
+    uint16_t sport;
+    uint16_t dport;
+    uint16_t port;
+    uint16_t flags; /* 1: can be found; 2: ack is known */
+    uint32_t next;
+    uint32_t ack;
+    uint32_t zero;
+    uint64_t packets;
+    uint64_t bytes;
+    uint64_t last_ns;
+};
+struct dp_saved_flow {
+    struct dp_saved_half half[2]; /* of initiator and responder */
+    uint32_t binding;             /* place among the saved ones, or DP_NONE */
+    uint32_t idle_s;              /* by rule; 0 = by protocol */
+    uint8_t proto;
+    uint8_t state; /* as in struct dp_flow_info */
+    uint8_t zero[6];
+};
+/* As dp_flows, of what is to be saved: of bindings by their places in the table, which flows
+ * name. */
+int dp_save_flows(struct dp_engine *engine, uint32_t *cursor, struct dp_saved_flow *out,
+                  uint32_t n);
+int dp_save_bindings(struct dp_engine *engine, uint32_t *cursor, struct dp_saved_binding *out,
+                     uint32_t *places, uint32_t n);
+/* Takes them over into an engine that has a policy: each flow is judged by it on its next packet,
+ * keeping translation, backend, state and counters where it still allows them. Port ids must mean
+ * what they meant. places: of the bindings, as saved. What does not fit, or is no flow, is left
+ * out; returns how many flows came in. Any thread. */
+int dp_restore(struct dp_engine *engine, const struct dp_saved_binding *bindings,
+               const uint32_t *places, uint32_t n_bindings, const struct dp_saved_flow *flows,
+               uint32_t n_flows, uint64_t now_ns);
+
 /* Where frames and flows can be observed. */
 enum dp_at {
     DP_AT_RX = 1,     /* frames as they came */

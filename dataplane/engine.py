@@ -5,13 +5,13 @@ A function of (state, frames, now): it reads no clock of its own, opens no socke
 
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any, Protocol, TypedDict
 
-from dataplane import flows, layers, validate
+from dataplane import flows, layers, saved, validate
 from dataplane._engine import ffi, lib
 from dataplane.address import IP, ip16
 from dataplane.batch import Batch, Frame, Result
@@ -29,6 +29,7 @@ from dataplane.plan import Plan
 from dataplane.reasons import Reason, Verdict, check, text
 from dataplane.rows import Tables
 from dataplane.rules import compile_node, stamps
+from dataplane.saved import Saved
 from dataplane.stats import Counters, Stats
 from dataplane.trace import Walk, walk_of
 from dataplane.tree import path_text
@@ -125,6 +126,7 @@ class Engine:
         clock: Clock | None = None,
         key: bytes | None = None,
         generation: int = 0,
+        ports: Mapping[str, int] | None = None,
     ) -> None:
         """`timers`: where the policy names none, each by itself.
 
@@ -132,7 +134,8 @@ class Engine:
         `workers`: how many threads may process at the same time, sharing all state.
         `max_datagrams`: incomplete ones; `max_kept`: frames that wait, see `more`.
         `icmp_rate`: of ICMP errors, where the policy says nothing of it.
-        `generation`: which the first commit comes after, for those who restart.
+        `generation`: which the first commit comes after, and `ports`: numbers that ports had, for
+        those who `restore` what another engine had saved.
         """
         if not 0 <= generation < 1 << 31:
             raise ValueError(f"generation {generation} is out of range")
@@ -144,7 +147,7 @@ class Engine:
         self._workers = {worker: _Turn() for worker in range(max(workers, 1))}
         self._control = threading.Lock()
         self._at = _Committed(generation, None, None, None, {}, NOTHING, None)
-        self._generations: dict[int, Ids] = {generation: Ids()}
+        self._generations: dict[int, Ids] = {generation: Ids(ports=dict(ports or {}))}
         limits: dict[str, Any] = {
             "max_flows": max_flows,
             "max_bindings": max_bindings,
@@ -227,7 +230,7 @@ class Engine:
         if faults:
             raise DocumentError(tuple(faults))
         resolved = resolve(target)
-        tables = compile_node(resolved, at.tables)
+        tables = compile_node(resolved, at.tables, self.ids)
         return Plan(at.generation, at.resolved, target, resolved, tables, checked, self._publish)
 
     def commit(self, policy: Document | Node, node: str | None = None) -> int:
@@ -405,6 +408,23 @@ class Engine:
         """Forgets all flows and bindings, and drops the frames that wait."""
         with self.exclusive():
             check(lib.dp_flush(self.handle))
+
+    # ---- restart -------------------------------------------------------------------------------
+
+    def save(self) -> Saved:
+        """Flows and NAT bindings, for `restore` by an engine with the same numbers of ports."""
+        with self._looking:
+            return saved.read(self.handle)
+
+    def restore(self, state: Saved, now: int | None = None) -> int:
+        """Takes over what another engine had saved; returns how many flows came in.
+
+        Each is judged by the policy on its next packet, and keeps its translation and backend as
+        far as that allows. What is no flow, or finds no room, is left out.
+        """
+        now = self.clock.now_ns() if now is None else now
+        with self._looking:
+            return saved.write(self.handle, state, now)
 
     def _rest(self, batch: Batch, now: int) -> Iterator[Outcome]:
         while check(lib.dp_more(self.handle, 0, *batch.open(), now)):

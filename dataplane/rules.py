@@ -32,13 +32,14 @@ HOST_MAC = b"\x02\x01"
 # ---- a node ------------------------------------------------------------------------------------
 
 
-def compile_node(node: Node, old: Tables | None = None) -> Tables:
+def compile_node(node: Node, old: Tables | None = None, known: Ids | None = None) -> Tables:
     """The tables of a node whose defaults are filled in (`dataplane.defaults.resolve`).
 
     With the tables of the generation before, numbers are kept and unchanged parts are shared.
+    `known`: numbers that are kept where there are no such tables.
     """
     memo = Memo(old.memo if old else None)
-    ids = _number(node, old.ids if old else Ids(), memo)
+    ids = _number(node, old.ids if old else known or Ids(), memo)
     networks = tuple(network_row(n, node, ids, memo) for n in node.networks)
     endpoints = [endpoint_row(e, n, node, ids, memo) for n in node.networks for e in n.endpoints]
     return Tables(

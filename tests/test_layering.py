@@ -39,7 +39,7 @@ C_TIERS = (
     ("pass",),
     ("express", "note"),
     ("engine",),
-    ("api", "names", "bench", "io", "offload"),
+    ("api", "names", "bench", "io", "offload", "save"),
     ("io_loop", "io_tap", "io_udp", "io_udp_send"),
 )
 
@@ -58,7 +58,7 @@ PYTHON_TIERS = (
     ("rules",),
     ("layers", "lint"),
     ("plan",),
-    ("batch", "flows", "offload", "stats", "trace"),
+    ("batch", "flows", "offload", "saved", "stats", "trace"),
     ("observe",),
     ("engine",),
     ("lab", "ports"),
