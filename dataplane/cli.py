@@ -129,6 +129,7 @@ def cli() -> None:
     envvar="DATAPLANE_WORKERS",
     help="Threads that forward, each with a queue of each port.",
 )
+@click.option("--successor", type=int, hidden=True)  # of handover.py
 @limit("--max-flows", 1 << 28, "Most flows at a time; a full table refuses new ones.")
 @limit("--max-bindings", 1 << 28, "Most NAT bindings at a time.")
 @limit("--max-rules", 1 << 28, "Most ACL and NAT rules.")
@@ -143,6 +144,7 @@ def run(
     offload: bool,
     busy_poll: int,
     workers: int,
+    successor: int | None,
     max_flows: int,
     max_bindings: int,
     max_rules: int,
@@ -154,6 +156,7 @@ def run(
     \b
     SIGHUP           reads FILE again; a bad one changes nothing
     SIGUSR1          counters to stderr, or to the --stats file
+    SIGUSR2          a new process takes over: ports, flows, NAT bindings, policy
     SIGINT, SIGTERM  end it, remove what it made, and tell the final counters
     """
     from dataplane import run as runner
@@ -162,7 +165,7 @@ def run(
 
     places = runner.Places(file, state, control, not no_control, stats_file, pid_file)
     limits = Limits(max_flows=max_flows, max_bindings=max_bindings, max_rules=max_rules)
-    runner.run(places, node, limits, Tuning(offload, busy_poll, workers))
+    runner.run(places, node, limits, Tuning(offload, busy_poll, workers), successor)
 
 
 @cli.command(epilog=EXIT_CODES)

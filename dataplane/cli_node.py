@@ -163,6 +163,18 @@ def doctor(node: str | None, socket: str | None, form: str) -> None:
     call("doctor", node, socket, form)
 
 
+@click.command()
+@_node_options
+@_output("json", "yaml")
+def restart(node: str | None, socket: str | None, form: str) -> None:
+    """Have a new process of the node take over, of the version that is installed now.
+
+    It gets policy, ports, flows and NAT bindings; frames wait in their devices meanwhile. If it
+    cannot begin, the old one goes on.
+    """
+    call("restart", node, socket, form)
+
+
 COUNT = click.option(
     "-c", "--count", type=click.IntRange(0), default=0, help="End after so many.  [default: never]"
 )
@@ -230,6 +242,7 @@ def register(group: click.Group, epilog: str) -> None:
         capture,
         stats,
         status,
+        restart,
         doctor,
     ):
         command.epilog = epilog

@@ -7,18 +7,23 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
+from dataplane.document import dump_json
 from dataplane.engine import Engine, Limits
-from dataplane.errors import DataplaneError, DocumentError, Fault, StaleError
+from dataplane.errors import BusyError, DataplaneError, DocumentError, Fault, StaleError
 from dataplane.forwarder import Forwarder
+from dataplane.handover import Inherited, Successor
 from dataplane.host_nat import HostTable, forward, needs_host
-from dataplane.model import Node
+from dataplane.model import Document, Node
 from dataplane.node_ports import NodePorts
 from dataplane.plan import Plan
+from dataplane.saved import Saved
 from dataplane.state_dir import StateDir
+
+TURN = 0.1  # seconds between looks at whether it is worth to wait
 
 log = logging.getLogger("dataplane")
 
@@ -63,14 +68,17 @@ class Daemon:
         state: StateDir | None = None,
         limits: Limits | None = None,
         tuning: Tuning | None = None,
+        inherited: Inherited | None = None,
     ) -> None:
         """`generation`: of the policy it begins with. `state`: where each one is saved; it stays
-        the caller's. `limits` of the engine. Raises DataplaneError."""
+        the caller's. `limits` of the engine. `inherited`: from a predecessor, which hands its
+        ports and flows over. Raises DataplaneError."""
         self.tuning = tuning = tuning or Tuning()
         self._state = state
         self._table: HostTable | None = None
         self._gone: set[str] = set()  # ports whose device was missed, and said so
         self._changing = threading.RLock()
+        self._leaving = False  # a successor takes over, or has
         self.began = time.time()
         self.on_commit: list[Callable[[Applied], None]] = []  # told of each, on its thread
         with contextlib.ExitStack() as made:
@@ -79,6 +87,7 @@ class Daemon:
                     clock=MonotonicClock(),
                     workers=tuning.workers,
                     generation=generation - 1,
+                    ports=inherited.state["numbers"] if inherited else None,
                     **(limits or {}),
                 )
             )
@@ -88,11 +97,18 @@ class Daemon:
                     NodePorts(tuning.offload, tuning.workers, keep=state is not None)
                 )
             )
-            self._ports.open(plan.resolved)
+            flows = b""
+            if inherited is None:
+                self._ports.open(plan.resolved)
+            else:
+                flows = inherited.await_flows()
+                self._ports.inherit(plan.resolved, inherited.state["ports"])
             made.callback(self._release_host)
             self._prepare_host(node)
             with self._saving(plan):
                 plan.commit()
+            if flows:
+                self._restore(flows)
             self._forwarding = contextlib.ExitStack()
             made.callback(self.stop)
             self._start()
@@ -132,10 +148,19 @@ class Daemon:
 
     # ---- policy --------------------------------------------------------------------------------
 
-    @property
-    def changing(self) -> contextlib.AbstractContextManager[object]:
-        """Keeps other threads from changing the policy: for those who read it, then write it."""
-        return self._changing
+    @contextlib.contextmanager
+    def changing(self) -> Iterator[None]:
+        """Keeps other threads from changing the policy: for those who read it, then write it.
+
+        Raises BusyError while a successor takes over.
+        """
+        while not self._changing.acquire(timeout=TURN):
+            if self._leaving:
+                raise BusyError("another process takes over: ask again")
+        try:
+            yield
+        finally:
+            self._changing.release()
 
     def apply(self, node: Node, *, base: int | None = None, dry_run: bool = False) -> Applied:
         """Commits a policy while frames pass, all or nothing; what it says of ports, too.
@@ -144,7 +169,7 @@ class Daemon:
         fault, StaleError where another generation came in between.
         """
         begin = time.monotonic()
-        with self._changing:
+        with self.changing():
             now = self.engine.generation
             if base is not None and base != now:
                 raise StaleError(f"made of generation {base}, but {now} holds: look at it again")
@@ -164,7 +189,7 @@ class Daemon:
     def commit(self, plan: Plan) -> None:
         """Raises DataplaneError: nothing is changed then."""
         begin = time.monotonic()
-        with self._changing:
+        with self.changing():
             self._commit(plan)
             applied = Applied(plan, self.engine.generation, time.monotonic() - begin)
         for tell in self.on_commit if not plan.is_empty else ():
@@ -205,6 +230,60 @@ class Daemon:
             except DataplaneError as error:
                 log.warning("%s", error)
 
+    # ---- restart -------------------------------------------------------------------------------
+
+    def hand_over(
+        self, also: dict[str, Any], fds: Iterable[int], before: Callable[[], None]
+    ) -> None:
+        """Starts a successor, which has everything when this returns; this daemon is left then.
+
+        `also`: what it is told besides, with these descriptors; `before`: called once it is ready.
+        Raises HandoverError: everything is as before, but what `before` did.
+        """
+        with self.changing(), self._departure():
+            numbers = dict(self.engine.ids.ports)
+            state = {"ports": self._ports.state(), "numbers": numbers, **also}
+            state |= {"generation": self.engine.generation, "policy": self._source()}
+            all_fds = [*self._ports.fds(), *fds]
+            with Successor(state, all_fds) as successor:
+                successor.await_ready()
+                before()
+                self.stop()
+                try:
+                    successor.hand_over(self.engine.save().to_bytes())
+                except BaseException:
+                    successor.end()
+                    self._start()
+                    raise
+            self._leave()
+
+    @contextlib.contextmanager
+    def _departure(self) -> Iterator[None]:
+        """Who wants to change something meanwhile is refused."""
+        self._leaving = True
+        try:
+            yield
+        except BaseException:
+            self._leaving = False
+            raise
+
+    def _source(self) -> str:
+        assert self.engine.node is not None
+        return dump_json(Document(node=self.engine.node)).decode()
+
+    def _restore(self, flows: bytes) -> None:
+        """What the predecessor had; without it they begin anew."""
+        try:
+            count = self.engine.restore(Saved.from_bytes(flows))
+            log.info("%d flows taken over", count)
+        except DataplaneError as error:
+            log.warning("flows begin anew: %s", error)
+
+    def _leave(self) -> None:
+        """What another process has now is neither closed nor removed here."""
+        self._ports.leave()
+        self._table = None
+
     # ---- forwarding ----------------------------------------------------------------------------
 
     def _start(self) -> None:
@@ -231,8 +310,7 @@ class Daemon:
 
     def lost_devices(self) -> dict[str, str]:
         """Ports whose device is no more, and its name."""
-        with self._changing:
-            return self._ports.lost()
+        return self._ports.lost()
 
     def look_for_lost_devices(self) -> None:
         """Says once of each that it is gone."""

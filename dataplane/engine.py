@@ -209,6 +209,12 @@ class Engine:
         return self._at.source
 
     @property
+    def committed(self) -> tuple[Node | None, int]:
+        """The policy as it was given, and its generation."""
+        at = self._at
+        return at.source, at.generation
+
+    @property
     def resolved(self) -> Node | None:
         """The committed policy with all defaults filled in."""
         return self._at.resolved

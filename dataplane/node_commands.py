@@ -118,6 +118,16 @@ def delete(client: Client, kind: str, name: str, form: str) -> int:
     return OK
 
 
+def restart(client: Client, form: str) -> int:
+    """Returns when the new process serves."""
+    told = client.restart()
+    if form != "text":
+        show(told, form)
+    else:
+        print(f"pid {told['pid']} took over, generation {told['generation']}")
+    return OK
+
+
 def _read(file: str) -> tuple[bytes, str]:
     if file == "-":
         return sys.stdin.buffer.read(), "stdin"

@@ -154,7 +154,7 @@ class NodePorts:
         """Ports whose device is no more, and its name."""
         return {
             name: str(port)
-            for name, port in self._ports.items()
+            for name, port in list(self._ports.items())
             if isinstance(port, TapPort) and not port.is_there
         }
 
@@ -167,6 +167,31 @@ class NodePorts:
         for name, device in devices(node).items():
             self._ports[name] = device.open(self._offload, self._queues, self._keep)
             self._devices[name] = device
+
+    def state(self) -> dict[str, Any]:
+        """What `inherit` takes; JSON."""
+        return {name: port.state() for name, port in self._ports.items()}
+
+    def fds(self) -> list[int]:
+        """Of all ports."""
+        found: list[int] = []
+        for port in self._ports.values():
+            state = port.state()
+            for group in (state,) if "fds" in state else (state["receive"], state["send"]):
+                found += [fd for fds in group.values() if isinstance(fds, list) for fd in fds]
+        return found
+
+    def inherit(self, node: Node, state: dict[str, Any]) -> None:
+        """The ports that another process had opened for the same policy."""
+        self._sockets, self._devices = _sockets(node), devices(node)
+        for name, each in state.items():
+            kind = VxlanSocket if name == UNDERLAY else TapPort
+            self._ports[name] = kind.inherited(each)
+
+    def leave(self) -> None:
+        """Closes them for this process only."""
+        while self._ports:
+            self._ports.popitem()[1].leave()
 
     @contextlib.contextmanager
     def change(self, node: Node) -> Iterator[bool]:

@@ -8,6 +8,7 @@ import os
 import socket
 import struct
 from collections.abc import Iterator
+from ipaddress import ip_address
 from types import TracebackType
 from typing import Any, Protocol, Self
 
@@ -210,6 +211,25 @@ class Tap(AdoptedTap):
             self.close()
             raise
 
+    def state(self) -> dict[str, Any]:
+        """What another process needs to be its owner; `fds` are the descriptors."""
+        names = ("name", "netns", "mtu", "_uso", "_kept")
+        return {name: getattr(self, name) for name in names} | {"fds": self._fds}
+
+    @classmethod
+    def inherited(cls, state: dict[str, Any]) -> Self:
+        """The TAP whose descriptors this process inherited."""
+        tap = cls.__new__(cls)
+        AdoptedTap.__init__(tap, state["fds"][0], mtu=state["mtu"], uso=state["_uso"])
+        tap.name, tap.netns, tap._kept = state["name"], state["netns"], state["_kept"]
+        tap._fds = state["fds"]
+        tap._home = inside(tap.netns, here)
+        return tap
+
+    def leave(self) -> None:
+        """Closes it for this process only: another one has it now."""
+        super().close()
+
     def __str__(self) -> str:
         return f"TAP {self.name}" + (f" of {self.netns}" if self.netns else "")
 
@@ -367,6 +387,33 @@ class VxlanSocket(_Owner):
                 self._send[version].append(sock)
                 if version == 4 and checksum4:
                     sock.setsockopt(socket.SOL_SOCKET, _SO_NO_CHECK, 0)
+
+    def state(self) -> dict[str, Any]:
+        """What another process needs to be its owner; `fds` are the descriptors."""
+        fds = {
+            way: {v: [s.fileno() for s in sockets] for v, sockets in of.items()}
+            for way, of in (("receive", self._receive), ("send", self._send))
+        }
+        own = {version: str(address) for version, address in self._own.items()}
+        told = {"port": self.port, "interface": self._interface, "offload": self._offload}
+        return {**told, "own": own, **fds}
+
+    @classmethod
+    def inherited(cls, state: dict[str, Any]) -> Self:
+        """The underlay whose descriptors this process inherited."""
+        made = cls.__new__(cls)
+        made.port, made._interface = state["port"], state["interface"]
+        made._offload = state["offload"]
+        made._own = {int(v): ip_address(text) for v, text in state["own"].items()}
+        made._receive, made._send = (
+            {int(v): [socket.socket(fileno=fd) for fd in fds] for v, fds in state[way].items()}
+            for way in ("receive", "send")
+        )
+        return made
+
+    def leave(self) -> None:
+        """Closes it for this process only: another one has it now."""
+        self.close()
 
     def join(self, loop: Any, port_id: int, queue: int = 0) -> None:
         from dataplane._engine import ffi, lib

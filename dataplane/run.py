@@ -1,6 +1,7 @@
 """`dataplane run`: a node and its control API in the foreground, until a signal ends it.
 
-SIGHUP reads the policy again, SIGUSR1 tells the counters, SIGINT and SIGTERM end it.
+SIGHUP reads the policy again, SIGUSR1 tells the counters, SIGUSR2 has a successor take over, SIGINT
+and SIGTERM end it.
 """
 
 import contextlib
@@ -11,21 +12,22 @@ import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from dataplane import report
 from dataplane.api.serve import Control
 from dataplane.api.sockets import socket_of
 from dataplane.daemon import Daemon, Tuning
-from dataplane.document import load
+from dataplane.document import load, loads
 from dataplane.engine import Limits, choose
 from dataplane.errors import DataplaneError, DocumentError, Fault, PortError
+from dataplane.handover import Inherited
 from dataplane.model import Document
 from dataplane.reasons import REASON_NAMES
 from dataplane.state_dir import Saved, StateDir
 
 STOPS = (signal.SIGINT, signal.SIGTERM)
-SIGNALS = (signal.SIGHUP, signal.SIGUSR1, *STOPS)
+SIGNALS = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, *STOPS)
 PATIENCE = 0.5  # seconds between looks at the forwarding thread
 
 log = logging.getLogger("dataplane")
@@ -33,6 +35,10 @@ log = logging.getLogger("dataplane")
 
 class _Stopped(BaseException):
     """A signal came that ends the process; args[0] is its number."""
+
+
+class _HandedOver(BaseException):
+    """A successor does all of it now."""
 
 
 class Places(NamedTuple):
@@ -49,8 +55,11 @@ class Places(NamedTuple):
 class Run:
     """Obeys signals."""
 
-    def __init__(self, daemon: Daemon, places: Places) -> None:
+    def __init__(
+        self, daemon: Daemon, places: Places, state: StateDir | None, control: Control | None
+    ) -> None:
         self._daemon, self._places = daemon, places
+        self._state, self._control = state, control
 
     def serve(self) -> None:
         """Until a signal, which the caller has blocked, ends it. Raises PortError."""
@@ -59,6 +68,27 @@ class Run:
                 self._obey(signal.sigtimedwait(SIGNALS, PATIENCE))
         except _Stopped as stopped:
             log.info("stopping: %s", signal.Signals(stopped.args[0]).name)
+            self._end()
+        except _HandedOver:
+            log.info("handed over")
+
+    def _hand_over(self) -> None:
+        """If the successor does not come all is as before."""
+        owned = {"state": self._state, "control": self._control}
+        also = {name: owner.fileno() for name, owner in owned.items() if owner is not None}
+        begin = time.monotonic()
+        control = self._control
+        try:
+            self._daemon.hand_over(also, also.values(), control.pause if control else _nothing)
+        except DataplaneError as error:
+            log.error("%s; going on", error)
+            if control is not None and not control.serves:
+                control.resume()
+            return
+        if control is not None:
+            control.leave()
+        log.info("a successor forwards, after %.0f ms", (time.monotonic() - begin) * 1e3)
+        raise _HandedOver
 
     def _obey(self, got: signal.struct_siginfo | None) -> None:
         if got is None:
@@ -69,6 +99,8 @@ class Run:
             self._reload()
         elif got.si_signo == signal.SIGUSR1:
             self.tell()
+        elif got.si_signo == signal.SIGUSR2:
+            self._hand_over()
         else:
             raise _Stopped(got.si_signo)
 
@@ -77,7 +109,7 @@ class Run:
         daemon = self._daemon
         try:
             begin = time.monotonic()
-            with daemon.changing:
+            with daemon.changing():
                 with _stoppable():
                     plan = daemon.plan(choose(_load_again(self._places.policy), daemon.policy.name))
                     text = plan.text()
@@ -99,7 +131,7 @@ class Run:
         except OSError as error:
             log.error("%s: %s", self._places.stats, error.strerror)
 
-    def end(self) -> None:
+    def _end(self) -> None:
         """Tells the final counters."""
         self._daemon.stop()
         if self._places.stats is not None:
@@ -107,26 +139,53 @@ class Run:
         log.info(report.counters(self._daemon.engine.stats()))
 
 
-def run(places: Places, node: str | None, limits: Limits, tuning: Tuning) -> None:
-    """What the command does. Raises DataplaneError."""
+def run(
+    places: Places, node: str | None, limits: Limits, tuning: Tuning, successor: int | None = None
+) -> None:
+    """What the command does; `successor`: the descriptor by which a predecessor hands over.
+
+    Raises DataplaneError.
+    """
     logging.basicConfig(format="%(message)s", level=logging.INFO)
     with contextlib.ExitStack() as made:
-        state = made.enter_context(StateDir(places.state)) if places.state else None
-        begin = _beginning(places, node, state)
         made.enter_context(_signals_held())
-        made.enter_context(_pid_file(places.pid))
+        inherited = Inherited(successor) if successor is not None else None
+        told = inherited.state if inherited else {}
+        state = made.enter_context(_state_dir(places.state, told)) if places.state else None
+        begin = _inheritance(told) if inherited else _beginning(places, node, state)
+        made.enter_context(_pid_file(places.pid, inherited is not None))
         daemon = made.enter_context(
             Daemon(
-                begin.node, generation=begin.generation, state=state, limits=limits, tuning=tuning
+                begin.node,
+                generation=begin.generation,
+                state=state,
+                limits=limits,
+                tuning=tuning,
+                inherited=inherited,
             )
         )
+        control = None
         if places.serves:
             path = places.control or socket_of(daemon.policy.name)
-            made.enter_context(Control(daemon, path))
+            control = made.enter_context(Control(daemon, path, inherited=told.get("control")))
+        if inherited is not None:
+            inherited.done()
         log.info(daemon.ready())
-        runner = Run(daemon, places)
-        runner.serve()
-        runner.end()
+        Run(daemon, places, state, control).serve()
+
+
+def _state_dir(path: str, told: dict[str, Any]) -> StateDir:
+    return StateDir.inherited(path, told["state"]) if "state" in told else StateDir(path)
+
+
+def _inheritance(told: dict[str, Any]) -> Saved:
+    """The policy that the predecessor has committed."""
+    node = loads(told["policy"], "predecessor").node
+    assert node is not None
+    return Saved(told["generation"], node)
+
+
+def _nothing() -> None: ...
 
 
 def _beginning(places: Places, name: str | None, state: StateDir | None) -> Saved:
@@ -180,14 +239,15 @@ def _stoppable() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _pid_file(name: str | None) -> Iterator[None]:
+def _pid_file(name: str | None, takes_over: bool) -> Iterator[None]:
     """Raises PortError where the file is not ours to write."""
     if name is None:
         yield
         return
     path, own = Path(name), f"{os.getpid()}\n"
     try:
-        _refuse_pid_file(path)
+        if not takes_over:
+            _refuse_pid_file(path)
         path.write_text(own)
     except OSError as error:
         raise PortError(f"{name}: {error.strerror}") from error

@@ -47,6 +47,17 @@ class StateDir:
             fix = "name another --state"
             raise PortError(f"{self.path}: another process has it ({fix})") from error
 
+    @classmethod
+    def inherited(cls, path: str | os.PathLike[str], lock: int) -> Self:
+        """The directory whose lock this process inherited."""
+        made = cls.__new__(cls)
+        made.path, made._lock = Path(path), lock
+        return made
+
+    def fileno(self) -> int:
+        """Of the lock."""
+        return self._lock
+
     def close(self) -> None:
         """Again is harmless."""
         if self._lock >= 0:

@@ -62,7 +62,7 @@ PYTHON_TIERS = (
     ("observe",),
     ("engine",),
     ("lab", "ports"),
-    ("expect", "forwarder", "host_nat", "node_ports", "report"),
+    ("expect", "forwarder", "handover", "host_nat", "node_ports", "report"),
     ("adapters.scapy", "adapters.pytap2", "adapters"),
     ("daemon", "ingress", "bench_traffic", "demo_base", "demo_net"),
     ("commands", "api.edits", "api.filters", "api.resources", "api.sockets", "api"),

@@ -10,6 +10,7 @@ import http.client
 import json
 import os
 import socket
+import time
 from collections.abc import Iterable, Iterator
 from types import TracebackType
 from typing import Any, Self
@@ -173,6 +174,19 @@ class Client:
         if part is not None and name is not None:
             path += f"/{_part(part)}/{_part(name)}"
         return self._value("DELETE", path)
+
+    def restart(self, patience: float = 60.0) -> Value:
+        """Has a new process take over; its status, once it serves. Raises DataplaneError."""
+        before = self._value("POST", "/v1/restart")["pid"]
+        deadline = time.monotonic() + patience
+        while time.monotonic() < deadline:
+            self._connection.close()
+            with contextlib.suppress(DataplaneError):  # nobody, or who is about to end
+                status = self.status()
+                if status["pid"] != before:
+                    return status
+            time.sleep(0.05)
+        raise DataplaneError("no other process took over; see the node's log")
 
     # ---- requests ------------------------------------------------------------------------------
 

@@ -168,6 +168,7 @@ OPERATIONS = (
         "application/x-pcapng",
         True,
     ),
+    Operation("POST", "/v1/restart", "restart", "Have a new process take over", (), None, (202,)),
     Operation("GET", "/v1/openapi.json", "get_openapi", "This document"),
     Operation("GET", "/healthz", "get_health", "Whether it forwards", (), None, (200, 503)),
     Operation(

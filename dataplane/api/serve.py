@@ -32,12 +32,31 @@ App = Any
 class Control:
     """Serves a daemon; a context manager that removes its socket. Raises PortError."""
 
-    def __init__(self, daemon: Daemon, path: str | os.PathLike[str], *, mode: int = 0o600) -> None:
+    def __init__(
+        self,
+        daemon: Daemon,
+        path: str | os.PathLike[str],
+        *,
+        mode: int = 0o600,
+        inherited: int | None = None,
+    ) -> None:
+        """`inherited`: the descriptor of its socket, from a predecessor."""
         self.path = Path(path)
-        self._socket = _listening(self.path, mode)
+        self._daemon = daemon
+        if inherited is None:
+            self._socket = _listening(self.path, mode)
+        else:
+            self._socket = socket.socket(fileno=inherited)
         self._inode = self.path.stat().st_ino
+        self._start()
+
+    def fileno(self) -> int:
+        """Of the listening socket."""
+        return self._socket.fileno()
+
+    def _start(self) -> None:
         config = uvicorn.Config(
-            _Named(application(daemon)),
+            _Named(application(self._daemon)),
             http=_Protocol,
             ws="none",
             lifespan="on",
@@ -48,14 +67,33 @@ class Control:
         )
         self._server = uvicorn.Server(config)
         self._thread = threading.Thread(
-            target=self._server.run, kwargs={"sockets": [self._socket]}, name="control", daemon=True
+            target=self._server.run,
+            kwargs={"sockets": [self._socket.dup()]},
+            name="control",
+            daemon=True,
         )
         self._thread.start()
 
-    def close(self) -> None:
-        """Ends requests under way; again is harmless."""
+    def pause(self) -> None:
+        """Ends requests under way; who connects now waits for `resume`, or a successor."""
         self._server.should_exit = True
         self._thread.join()
+
+    @property
+    def serves(self) -> bool:
+        return self._thread.is_alive()
+
+    def resume(self) -> None:
+        """Serves again."""
+        self._start()
+
+    def leave(self) -> None:
+        """The socket is another process's now."""
+        self._inode = -1
+
+    def close(self) -> None:
+        """Ends requests under way; again is harmless."""
+        self.pause()
         self._socket.close()
         with contextlib.suppress(OSError):
             if self.path.stat().st_ino == self._inode:

@@ -4,6 +4,8 @@ Handlers run on a thread pool; what they change, the daemon changes one at a tim
 """
 
 import json
+import os
+import signal
 from collections.abc import Awaitable, Callable
 from http import HTTPStatus
 from typing import Any, cast
@@ -150,7 +152,7 @@ class Api:
     def _apply(self, call: Call, made_of: Callable[[Node, Node], Node]) -> Response:
         name = call.query.get("name", "policy")
         given = choose(loads(call.body, name), self._name)
-        with self._daemon.changing:
+        with self._daemon.changing():
             target = made_of(given, self._node)
             applied = self._daemon.apply(target, base=call.base, dry_run=call.flag("dry_run"))
         return self._told(applied, call)
@@ -182,7 +184,7 @@ class Api:
         return self._edit(call, lambda node: edits.delete(node, call.path))
 
     def _edit(self, call: Call, change: Callable[[Node], Node]) -> Response:
-        with self._daemon.changing:
+        with self._daemon.changing():
             applied = self._daemon.apply(
                 change(self._node), base=call.base, dry_run=call.flag("dry_run")
             )
@@ -255,6 +257,10 @@ class Api:
         walk = self._engine.trace(frame, port)
         return _json(walk.to_dict() | {"text": walk.text(), "mermaid": walk.mermaid()})
 
+    def restart(self, call: Call) -> Response:
+        os.kill(os.getpid(), signal.SIGUSR2)
+        return _json({"pid": os.getpid()}, 202)
+
     def get_openapi(self, call: Call) -> Response:
         return _json(self._description)
 
@@ -271,8 +277,8 @@ class Api:
         return self._node.name
 
     def _committed(self) -> tuple[Document, int]:
-        with self._daemon.changing:
-            return Document(node=self._node), self._engine.generation
+        node, generation = self._engine.committed
+        return Document(node=node), generation
 
 
 def _fields(body: bytes, kinds: dict[str, type]) -> Value:
