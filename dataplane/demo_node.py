@@ -12,27 +12,31 @@ from typing import Any
 from dataplane.demo_net import Site
 from dataplane.errors import DataplaneError
 
+HOME = Path(__file__).resolve().parent.parent
 PATIENCE = 10.0  # seconds for anything a node should do at once
 
 
 class NodeProcess:
     """Owns the process; a context manager."""
 
-    def __init__(self, site: Site, host: str, node: str, policy: Path) -> None:
+    def __init__(
+        self, site: Site, host: str, node: str, policy: Path, *more: str, home: Path = HOME
+    ) -> None:
+        """`more`: options of `dataplane run`; `home`: where the package is that runs."""
         self.name, self.policy = node, policy
         self.log = site.directory / f"{node}.log"
         self._stats = site.directory / f"{node}.stats.json"
         self.control = site.directory / f"{node}.sock"
         words = ["run", str(policy), "--node", node, "--stats", str(self._stats)]
-        words += ["--control", str(self.control)]
-        home = str(Path(__file__).resolve().parent.parent)
-        paths = [home, os.environ.get("PYTHONPATH", "")]
+        words += ["--control", str(self.control), *more]
+        paths = [str(home), os.environ.get("PYTHONPATH", "")]
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
                 site.command(host, sys.executable, "-m", "dataplane", *words),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
+                cwd=home,
                 env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))},
             )
 

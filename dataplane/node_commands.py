@@ -426,6 +426,7 @@ def status(client: Client, form: str) -> int:
     lines = [
         ("node", f"{told['node']}  {state}  pid {told['pid']}  up {columns.age(told['uptime'])}"),
         ("policy", f"generation {told['generation']}"),
+        ("version", told["version"]),
         (
             "underlay",
             f"{underlay['address']}{second}  port {underlay['port']}  mtu {underlay['mtu']}",

@@ -3,6 +3,7 @@
 import os
 import time
 from collections.abc import Iterator
+from importlib import metadata
 from typing import Any, NamedTuple
 
 from dataplane.api.resources import peers
@@ -24,12 +25,21 @@ class Finding(NamedTuple):
     fix: str = ""
 
 
+def version() -> str:
+    """Of the package."""
+    try:
+        return metadata.version("vxlan-dataplane")
+    except metadata.PackageNotFoundError:
+        return "from source"
+
+
 def status(daemon: Daemon) -> dict[str, Any]:
     """One look at the whole node."""
     policy, stats = daemon.policy, daemon.engine.stats()
     underlay = policy.underlay
     return {
         "node": policy.name,
+        "version": version(),
         "generation": daemon.engine.generation,
         "forwarding": daemon.is_forwarding,
         "ready": not unready(daemon),

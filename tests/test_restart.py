@@ -1,0 +1,196 @@
+"""Restarts that nobody notices: traffic between two nodes while policies change and processes do.
+
+DATAPLANE_RESTART_MB says how much TCP goes through; by hand 1,000 and more.
+"""
+
+import os
+import shutil
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from msgspec.structs import replace
+
+from dataplane import demo, demo_live, demo_net
+from dataplane import demo_traffic as traffic
+from dataplane.api.client import Client
+from dataplane.demo_base import DB, OUTSIDE
+from dataplane.demo_net import Site
+from dataplane.demo_node import NodeProcess
+from dataplane.document import dump, dump_json, load
+from dataplane.errors import DataplaneError
+from dataplane.model import Acl, Document, Node
+
+WHY_NOT = demo_net.why_not()
+pytestmark = pytest.mark.skipif(bool(WHY_NOT), reason=f"no network namespaces: {WHY_NOT}")
+
+MEGABYTES = int(os.environ.get("DATAPLANE_RESTART_MB", "200"))
+ROOT = Path(__file__).resolve().parent.parent
+
+
+class World(NamedTuple):
+    site: Site
+    document: Document
+    nodes: dict[str, NodeProcess]
+    state: Path
+
+    def node(self, name: str) -> Node:
+        return next(node for node in self.document.nodes if node.name == name)
+
+    def client(self, name: str) -> Client:
+        return Client(self.nodes[name].control)
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    """The demo's hosts; nodes a and b with state directories."""
+    with ExitStack() as stack:
+        site = stack.enter_context(Site())
+        document = demo_live.placed(load(demo.POLICY), site)
+        policy = site.directory / "policy.yaml"
+        policy.write_text(dump(document))
+        nodes = {}
+        for name in ("a", "b"):
+            state = ("--state", str(tmp_path / name))
+            nodes[name] = stack.enter_context(NodeProcess(site, name, name, policy, *state))
+        made = World(site, document, nodes, tmp_path)
+        stack.callback(end_successors, made)
+        yield made
+
+
+def end_successors(world: World) -> None:
+    """Whoever took over is no child of ours."""
+    for name in world.nodes:
+        try:
+            with world.client(name) as client:
+                pid = client.status()["pid"]
+        except DataplaneError:
+            continue
+        os.kill(pid, signal.SIGTERM)
+        deadline = time.monotonic() + 10
+        while Path(f"/proc/{pid}").exists() and time.monotonic() < deadline:
+            time.sleep(0.02)
+
+
+def numbered(node: Node, n: int) -> bytes:
+    """The node's policy with one more rule that says which of many it is."""
+    rule = Acl(name=f"n{n}", direction="in", action="allow", priority=1, protocol=200)
+    network, *rest = node.networks
+    first, *others = network.endpoints
+    endpoint = replace(first, acls=(*first.acls, rule))
+    network = replace(network, endpoints=(endpoint, *others))
+    return dump_json(Document(node=replace(node, networks=(network, *rest))))
+
+
+def test_traffic_outlives_policies_and_processes(world: World) -> None:
+    """A TCP transfer survives 100 applies, a restart of each node, and a kill of one; numbered
+    datagrams lose nothing over the applies and the restarts."""
+    stage = {"killed": False, "done": False}
+
+    def more(blocks: int) -> bool:
+        return blocks < MEGABYTES or not stage["done"]
+
+    site = world.site
+    stream = traffic.Stream(site, "a1", "b1", (DB, 5050))
+    with traffic.Background() as background:
+        sending = background.submit(
+            traffic.transfer, site, "a1", "b1", (DB, 5051), more, rate=60_000_000
+        )
+        with stream.running(0.0005):
+            for n in range(100):
+                name = "ab"[n % 2]
+                with world.client(name) as client:
+                    client.apply(numbered(world.node(name), n), prune=True)
+            for name in world.nodes:
+                with world.client(name) as client:
+                    generation = client.status()["generation"]
+                    before = len(client.flows(limit=100_000)["items"])
+                    status = client.restart()
+                    assert status["generation"] == generation
+                    assert len(client.flows(limit=100_000)["items"]) >= before > 0
+        kill_and_start_again(world, "b")
+        stage["done"] = True
+        done = sending.result(120)
+    assert done.intact and done.size >= MEGABYTES << 20
+    assert stream.lost == 0, f"{stream.lost} of {stream.sent} datagrams lost"
+    assert stream.sent > 1000
+
+
+def kill_and_start_again(world: World, name: str) -> None:
+    """SIGKILL, and a new process with nothing but the state directory."""
+    with world.client(name) as client:
+        status = client.status()
+    os.kill(status["pid"], signal.SIGKILL)
+    node = world.nodes[name]
+    fresh = NodeProcess(world.site, name, name, node.policy, "--state", str(world.state / name))
+    fresh.wait_for("ready: ")
+    world.nodes[name] = fresh
+    with world.client(name) as client:
+        assert client.status()["generation"] == status["generation"]
+
+
+def test_translations_and_backends_outlive_a_restart(world: World) -> None:
+    """A connection through NAT to the outside goes on; its outside port stays the same."""
+    site = world.site
+    listener = traffic.server(site, "o", 5060)
+    client = traffic.connect(site, "a1", (OUTSIDE, 5060), 5)
+    server, peer = listener.accept()
+    server.settimeout(5)
+    for turn in range(3):
+        client.sendall(b"%d" % turn)
+        assert server.recv(10) == b"%d" % turn
+        server.sendall(b"back")
+        assert client.recv(10) == b"back"
+        with world.client("a") as node:
+            assert any(f["dport"] == 5060 for f in node.flows(["dport=5060"])["items"])
+            node.restart()
+    assert server.getpeername() == peer
+    for sock in (client, server, listener):
+        sock.close()
+
+
+def of_code_of_its_own(world: World, code: Path) -> NodeProcess:
+    """Node a, started anew from a copy of the package."""
+    shutil.copytree(ROOT / "dataplane", code / "dataplane")
+    world.nodes["a"].stop()
+    node = NodeProcess(world.site, "a", "a", world.nodes["a"].policy, home=code)
+    node.wait_for("ready: ")
+    world.nodes["a"] = node
+    return node
+
+
+def test_an_upgrade_in_place(world: World, tmp_path: Path) -> None:
+    """The successor runs the code that is installed by then."""
+    of_code_of_its_own(world, tmp_path / "code")
+    health = tmp_path / "code" / "dataplane" / "api" / "health.py"
+    health.write_text(health.read_text().replace('metadata.version("vxlan-dataplane")', '"2"'))
+    stream = traffic.Stream(world.site, "a1", "b1", (DB, 5052))
+    with world.client("a") as client, stream.running(0.001):
+        assert client.status()["version"] != "2"
+        assert client.restart()["version"] == "2"
+        time.sleep(0.2)
+    assert stream.lost == 0 and stream.sent > 100
+
+
+@pytest.mark.parametrize("file", ["run.py", "saved.py", "api/hub.py"])
+def test_a_successor_that_does_not_come_changes_nothing(
+    world: World, tmp_path: Path, file: str
+) -> None:
+    """The old process goes on, and serves again."""
+    node = of_code_of_its_own(world, tmp_path / "code")
+    (tmp_path / "code" / "dataplane" / file).write_text("raise SystemExit('broken')\n")
+    stream = traffic.Stream(world.site, "a1", "b1", (DB, 5053))
+    with world.client("a") as client, stream.running(0.001):
+        before = client.status()
+        with pytest.raises(DataplaneError):
+            client.restart(patience=0)
+        node.wait_for("the successor")
+        time.sleep(0.2)
+        after = client.status()
+        assert (after["pid"], after["generation"]) == (before["pid"], before["generation"])
+        client.apply(numbered(world.node("a"), 1), prune=True)
+    assert stream.lost == 0 and stream.sent > 100
