@@ -3,6 +3,7 @@
 DATAPLANE_RESTART_MB says how much TCP goes through; by hand 1,000 and more.
 """
 
+import contextlib
 import os
 import shutil
 import signal
@@ -22,7 +23,7 @@ from dataplane.demo_base import DB, OUTSIDE
 from dataplane.demo_net import Site
 from dataplane.demo_node import NodeProcess
 from dataplane.document import dump, dump_json, load
-from dataplane.errors import DataplaneError
+from dataplane.errors import DataplaneError, NoNodeError
 from dataplane.model import Acl, Document, Node
 
 WHY_NOT = demo_net.why_not()
@@ -64,16 +65,12 @@ def world(tmp_path: Path) -> Iterator[World]:
 
 def end_successors(world: World) -> None:
     """Whoever took over is no child of ours."""
-    for name in world.nodes:
-        try:
-            with world.client(name) as client:
-                pid = client.status()["pid"]
-        except DataplaneError:
-            continue
-        os.kill(pid, signal.SIGTERM)
-        deadline = time.monotonic() + 10
-        while Path(f"/proc/{pid}").exists() and time.monotonic() < deadline:
-            time.sleep(0.02)
+    for node in world.nodes.values():
+        with contextlib.suppress(NoNodeError), Client(node.control) as client:
+            os.kill(client.status()["pid"], signal.SIGTERM)
+            deadline = time.monotonic() + 10
+            while node.control.exists() and time.monotonic() < deadline:
+                time.sleep(0.02)
 
 
 def numbered(node: Node, n: int) -> bytes:
