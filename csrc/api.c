@@ -80,7 +80,7 @@ static bool init(struct dp_engine *e, const struct dp_timers *timers, const uint
     dp_paths_init(&e->paths, key);
     struct dp_snapshot *none = dp_snapshot_create(&empty, err);
     atomic_store(&e->policy, none);
-    return none && dp_grace_init(&e->grace, e->n_workers + 1) && workers_init(e) &&
+    return none && dp_grace_init(&e->grace, e->n_workers) && workers_init(e) &&
            counters_init(&e->scratch, &e->limits) &&
            dp_flows_init(&e->flows, e->limits.max_flows, e->limits.max_ports, key, &e->grace) &&
            dp_bindings_init(&e->bindings, e->limits.max_bindings, e->limits.max_ports, key) &&

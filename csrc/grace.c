@@ -5,8 +5,8 @@
 bool dp_grace_init(struct dp_grace *g, uint32_t readers) {
     g->now = 1;
     g->n = readers;
-    g->readers = aligned_alloc(_Alignof(struct dp_reader), readers * sizeof *g->readers);
-    for (uint32_t i = 0; g->readers && i < readers; i++) {
+    g->readers = aligned_alloc(_Alignof(struct dp_reader), (readers + 1) * sizeof *g->readers);
+    for (uint32_t i = 0; g->readers && i <= readers; i++) {
         g->readers[i].since = 0;
     }
     return g->readers;
