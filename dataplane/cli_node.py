@@ -229,6 +229,51 @@ def capture(
     call("capture", node, socket, wanted, conditions, count=count, snap=snap, file=file)
 
 
+@click.command()
+@click.option("-w", "--write", "file", default="dataplane-bundle.tar.gz", show_default=True)
+@_node_options
+def bundle(file: str, node: str | None, socket: str | None) -> None:
+    """Gather status, findings, policy, counters and flows for a report, in one tar file."""
+    call("bundle", node, socket, file)
+
+
+@click.group()
+def vfp() -> None:
+    """The words of vfpctrl, for people from Windows."""
+
+
+def _vfp(name: str, function: str, *args: Any, help_text: str, **extra: Any) -> None:
+    """`vfp NAME` as another command's function."""
+
+    @vfp.command(name, help=help_text)
+    @_node_options
+    @_output("json", "yaml")
+    def run(node: str | None, socket: str | None, form: str) -> None:
+        call(function, node, socket, *args, form=form, **extra)
+
+
+_vfp("list-layer", "get", "layers", help_text="get layers")
+_vfp("list-rule", "get", "acls", help_text="get acls: rules in their order, with their hits")
+_vfp("list-vmswitch-port", "get", "endpoints", help_text="get endpoints")
+_vfp("list-nat-range", "get", "nats", help_text="get nats")
+_vfp("list-space", "get", "networks", help_text="get networks")
+_vfp("get-port-flow-stats", "stats", "ports", None, help_text="stats ports")
+_vfp("list-unified-flow", "flows", [], top=1000, by=None, help_text="flows")
+
+
+@vfp.command("process-tuples")
+@click.argument("packet", nargs=-1, required=True)
+@click.option("--port", "entry", metavar="PORT", help="Where it comes in.")
+@_node_options
+@_output("json")
+def process_tuples(
+    packet: tuple[str, ...], entry: str | None, node: str | None, socket: str | None, form: str
+) -> None:
+    """trace"""
+    words = " ".join(packet)
+    call("trace", node, socket, words, entry=entry, vni=None, mermaid=False, form=form)
+
+
 def register(group: click.Group, epilog: str) -> None:
     """Adds the commands, each with the exit codes below its help."""
     for command in (
@@ -244,6 +289,8 @@ def register(group: click.Group, epilog: str) -> None:
         status,
         restart,
         doctor,
+        bundle,
+        vfp,
     ):
         command.epilog = epilog
         group.add_command(command)

@@ -449,6 +449,14 @@ def _counted_in(told: Value, *nouns: str) -> Iterator[str]:
         yield f"{count} {noun}{'' if count == 1 else 's'}"
 
 
+def bundle(client: Client, file: str) -> int:
+    """Writes a tar file of all that a report of a fault should have."""
+    from dataplane import bundle as support
+
+    print(f"{file}: {', '.join(support.write(client, file))}")
+    return OK
+
+
 LEVELS = {"ok": "ok", "warning": "WARN", "failure": "FAIL"}
 
 

@@ -24,6 +24,7 @@ from dataplane.errors import DataplaneError, DocumentError, Fault, PortError
 from dataplane.handover import Inherited
 from dataplane.model import Document
 from dataplane.reasons import REASON_NAMES
+from dataplane.service import notify
 from dataplane.state_dir import Saved, StateDir
 
 STOPS = (signal.SIGINT, signal.SIGTERM)
@@ -68,6 +69,7 @@ class Run:
                 self._obey(signal.sigtimedwait(SIGNALS, PATIENCE))
         except _Stopped as stopped:
             log.info("stopping: %s", signal.Signals(stopped.args[0]).name)
+            notify("STOPPING=1")
             self._end()
         except _HandedOver:
             log.info("handed over")
@@ -94,6 +96,7 @@ class Run:
         if got is None:
             if not self._daemon.is_forwarding:
                 raise PortError("forwarding ended by itself")
+            notify("WATCHDOG=1")
             self._daemon.look_for_lost_devices()
         elif got.si_signo == signal.SIGHUP:
             self._reload()
@@ -171,6 +174,7 @@ def run(
         if inherited is not None:
             inherited.done()
         log.info(daemon.ready())
+        notify("READY=1", f"MAINPID={os.getpid()}", f"STATUS={daemon.ready()}")
         Run(daemon, places, state, control).serve()
 
 

@@ -44,7 +44,7 @@ C_TIERS = (
 )
 
 PYTHON_TIERS = (
-    ("_engine", "clock", "errors", "garbage", "memo", "tables"),
+    ("_engine", "clock", "errors", "garbage", "memo", "service", "tables"),
     ("address", "regions", "tree"),
     ("model", "ids", "jsontree", "yamltree", "netns", "pcap", "packet_spec", "reasons", "records"),
     ("convert", "defaults", "draft", "merge", "names", "schema", "packet_build", "validate_values"),
@@ -86,7 +86,7 @@ PYTHON_TIERS = (
     ("bench",),
     ("demo_live",),
     ("demo",),
-    ("columns",),
+    ("columns", "bundle"),
     ("node_commands",),
     ("cli_node",),
     ("cli",),

@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tarfile
 import time
 from collections.abc import Callable, Iterator
 from ipaddress import ip_address
@@ -340,6 +341,28 @@ def test_openapi_tells_every_operation(running: Process, node: Client) -> None:
     for operation in OPERATIONS:
         path = operation.path.replace(":path}", "}")
         assert operation.method.lower() in told["paths"][path]
+
+
+def test_bundle_holds_what_one_asks_for_first(running: Process, tmp_path: Path) -> None:
+    file = tmp_path / "bundle.tar.gz"
+    done = dataplane(running, "bundle", "-w", str(file))
+    assert done.exit_code == 0, done.output
+    with tarfile.open(file) as tar:
+        names = {name.removeprefix("dataplane-a/") for name in tar.getnames()}
+        assert {"status.json", "policy.yaml", "findings.json", "flows.json"} <= names
+        policy_file = tar.extractfile("dataplane-a/policy.yaml")
+        assert policy_file is not None and loads(policy_file.read()).node is not None
+    assert dataplane(running, "bundle", "-w", str(tmp_path / "no" / "way")).exit_code == 1
+
+
+def test_words_of_vfpctrl(running: Process, node: Client) -> None:
+    for name, command in cli.commands["vfp"].commands.items():  # type: ignore[attr-defined]
+        if name == "process-tuples":
+            told = dataplane(running, "vfp", name, "tcp 10.1.1.2:1 > 10.1.2.9:80")
+        else:
+            told = dataplane(running, "vfp", name)
+        assert told.exit_code == 0 and told.output, (name, told.output)
+        assert command.help
 
 
 # ---- bad requests ------------------------------------------------------------------------------
