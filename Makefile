@@ -4,7 +4,7 @@ VENV   := .venv
 PY     := $(VENV)/bin/python
 STAMP  := $(VENV)/.installed
 C_SRC  := $(wildcard csrc/*.c csrc/*.h csrc/*.def)
-C_TEXT := $(filter %.c %.h,$(C_SRC)) $(wildcard tests/csrc/*.[ch] tests/fuzz/*.[ch])
+C_TEXT := $(filter %.c %.h,$(C_SRC)) $(wildcard tests/csrc/*.[ch] tests/fuzz/*.[ch] bench/peers/*.c)
 FUZZED := $(filter-out csrc/io% csrc/bench.c,$(wildcard csrc/*.c))
 
 STRICT := -std=c11 -D_GNU_SOURCE -O2 -Wall -Wextra -Wpedantic -Wshadow -Wconversion \
@@ -53,7 +53,7 @@ format: $(STAMP) ## format Python and C
 	clang-format -i $(C_TEXT)
 
 strict: ## every C file of the engine under the full warning set
-	@for f in $(wildcard csrc/*.c); do $(CC) $(STRICT) -c $$f -o /dev/null || exit 1; done
+	@for f in $(wildcard csrc/*.c bench/peers/*.c); do $(CC) $(STRICT) -c $$f -o /dev/null || exit 1; done
 
 tidy: ## clang-tidy (slow)
 	clang-tidy --quiet $(wildcard csrc/*.c) -- -std=c11 -D_GNU_SOURCE
@@ -83,8 +83,9 @@ fuzz: $(STAMP) ## libFuzzer on parser, engine and offloads, FUZZ_SECONDS each
 bench: $(STAMP) ## the engine's figures, table and pictures, into bench/results/ (QUICK=1: less of it)
 	$(PY) -m bench.engine $(if $(QUICK),--quick)
 
-bench-peers: $(STAMP) ## TCP, UDP, round trips beside the kernel's VXLAN device and others (as root)
-	$(PY) -m bench.peers $(PEERS)
+bench-peers: $(STAMP) ## beside the kernel, Open vSwitch and others, in namespaces (as root; ten minutes, QUICK=1: two)
+	@.ci/system bench
+	$(PY) -m bench.peers $(if $(QUICK),--quick)
 
 soak: $(STAMP) ## ten minutes of mixed traffic, hostile frames and commits, in namespaces (as root)
 	DATAPLANE_SOAK_SECONDS=600 $(PY) -m pytest -q -s tests/test_soak.py

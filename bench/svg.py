@@ -58,7 +58,7 @@ def draw(chart: Chart) -> str:
         *(_text(20, 51 + 17 * i, note, size=12, fill=FAINT) for i, note in enumerate(chart.notes)),
         *_legend(chart.series, 46 + 17 * len(chart.notes)),
     ]
-    lines = [*_axis(chart, scale, top - 6, bottom), *parts, *_mark(chart, scale, top - 6, bottom)]
+    lines = [*_axis(chart, scale, top - 6, bottom), *_mark(chart, scale, top - 6, bottom), *parts]
     return "\n".join([*frame, *lines, "</svg>", ""])
 
 
@@ -194,7 +194,8 @@ def _text(
 ) -> str:
     return (
         f"<text x='{x:.1f}' y='{y:.1f}' font-size='{size}' fill='{fill}' text-anchor='{anchor}'"
-        f" font-weight='{weight}'>{escape(text)}</text>"
+        f" font-weight='{weight}' paint-order='stroke' stroke='#ffffff' stroke-width='3'"
+        f">{escape(text)}</text>"
     )
 
 

@@ -19,13 +19,13 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TypeVar
+from typing import Self, TypeVar
 
 from dataplane.errors import DataplaneError
 from dataplane.netns import inside
 
 PREFIX = "dpdemo"
-LEFTOVER = re.compile(PREFIX + r"(\d+)-\w+")
+LEFTOVER = r"(\d+)-\w+"  # behind a prefix: who made it, and what
 HOSTS = {"a": "192.0.2.1/26", "b": "192.0.2.65/26", "c": "192.0.2.129/26", "o": "203.0.113.9/24"}
 ROUTER = {"a": "192.0.2.62", "b": "192.0.2.126", "c": "192.0.2.190", "o": "203.0.113.1"}
 PODS = ("a1", "a2", "b1", "b2", "c1")
@@ -33,20 +33,20 @@ PODS = ("a1", "a2", "b1", "b2", "c1")
 Made = TypeVar("Made")
 
 
-class Site:
-    """Owns the namespaces and a directory for files; a context manager."""
+class Namespaces:
+    """Owns network namespaces and a directory for files; a context manager.
 
-    def __init__(self) -> None:
-        self.prefix = f"{PREFIX}{os.getpid()}-"
+    `prefix`: whose they are, letters.
+    """
+
+    def __init__(self, prefix: str = PREFIX) -> None:
+        self.prefix = f"{prefix}{os.getpid()}-"
         self.names: list[str] = []
         self.directory = Path(tempfile.mkdtemp(prefix=self.prefix))
 
-    def __enter__(self) -> "Site":
+    def __enter__(self) -> Self:
         try:
-            for name in ("r", *HOSTS, *PODS):
-                self.add(name)
-            self._underlay()
-            self._flannel_host()
+            self.make()
         except BaseException:
             self.close()
             raise
@@ -54,6 +54,9 @@ class Site:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def make(self) -> None:
+        """Namespaces, and what is in them from the start."""
 
     def close(self) -> None:
         """Removes every namespace that was made, and what runs in it. Again is harmless."""
@@ -91,6 +94,21 @@ class Site:
         run("ip", "netns", "add", self.full(name))
         self.ip(name, "link set lo up")
 
+    def forward(self, name: str) -> None:
+        """Its kernel routes."""
+        switch = Path("/proc/sys/net/ipv4/ip_forward")
+        self.inside(name, lambda: switch.write_text("1"))
+
+
+class Site(Namespaces):
+    """The demo's."""
+
+    def make(self) -> None:
+        for name in ("r", *HOSTS, *PODS):
+            self.add(name)
+        self._underlay()
+        self._flannel_host()
+
     def _underlay(self) -> None:
         """One veth from each host to the router, with the offloads it has by default."""
         for host, address in HOSTS.items():
@@ -108,7 +126,7 @@ class Site:
                 "link set uplink up",
                 f"route add default via {router}",
             )
-        self._forward("r")
+        self.forward("r")
 
     def _flannel_host(self) -> None:
         """Host C: a kernel VXLAN device with flannel's three entries for each other host."""
@@ -137,11 +155,7 @@ class Site:
             "link set eth0 mtu 1450 up",
             "route add default via 10.1.3.1",
         )
-        self._forward("c")
-
-    def _forward(self, name: str) -> None:
-        switch = Path("/proc/sys/net/ipv4/ip_forward")
-        self.inside(name, lambda: switch.write_text("1"))
+        self.forward("c")
 
 
 def _snmp() -> list[tuple[str, int]]:
@@ -205,21 +219,21 @@ def remove(namespace: str) -> None:
     subprocess.run(["ip", "netns", "del", namespace], capture_output=True, check=False)
 
 
-def remove_leftovers() -> list[str]:
-    """Namespaces and directories of demos whose process is gone; returns their names."""
-    stale = [name for name in namespaces() if _is_stale(name)]
+def remove_leftovers(prefix: str = PREFIX) -> list[str]:
+    """Namespaces and directories of runs whose process is gone; returns the namespaces' names."""
+    stale = [name for name in namespaces(prefix) if _is_stale(name, prefix)]
     for name in stale:
         remove(name)
-    for path in Path(tempfile.gettempdir()).glob(f"{PREFIX}*-*"):
-        if _is_stale(path.name):
+    for path in Path(tempfile.gettempdir()).glob(f"{prefix}*-*"):
+        if _is_stale(path.name, prefix):
             shutil.rmtree(path, ignore_errors=True)
     return stale
 
 
-def namespaces() -> list[str]:
-    """The demo's namespaces that exist, of any run."""
+def namespaces(prefix: str = PREFIX) -> list[str]:
+    """Those of a prefix that exist, of any run."""
     lines = run("ip", "netns", "list").splitlines()
-    return [name for line in lines if LEFTOVER.fullmatch(name := line.split()[0])]
+    return [name for line in lines if re.fullmatch(prefix + LEFTOVER, name := line.split()[0])]
 
 
 def _inhabitants(namespace: str) -> list[int]:
@@ -230,6 +244,6 @@ def _inhabitants(namespace: str) -> list[int]:
     return [pid for pid in map(int, done.stdout.split()) if pid != os.getpid()]
 
 
-def _is_stale(name: str) -> bool:
-    match = LEFTOVER.match(name)
+def _is_stale(name: str, prefix: str) -> bool:
+    match = re.match(prefix + LEFTOVER, name)
     return match is not None and not Path("/proc", match[1]).exists()

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from dataplane.demo_net import Site
+from dataplane.demo_net import Namespaces
 from dataplane.errors import DataplaneError
 
 HOME = Path(__file__).resolve().parent.parent
@@ -20,7 +20,7 @@ class NodeProcess:
     """Owns the process; a context manager."""
 
     def __init__(
-        self, site: Site, host: str, node: str, policy: Path, *more: str, home: Path = HOME
+        self, site: Namespaces, host: str, node: str, policy: Path, *more: str, home: Path = HOME
     ) -> None:
         """`more`: options of `dataplane run`; `home`: where the package is that runs."""
         self.name, self.policy = node, policy

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 
-from dataplane.demo_net import Site
+from dataplane.demo_net import Namespaces
 
 PATIENCE = 8.0  # seconds until a socket call counts as failed
 BLOCK = 1 << 20
@@ -48,7 +48,7 @@ class Background(ThreadPoolExecutor):
         super().__init__(1)
 
 
-def server(site: Site, place: str, port: int, address: str = "") -> socket.socket:
+def server(site: Namespaces, place: str, port: int, address: str = "") -> socket.socket:
     """A TCP listener in a namespace, of the family of the address."""
     family = _family(address)
     made = site.inside(place, lambda: socket.create_server(("", port), family=family))
@@ -56,7 +56,7 @@ def server(site: Site, place: str, port: int, address: str = "") -> socket.socke
     return made
 
 
-def connect(site: Site, place: str, to: tuple[str, int], patience: float) -> socket.socket:
+def connect(site: Namespaces, place: str, to: tuple[str, int], patience: float) -> socket.socket:
     """A TCP connection from a namespace. Raises OSError."""
     made = site.inside(place, lambda: socket.socket(_family(to[0])))
     made.settimeout(patience)
@@ -73,7 +73,7 @@ def _family(address: str) -> socket.AddressFamily:
 
 
 def transfer(
-    site: Site,
+    site: Namespaces,
     source: str,
     target: str,
     to: tuple[str, int],
@@ -130,7 +130,7 @@ def _receive(listener: socket.socket) -> tuple[int, str, str]:
 class Stream:
     """Numbered datagrams from one namespace to another, one each `interval` seconds."""
 
-    def __init__(self, site: Site, source: str, target: str, to: tuple[str, int]) -> None:
+    def __init__(self, site: Namespaces, source: str, target: str, to: tuple[str, int]) -> None:
         self._to = to
         self._in = datagram_socket(site, target, to[1])
         self._out = site.inside(source, lambda: socket.socket(type=socket.SOCK_DGRAM))
@@ -181,7 +181,7 @@ class Stream:
         self._out.close()
 
 
-def datagrams(site: Site, source: str, target: str, to: tuple[str, int], count: int) -> int:
+def datagrams(site: Namespaces, source: str, target: str, to: tuple[str, int], count: int) -> int:
     """Sends numbered datagrams; returns how many did not arrive."""
     stream = Stream(site, source, target, to)
     with stream.running(0.0005):
@@ -191,7 +191,7 @@ def datagrams(site: Site, source: str, target: str, to: tuple[str, int], count: 
     return stream.lost
 
 
-def datagram_socket(site: Site, place: str, port: int) -> socket.socket:
+def datagram_socket(site: Namespaces, place: str, port: int) -> socket.socket:
     made = site.inside(place, lambda: socket.socket(type=socket.SOCK_DGRAM))
     try:
         made.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 4 << 20)
@@ -205,7 +205,7 @@ def datagram_socket(site: Site, place: str, port: int) -> socket.socket:
 # ---- looking -----------------------------------------------------------------------------------
 
 
-def ping(site: Site, place: str, address: str, *options: str) -> tuple[int, str]:
+def ping(site: Namespaces, place: str, address: str, *options: str) -> tuple[int, str]:
     """Exit code and text of the system's ping."""
     words = ["ping", "-n", "-W", "2", *options, address]
     done = subprocess.run(
@@ -217,7 +217,7 @@ def ping(site: Site, place: str, address: str, *options: str) -> tuple[int, str]
 class SynWatch:
     """Sees the TCP SYNs that pass a device, and their MSS option."""
 
-    def __init__(self, site: Site, place: str, device: str) -> None:
+    def __init__(self, site: Namespaces, place: str, device: str) -> None:
         self._socket = site.inside(place, lambda: _packet_socket(device))
 
     def mss(self, dport: int) -> int | None:
