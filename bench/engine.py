@@ -47,7 +47,7 @@ def cycles(report: Report, notes: list[str]) -> Chart:
         [
             *notes,
             "Best of windows; the line goes to the median. Guard, 1,000 stateful ACL rules each "
-            "way, NAT, routes, VXLAN; 64-byte frames.",
+            "way, services, NAT, routes, VXLAN; 64-byte frames.",
             "VPP: published figures of another machine (Zen 3, TSC 2.25 GHz, best of runs), "
             "nearest feature:",
             ", ".join(f"{work} {what[2]}" for work, what in VPP.items()) + ".",

@@ -2,7 +2,8 @@
 
 The place of a flow's far end says which way it goes: place 0 is the endpoints' own subnet, then
 come the remote subnets, the last one lies outside the overlay. ACL rules are spread evenly over all
-places, then over bands of ports, so that flows meet all of them alike.
+places, then over bands of ports, so that flows meet all of them alike. Each remote subnet has the
+VIP of one service, whose backends lie in others.
 """
 
 from collections.abc import Iterator
@@ -15,8 +16,10 @@ from dataplane.address import Mac, Vni
 from dataplane.engine import Engine
 from dataplane.model import (
     Acl,
+    Backend,
     Endpoint,
     HostPort,
+    LoadBalancer,
     Network,
     Node,
     OutboundNat,
@@ -33,15 +36,17 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-Work = Literal["encap", "decap", "local", "nat"]
-WORKS: tuple[Work, ...] = ("encap", "decap", "local", "nat")
+Work = Literal["encap", "decap", "local", "nat", "service"]
+WORKS: tuple[Work, ...] = ("encap", "decap", "local", "nat", "service")
 
 ENDPOINTS = 16
 PLACES = 100
 PORTS = 1000  # source ports of an endpoint, and destination ports
 FIRST_SPORT, FIRST_DPORT = 40_000, 5_000
 BINDINGS = ENDPOINTS * PORTS  # so many flows have a NAT binding each; more share them
-MAX_FLOWS = BINDINGS * PORTS
+MAX_FLOWS = BINDINGS * (PLACES - 2)
+VIP_HOST, VIP_PORTS = 230, PORTS // PLACES  # of a service; the port's distance to the next one's
+BACKENDS, BACKEND_HOST, BACKEND_PORT = 8, 231, 8080  # in as many subnets
 INNER = 64  # bytes
 VNI = Vni(4096)
 UNDERLAY, LINK, LINK_PEER = (IPv4Address(a) for a in ("192.0.2.1", "169.254.1.1", "169.254.1.2"))
@@ -55,7 +60,7 @@ SUBNETS = (*(IPv4Network(f"10.1.{i}.0/24") for i in range(PLACES - 1)), OUTSIDE)
 
 
 def policy(acl_rules: int) -> Node:
-    """Guard, `acl_rules` stateful ACL rules in each direction, NAT with exceptions, routes.
+    """Guard, `acl_rules` stateful ACL rules each way, services, NAT with exceptions, routes.
 
     `acl_rules`: 0, or a multiple of 100 that divides 100,000.
     """
@@ -71,6 +76,7 @@ def policy(acl_rules: int) -> Node:
             Endpoint(name=f"e{i}", addresses=(address(0, i),)) for i in range(ENDPOINTS)
         ),
         acls=tuple(_acls(acl_rules)),
+        load_balancers=tuple(_service(place) for place in range(1, PLACES - 1)),
         outbound_nat=OutboundNat(
             exceptions=(IPv4Network("172.16.0.0/12"), IPv4Network("192.168.0.0/16"))
         ),
@@ -87,6 +93,25 @@ def provider(place: int) -> IPv4Address:
 
 def address(place: int, host: int) -> IPv4Address:
     return SUBNETS[place][10 + host]
+
+
+def _service(place: int) -> LoadBalancer:
+    return LoadBalancer(
+        name=f"service-{place}",
+        protocol="udp",
+        port=FIRST_DPORT + place * VIP_PORTS,
+        vips=(address(place, VIP_HOST),),
+        target_port=BACKEND_PORT,
+        backends=tuple(
+            Backend(address=address(other, BACKEND_HOST)) for other in backend_places(place)
+        ),
+    )
+
+
+def backend_places(place: int) -> list[int]:
+    """Where the backends of a service are."""
+    remotes = PLACES - 2
+    return [1 + (place + i * remotes // BACKENDS) % remotes for i in range(BACKENDS)]
 
 
 def _acls(n: int) -> Iterator[Acl]:
@@ -152,13 +177,15 @@ def traffic(engine: Engine, work: Work, n: int) -> Traffic:
 
 
 def _flows(work: Work, number: "NDArray[np.int64]") -> Flow:
-    """The endpoint turns fastest, then the near port; the far port differs where both are equal."""
+    """The endpoint turns fastest, then the near port; the far end differs where both are equal."""
     endpoint, rest = number % ENDPOINTS, number // ENDPOINTS
     turn = rest // PORTS
-    remotes = 1 + (rest + turn) % (PLACES - 2)
+    remotes = 1 + (rest % PORTS + turn) % (PLACES - 2)
     place = {"local": 0 * rest, "nat": 0 * rest + PLACES - 1}.get(work, remotes)
     host = (endpoint + 1 + rest % (ENDPOINTS - 1)) % ENDPOINTS if work == "local" else rest % 200
     far_port = FIRST_DPORT + (37 * rest + 101 * turn) % PORTS
+    if work == "service":
+        host, far_port = 0 * rest + VIP_HOST, FIRST_DPORT + place * VIP_PORTS
     return Flow(endpoint, place, host, FIRST_SPORT + rest % PORTS, far_port)
 
 
@@ -235,7 +262,7 @@ def expected(engine: Engine, work: Work, flow: Flow, out: bytes) -> bytes:
     """The frame that a flow's packet must leave as, made from scratch.
 
     Of `out`, what did leave, only what the engine is free to choose is taken: the outer source port
-    (49152-65535) and the port of a NAT binding (1024-65535).
+    (49152-65535), the port of a NAT binding (1024-65535), which of its backends a service chose.
     """
     own, router = macs(engine)
     near, far = address(0, int(flow.endpoint)), address(int(flow.place), int(flow.host))
@@ -247,9 +274,14 @@ def expected(engine: Engine, work: Work, flow: Flow, out: bytes) -> bytes:
     if work == "nat":
         chosen = max(int.from_bytes(out[34:36]), 1024)
         return _inner(LINK, far, flow, 63, host_mac(LINK), host_mac(LINK_PEER), chosen)
-    remote = provider(int(flow.place))
+    place, inner = int(flow.place), _inner(near, far, flow, 63, router, REMOTE_DR)
+    if work == "service":
+        place = _backend_place(place, out)
+        far = address(place, BACKEND_HOST)
+        inner = _inner(near, far, flow, 63, router, REMOTE_DR, dport=BACKEND_PORT)
+    remote = provider(place)
     return vxlan(
-        _inner(near, far, flow, 63, router, REMOTE_DR),
+        inner,
         src=UNDERLAY,
         dst=remote,
         vni=VNI,
@@ -257,6 +289,13 @@ def expected(engine: Engine, work: Work, flow: Flow, out: bytes) -> bytes:
         dmac=underlay_mac(remote),
         sport=max(int.from_bytes(out[34:36]), 49152),
     )
+
+
+def _backend_place(place: int, out: bytes) -> int:
+    """Of the backend that `out` is on its way to, or of any one."""
+    places = backend_places(place)
+    chosen = (p for p in places if out[30:34] == provider(p).packed)
+    return next(chosen, places[0])
 
 
 def _inner(
@@ -267,6 +306,7 @@ def _inner(
     smac: Mac,
     dmac: Mac,
     sport: int | None = None,
+    dport: int | None = None,
 ) -> bytes:
     spec = PacketSpec(
         kind="udp",
@@ -274,7 +314,7 @@ def _inner(
         dst=dst,
         proto=17,
         sport=int(flow.near_port) if sport is None else sport,
-        dport=int(flow.far_port),
+        dport=int(flow.far_port) if dport is None else dport,
         length=INNER - 42,
         ttl=ttl,
         df=True,

@@ -7,6 +7,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
+from msgspec.structs import replace
 
 from bench import engine as engine_bench
 from bench.svg import Bar, Chart, bars, draw, number
@@ -104,6 +105,26 @@ def test_a_dropped_frame_ends_the_batch_bench() -> None:
         traffic.frames[:] = 0
         with pytest.raises(DataplaneError, match="not forwarded"):
             bench_batch.Caller(empty, traffic).call()
+
+
+@pytest.mark.parametrize("work", bench_traffic.WORKS)
+def test_every_frame_is_of_another_flow(engine: Engine, work: bench_traffic.Work) -> None:
+    n = 2 * bench_traffic.BINDINGS
+    columns = bench_traffic.traffic(engine, work, n).flows
+    assert len(set(zip(*(column.tolist() for column in columns), strict=True))) == n
+
+
+def test_a_service_that_sends_elsewhere_ends_the_bench() -> None:
+    node = bench_traffic.policy(0)
+    (network,) = node.networks
+    moved = tuple(replace(b, target_port=9) for b in network.load_balancers)
+    with Engine(max_flows=1024, max_ports=64) as engine:
+        engine.commit(replace(node, networks=(replace(network, load_balancers=moved),)))
+        traffic = bench_traffic.traffic(engine, "service", 256)
+        with pytest.raises(DataplaneError, match="service made"):
+            bench.verify(engine, "service", traffic)
+        engine.commit(node)
+        bench.verify(engine, "service", traffic)
 
 
 def test_counters_count_or_say_that_they_do_not(engine: Engine) -> None:
