@@ -15,7 +15,7 @@ ASAN_TESTS ?= $(wildcard $(addprefix tests/,test_captures.py test_hostile.py tes
               test_equivalence.py test_express.py test_lab.py test_fragments.py test_path.py test_services.py))
 FUZZ_SECONDS ?= 30
 
-.PHONY: help demo test build lint format strict tidy asan fuzz bench bench-peers soak wheel clean system peers
+.PHONY: help demo test build lint format strict tidy asan fuzz bench bench-peers figures soak wheel clean system peers
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "make %-11s %s\n", $$1, $$2}'
@@ -83,9 +83,12 @@ fuzz: $(STAMP) ## libFuzzer on parser, engine and offloads, FUZZ_SECONDS each
 bench: $(STAMP) ## the engine's figures, table and pictures, into bench/results/ (QUICK=1: less of it)
 	$(PY) -m bench.engine $(if $(QUICK),--quick)
 
-bench-peers: $(STAMP) ## beside the kernel, Open vSwitch and others, in namespaces (as root; ten minutes, QUICK=1: two)
+bench-peers: $(STAMP) ## beside the kernel, Open vSwitch and others, in namespaces (as root; QUICK=1: less of it)
 	@.ci/system bench
 	$(PY) -m bench.peers $(if $(QUICK),--quick)
+
+figures: $(STAMP) ## the README's figures, from the last make bench and make bench-peers
+	$(PY) -m bench.figures
 
 soak: $(STAMP) ## ten minutes of mixed traffic, hostile frames and commits, in namespaces (as root)
 	DATAPLANE_SOAK_SECONDS=600 $(PY) -m pytest -q -s tests/test_soak.py

@@ -1,7 +1,7 @@
-"""What the benchmarks share: a core of their own, and an engine for each number of ACL rules.
+"""What the benchmarks share: a core of their own, an engine for each number of ACL rules, a clock.
 
-pytest-benchmark's own times include laying the frames out; `cycles_per_packet` in its extra info is
-the stage alone.
+Where packets are played the clock of pytest-benchmark goes on with the measured stage only, not
+with the laying out of frames; so `--benchmark-compare-fail` compares what matters.
 """
 
 from collections.abc import Callable, Iterator
@@ -42,13 +42,41 @@ def engines() -> Iterator[Callable[[int], Engine]]:
     close()
 
 
+class StageClock:
+    """Seconds that stages have taken: for a million packets each time, as the mean says."""
+
+    def __init__(self) -> None:
+        self._seconds, self._mhz = 0.0, bench.tsc_mhz()
+
+    def __call__(self) -> float:
+        self._seconds += 1e-12  # it moves: pytest-benchmark waits for that
+        return self._seconds
+
+    def add(self, cycles: bench.Cycles) -> None:
+        self._seconds += float(cycles.mean()) / self._mhz
+
+
+CLOCK = StageClock()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if "record" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.benchmark(timer=CLOCK))
+
+
 @pytest.fixture
 def record(benchmark: BenchmarkFixture) -> Record:
     """Benchmarks a function that returns cycles a packet, and keeps the least and the median."""
 
     def run(play: Callable[[], bench.Cycles]) -> None:
         cycles: list[bench.Cycles] = []
-        benchmark(lambda: cycles.append(play()))
+
+        def timed() -> None:
+            cycles.append(play())
+            CLOCK.add(cycles[-1])
+
+        benchmark.pedantic(timed, rounds=100, warmup_rounds=5)
         found = np.concatenate(cycles)
         benchmark.extra_info["cycles_per_packet"] = round(float(found.min()), 1)
         benchmark.extra_info["median_cycles_per_packet"] = round(float(np.median(found)), 1)

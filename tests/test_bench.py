@@ -10,6 +10,7 @@ import pytest
 from msgspec.structs import replace
 
 from bench import engine as engine_bench
+from bench import figures
 from bench.svg import Bar, Chart, bars, draw, number
 from dataplane import bench, bench_batch, bench_counters, bench_traffic
 from dataplane.engine import Engine
@@ -187,3 +188,54 @@ def test_report_as_text_and_pictures(report: Path) -> None:
 def test_usage(capsys: pytest.CaptureFixture[str]) -> None:
     assert engine_bench.main(["--fast"]) == 2
     assert "usage" in capsys.readouterr().err
+
+
+# ---- the README's figures ----------------------------------------------------------------------
+
+KERNEL = {"underlay": "on", "measure": "tcp_1", "opponent": "kernel", "median": 12.345}
+OURS = {**KERNEL, "opponent": "dataplane", "ratio": 0.61, "ratio_min": 0.5, "ratio_max": 0.7}
+
+
+def results(report: Path, to: Path) -> Path:
+    """Of both benches."""
+    told = json.loads((report / "engine.json").read_text())
+    peers = {**told, "command": "make bench-peers", "rounds": 3, "results": [KERNEL, OURS]}
+    (to / "engine.json").write_text(json.dumps(told))
+    (to / "peers.json").write_text(json.dumps(peers))
+    return to
+
+
+def test_the_readme_shows_the_kept_figures() -> None:
+    kept = json.loads(figures.KEPT.read_text())
+    readme = figures.README.read_text()
+    assert figures.inserted(readme, figures.render(kept)) == readme, "run: make figures"
+    for told in kept.values():
+        assert told["command"].startswith("make bench") and told["date"] in readme
+        assert told["machine"]["build"] and told["machine"]["cpu"] in readme
+
+
+def test_figures_are_taken_from_the_results(report: Path, tmp_path: Path) -> None:
+    readme, kept = tmp_path / "README.md", tmp_path / "figures.json"
+    readme.write_text(f"before\n{figures.BEGIN}old\n{figures.END}after\n")
+    assert figures.main(results(report, tmp_path), kept, readme) == 0
+    text = readme.read_text()
+    assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text
+    assert "| TCP, 1 stream | 12.3 Gbit/s | 0.61 (0.5-0.7) |" in text
+    told = json.loads((report / "engine.json").read_text())
+    (row,) = (
+        r
+        for r in told["results"]
+        if (r.get("path"), r.get("work"), r.get("flows"), r.get("acl_rules"))
+        == ("hit", "nat", 1, 1000)
+    )
+    assert number(row["cycles_per_packet"]) in text and told["date"] in text
+    assert "make bench QUICK=1" in text and "another machine" in text
+    (tmp_path / "peers.json").unlink()
+    assert figures.main(tmp_path, kept, readme) == 0 and readme.read_text() == text
+
+
+def test_figures_want_results_and_marks(tmp_path: Path, capsys: Any) -> None:
+    assert figures.main(tmp_path, tmp_path / "figures.json", tmp_path / "README.md") == 1
+    assert "run the bench first" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="marks"):
+        figures.inserted("no marks", "x")
