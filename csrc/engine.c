@@ -321,11 +321,8 @@ static void note_use(const struct pass *x, const struct dp_packet *p, struct dp_
 
 /* The next outer id; a trace foretells it. */
 static dp_cold void number(const struct pass *x, struct dp_packet *p) {
-    const struct dp_worker *w = x->trace ? &x->e->workers[0] : x->w;
-    const uint16_t id = (uint16_t)(dp_get(w->outer_id) + 1);
-    if (!x->trace) {
-        dp_set(x->w->outer_id, id);
-    }
+    const uint16_t id = (uint16_t)(x->e->outer_id + 1);
+    x->e->outer_id = x->trace ? x->e->outer_id : id;
     dp_outer_number(p, id);
 }
 

@@ -349,9 +349,13 @@ struct dp_pair *dp_flows_next_idle(struct dp_flows *t, uint64_t now_ns, uint32_t
 struct dp_pair *dp_flows_next_half_open(const struct dp_flows *t, enum dp_scope scope,
                                         const struct dp_key *key, const struct dp_pair *but,
                                         uint32_t *hand) {
-    for (uint32_t looks = 0; looks < EVICTION_LOOKS && looks < t->size; looks++) {
+    /* Then few are not in use, those that wait for readers: they are no looks. */
+    const bool full = t->used - (but != NULL) >= t->max;
+    uint32_t looks = 0;
+    for (uint32_t passed = 0; looks < EVICTION_LOOKS && passed < t->size; passed++) {
         *hand = *hand < t->size ? *hand : 0;
         struct dp_pair *p = &t->pairs[(*hand)++];
+        looks += p->half[0].used || !full;
         if (p->half[0].used && p != but && dp_pair_half_open(p) &&
             dp_flow_in_scope(&p->half[0].key, key, scope)) {
             return p;

@@ -18,7 +18,6 @@ struct dp_worker {
     bool holds;                            /* the engine's lock */
     _Atomic(struct dp_snapshot *) reading; /* a snapshot named here is not released */
     uint64_t now_ns;
-    uint16_t outer_id; /* of the last outer packet that others may fragment */
     struct dp_counters count;
     struct dp_packet packets[DP_BURST];
     struct dp_transport known[DP_BURST]; /* of frames out of the store */
@@ -41,6 +40,7 @@ struct dp_engine {
     struct dp_fragments fragments;
     struct dp_paths paths;
     struct dp_limit limit; /* of ICMP errors */
+    uint16_t outer_id;     /* of the last outer packet that others may fragment (RFC 6864) */
     struct dp_observer observer;
     struct dp_hash_key
         entropy;               /* of outer source ports; not the tables' key, which must not leak */

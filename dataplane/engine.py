@@ -160,7 +160,7 @@ class Engine:
         }
         self._handle = _create(limits, timers, key)
         self._counters = Counters(self._handle, max_ports, max_rules)
-        self._single: Batch | None = None
+        self._singles: dict[int, Batch] = {}  # by worker, for one frame
         self._looking = threading.Lock()  # of those who trace, list flows or take what was seen
         self._reader: Reader | None = None
 
@@ -353,15 +353,17 @@ class Engine:
         flags: int = 0,
         gso_type: int = 0,
         gso_size: int = 0,
+        worker: int = 0,
     ) -> Outcome:
         """One frame, without FCS, by the way of `process`. With `gso_size` it is a super-frame."""
-        with self.exclusive():
-            self._single = self._single or _room_for_one()
-            batch = _fill(self._single, frame, port, flags, gso_type, gso_size)
+        with self.exclusive(worker):
+            if worker not in self._singles:
+                self._singles[worker] = _room_for_one()
+            batch = _fill(self._singles[worker], frame, port, flags, gso_type, gso_size)
             now = self.clock.now_ns() if now is None else now
-            check(lib.dp_process(self.handle, 0, *batch.prepare(self.port_id), now))
+            check(lib.dp_process(self.handle, worker, *batch.prepare(self.port_id), now))
             outcome = self._outcome(batch)
-            more = tuple(self._rest(batch, now))
+            more = tuple(self._rest(batch, now, worker))
         return replace(outcome, more=more) if more else outcome
 
     def trace(
@@ -432,8 +434,8 @@ class Engine:
         with self._looking:
             return saved.write(self.handle, state, now)
 
-    def _rest(self, batch: Batch, now: int) -> Iterator[Outcome]:
-        while check(lib.dp_more(self.handle, 0, *batch.open(), now)):
+    def _rest(self, batch: Batch, now: int, worker: int) -> Iterator[Outcome]:
+        while check(lib.dp_more(self.handle, worker, *batch.open(), now)):
             batch.count = 1
             yield self._outcome(batch)
 

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from dataplane import Batch, BusyError, Engine, Verdict, bench_traffic
+from dataplane.model import Wire
 from dataplane.stats import adds_up
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -78,3 +80,32 @@ def test_packets_of_one_flow_at_two_workers() -> None:
         totals = engine.stats().totals
         assert adds_up(totals) and totals["rx"] == 2 * BATCHES * FRAMES
         assert totals["flows"] == FRAMES and totals["reconciled"] > 0 and turn > 2
+
+
+def test_outer_packets_of_all_workers_have_numbers_of_their_own() -> None:
+    """Those that others may fragment (RFC 6864 section 4.3)."""
+    node = bench_traffic.policy(0)
+    (network,) = node.networks
+    network = replace(network, wire=Wire(df="clear"))
+    with Engine(max_flows=1024, max_ports=64, workers=3) as engine:
+        engine.commit(replace(node, networks=(network,)))
+        traffic = bench_traffic.traffic(engine, "encap", 90)
+        ids = set()
+        for i, (frame, port) in enumerate(zip(traffic.frames, traffic.ports, strict=True)):
+            outcome = engine.process_one(frame.tobytes(), int(port), worker=i % 3)
+            assert outcome.frame[20:22] == b"\0\0", "DF is clear"
+            ids.add(outcome.frame[18:20])
+        assert len(ids) == 90
+
+
+def test_a_small_table_that_workers_share_evicts_before_it_refuses() -> None:
+    """Its places that wait for the other worker are more than an eviction looks at pairs."""
+    with Engine(max_flows=8, max_ports=64, workers=2) as engine:
+        engine.commit(bench_traffic.policy(0))
+        traffic = bench_traffic.traffic(engine, "encap", 500)
+        for i, (frame, port) in enumerate(zip(traffic.frames, traffic.ports, strict=True)):
+            outcome = engine.process_one(frame.tobytes(), int(port), worker=i % 2)
+            assert outcome.verdict == Verdict.FORWARD
+            if i < 400 and i % 8 == 7:
+                engine.flush()  # the next ones lie elsewhere
+        assert engine.stats().totals["evicted"] == 100 - 8
