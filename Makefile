@@ -14,8 +14,9 @@ ASAN   := -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit
 ASAN_TESTS ?= $(wildcard $(addprefix tests/,test_captures.py test_hostile.py test_reasons.py test_engine.py \
               test_equivalence.py test_express.py test_lab.py test_fragments.py test_path.py test_services.py))
 FUZZ_SECONDS ?= 30
+LIVE_TESTS := $(wildcard tests/test_live*.py) $(addprefix tests/peers/,test_kernel_vxlan.py test_openvswitch.py)
 
-.PHONY: help demo test build lint format strict tidy asan fuzz bench bench-peers figures soak wheel clean system peers
+.PHONY: help demo test build lint format strict tidy asan fuzz bench bench-peers figures settings soak wheel clean system peers
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "make %-11s %s\n", $$1, $$2}'
@@ -25,6 +26,11 @@ demo: peers $(STAMP) ## two hosts and a kernel VXLAN peer exchange real traffic,
 
 test: $(STAMP) ## all tests; what the machine lacks is skipped with its reason
 	$(PY) -m pytest
+
+settings: $(STAMP) ## what `make test` has shown, once more without offloads, and with two workers
+	DATAPLANE_WORKERS=2 $(PY) -m pytest -q tests/test_equivalence.py tests/test_captures.py & \
+	  DATAPLANE_OFFLOAD=0 $(PY) -m pytest -q $(LIVE_TESTS); live=$$?; wait $$! && exit $$live
+	DATAPLANE_WORKERS=2 $(PY) -m pytest -q $(LIVE_TESTS) tests/test_ports_live.py
 
 build: $(STAMP) ## the engine, in place, in a virtual environment of its own (.venv)
 

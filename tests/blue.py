@@ -25,6 +25,7 @@ from dataplane.model import (
 )
 from dataplane.packet import build, parse, vxlan
 from dataplane.reasons import Reason, Verdict
+from tests import setting
 from tests.reference.build import reply_to
 from tests.reference.checksum import checksum, pseudo_header
 
@@ -84,7 +85,7 @@ def rule(name: str, direction: str, action: str, ports: int | None = None, **fie
 
 
 def engine(policy: Node | None = None, **options: Any) -> Engine:
-    made = Engine(**{"max_flows": 1024, "max_bindings": 1024, "key": KEY} | options)
+    made = setting.Engine(**{"max_flows": 1024, "max_bindings": 1024, "key": KEY} | options)
     made.commit(policy or node())
     return made
 

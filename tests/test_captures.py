@@ -11,7 +11,6 @@ from dataplane import pcap
 from dataplane._engine import lib
 from dataplane.address import Mac, Vni
 from dataplane.batch import Batch
-from dataplane.engine import Engine
 from dataplane.model import (
     Acl,
     Endpoint,
@@ -28,6 +27,7 @@ from dataplane.model import (
 from dataplane.packet import build, parse
 from dataplane.reasons import Verdict
 from dataplane.stats import adds_up
+from tests.setting import Engine
 
 DR, WEB, PEER = (Mac(f"02:00:00:00:00:0{n}") for n in (1, 2, 3))
 WEB6 = ip_address("fd00:1::2")

@@ -27,6 +27,7 @@ from dataplane.model import Endpoint, Network, Node, RemoteSubnet, Underlay
 from dataplane.netns import inside
 from dataplane.ports import Tap, VxlanSocket
 from tests.peers.wire import ip, mac, run
+from tests.setting import PORT, WORKERS
 
 PATH = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])
 SCHEMA = Path("/usr/share/openvswitch/vswitch.ovsschema")
@@ -119,12 +120,13 @@ def world(
         switch = Switch(other, tmp_path_factory.mktemp("ovs"), made)
         bridges(switch)
         ip(other, "addr add 192.0.2.2/24 dev br-under", "link set br-under up")
-        engine = made.enter_context(Engine())
+        engine = made.enter_context(Engine(workers=WORKERS))
         engine.commit(policy(VNIS[0], mac(b, "eth0")))
-        tap = made.enter_context(Tap("eth0", netns=a, mac=A_MAC, mtu=1450))
+        tap = made.enter_context(Tap("eth0", netns=a, mac=A_MAC, mtu=1450, **PORT))
         settle(a, "eth0", A4, A6, DR_MAC)
-        underlay = made.enter_context(VxlanSocket(ip_address("192.0.2.1"), netns=node))
-        forwarder = made.enter_context(Forwarder(engine, {"underlay": underlay, "web": tap}))
+        underlay = made.enter_context(VxlanSocket(ip_address("192.0.2.1"), netns=node, **PORT))
+        ports = {"underlay": underlay, "web": tap}
+        forwarder = made.enter_context(Forwarder(engine, ports, workers=WORKERS))
         made.enter_context(forwarder.background())
         yield World(switch, engine, (a, b))
 

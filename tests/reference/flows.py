@@ -10,7 +10,7 @@ from tests.reference.tcp import BOTH, Side
 from tests.reference.verdict import Drop
 from tests.reference.wire import ICMP, ICMP6, TCP, UDP, FlowId
 
-Chooser = Callable[[list["Pair"]], "Pair"]  # which of several it was
+Chooser = Callable[[list["Pair"]], "Pair | None"]  # which of several it was; None: none was found
 
 
 @dataclass(frozen=True)
@@ -135,9 +135,9 @@ class FlowTable:
         else:
             return None
         weak = [p for p in held if p.half_open]
-        if not weak:
+        victim = choose(weak) if weak else None
+        if victim is None:
             raise Drop(reason)
-        victim = choose(weak)
         self.remove(victim)
         return victim
 
