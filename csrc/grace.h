@@ -19,7 +19,8 @@ struct dp_grace {
     struct dp_reader *readers;
 };
 
-/* Number `readers` is nobody's: of who only reads with the writers' lock, and so is never inside. */
+/* Number `readers` is nobody's: of who only reads with the writers' lock, and so is never inside.
+ */
 bool dp_grace_init(struct dp_grace *g, uint32_t readers);
 void dp_grace_fini(struct dp_grace *g);
 
