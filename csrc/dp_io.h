@@ -3,7 +3,8 @@
  * Descriptors belong to the caller, who opens them non-blocking and closes them after the loop is
  * destroyed. A TAP is opened with IFF_TAP | IFF_NO_PI | IFF_VNET_HDR (10 byte header), with
  * whatever receive offloads (TUNSETOFFLOAD). An underlay is a set of UDP sockets: those bound to
- * the VXLAN port receive, those on source ports of 49152-65535 send. Threads: one inside
+ * the VXLAN port receive, those on source ports of 49152-65535 send; AF_XDP may stand beside them.
+ * Threads: one inside
  * dp_loop_run or dp_loop_step of one loop at a time, a second one gets DP_EBUSY; ports are added
  * while none is; dp_loop_stop and dp_loop_counters from any. */
 #ifndef DP_IO_H
@@ -38,6 +39,8 @@ struct dp_io_counters {
     uint64_t gso_packets; /* sent: packets of super-frames, or of one size, in one message */
     uint64_t gro_frames;  /* received: super-frames that were joined here */
     uint64_t gro_packets; /* received: packets that are parts of them */
+    uint64_t xdp_rx;      /* received: packets that AF_XDP brought */
+    uint64_t xdp_tx;      /* sent: packets that AF_XDP took */
 };
 
 struct dp_loop;
@@ -56,6 +59,44 @@ int dp_loop_add_tap(struct dp_loop *loop, uint16_t port, const struct dp_tap *ta
                     struct dp_error *err);
 int dp_loop_add_underlay(struct dp_loop *loop, uint16_t port,
                          const struct dp_underlay_sockets *sockets, struct dp_error *err);
+
+/* AF_XDP beside an underlay's sockets: whole outer frames past the host's stack, both ways. A
+ * program on the interface hands over what is UDP over plain IP to our addresses and port; all
+ * else, fragments and tags among it, goes on to the kernel, and so to the sockets. A packet leaves
+ * by AF_XDP once its way is known, else by the sockets. */
+struct dp_xdp_config {
+    uint32_t ifindex;  /* of an Ethernet device in the calling thread's namespace */
+    uint16_t udp_port; /* as those of the underlay */
+    uint16_t senders;  /* loops that send: the first so many queues do */
+    uint8_t ip4[16];   /* all zero: none */
+    uint8_t ip6[16];
+    bool checksum4; /* packets cut from super-frames have UDP checksums over IPv4, too */
+};
+/* How packets to a provider address leave. */
+struct dp_way {
+    uint8_t remote[16];
+    uint8_t mac[6];     /* of the next hop */
+    uint8_t own_mac[6]; /* of the interface */
+    uint16_t mtu;       /* largest IP packet; 0: unknown, so they leave by the sockets */
+    uint16_t used;      /* out: it was asked for since it was last read */
+};
+struct dp_xdp;
+/* The program and a socket for each queue. It goes with the process, however that ends. NULL:
+ * err->what is the step that failed, errno says why. */
+struct dp_xdp *dp_xdp_create(const struct dp_xdp_config *config, struct dp_error *err);
+/* After the loops that use it. */
+void dp_xdp_destroy(struct dp_xdp *xdp);
+uint32_t dp_xdp_queues(const struct dp_xdp *xdp);
+bool dp_xdp_zero_copy(const struct dp_xdp *xdp);
+/* An eventfd: packets were sent to an address of which no way was listed; it is listed now. These
+ * three from any thread, at any time. */
+int dp_xdp_fd(const struct dp_xdp *xdp);
+uint32_t dp_xdp_ways(struct dp_xdp *xdp, struct dp_way *ways, uint32_t n); /* up to n; how many */
+void dp_xdp_set_way(struct dp_xdp *xdp, const struct dp_way *way);         /* of a listed remote */
+void dp_xdp_forget(struct dp_xdp *xdp, const uint8_t remote[16]);
+/* The underlay of that port id gets every queues-th queue, from queue on. */
+int dp_loop_add_xdp(struct dp_loop *loop, uint16_t port, struct dp_xdp *xdp, uint32_t queue,
+                    uint32_t queues, struct dp_error *err);
 /* From now on a turn looks for frames for so long before it sleeps; 0: not at all. */
 void dp_loop_busy_poll(struct dp_loop *loop, uint64_t ns);
 /* Moves frames until stopped (1), or until the timeout or a signal (0); < 0 is a status. Negative:

@@ -15,6 +15,8 @@ enum {
     IO_FRONT6 = 62,
 };
 
+struct dp_coalescer;
+
 struct io_port {
     uint16_t id;
     uint32_t worker; /* whose port this is */
@@ -29,6 +31,7 @@ struct io_port {
     bool *uncut;  /* of each: its way was found not to take UDP_SEGMENT */
     struct io_inbox *inbox;
     struct io_outbox *outbox;
+    struct io_xdp *xdp; /* or NULL */
     struct dp_io_counters count;
 };
 
@@ -68,6 +71,25 @@ void io_underlay_send(struct io_port *p, struct dp_engine *e, uint8_t *arena,
 /* Of an underlay; to be freed. */
 struct io_inbox *io_inbox_create(void);
 struct io_outbox *io_outbox_create(void);
+
+/* A loop's share of the queues, to be freed; its i-th socket, -1 beyond the last. */
+struct io_xdp *io_xdp_create(struct dp_xdp *of, uint32_t queue, uint32_t queues);
+int io_xdp_fd(const struct io_xdp *x, uint32_t i);
+/* Receives up to IO_BURST packets of the i-th queue into the first slots. */
+void io_xdp_receive(struct io_port *p, uint32_t i, struct io_burst *b);
+/* Sends the frames whose ways are known; the others are put into rest, in order: how many. */
+uint32_t io_xdp_send(struct io_port *p, struct dp_engine *e, uint8_t *arena,
+                     struct dp_frame *const *frames, uint32_t n, struct dp_frame **rest);
+/* Sends what the device did not take before; false: it still does not. */
+bool io_xdp_flush(struct io_port *p);
+
+/* Completes the descriptors of a burst whose frames were opened in the coalescer one by one, .len
+ * being what stands in front of their bytes there. */
+void io_finish_joined(struct io_port *p, struct dp_coalescer *c, struct io_burst *b);
+
+/* Where TCP or UDP begins right behind IP, if it does, and what it is; else 0. A single VLAN tag is
+ * stepped over. */
+uint32_t io_find_transport(uint8_t *frame, uint32_t len, uint8_t *proto);
 
 /* Makes a partial checksum whole, where nobody behind the port would. outer: bytes in front of the
  * inner frame. */

@@ -15,8 +15,9 @@
 
 enum { EVENTS = 64, TURN_MS = 100, EXPIRE_BUDGET = 8192, ERRORS_A_TURN = 16 };
 enum { ON_STOP = INT32_MAX, ON_V6 = 1, ERRORS = 32 };
+#define ON_XDP (1ull << 63)
 /* epoll data: port id * 2 + family, or the stop; from bit ERRORS on the place + 1 of a sending
- * socket */
+ * socket or, with ON_XDP, the number of a queue */
 #define ARENA ((size_t)IO_FRAMES * IO_SLOT)
 enum { GO_ON = 0, STOPPED = 1, INTERRUPTED = 2 };
 
@@ -29,6 +30,7 @@ struct dp_loop {
     uint64_t expired_ns; /* when idle flows were last looked for */
     uint64_t busy_ns;    /* how long to look for frames before sleeping */
     struct io_burst burst;
+    struct io_port *xdp;                 /* the one that has some, or NULL */
     struct io_port *ports[DP_PORT_NONE]; /* by id */
 };
 
@@ -39,6 +41,18 @@ static uint64_t clock_ns(void) {
 }
 
 /* ---- a turn ------------------------------------------------------------------------------- */
+
+static void send_underlay(struct dp_loop *l, struct io_port *p, struct dp_frame *const *run,
+                          uint32_t n) {
+    struct dp_frame *rest[IO_FRAMES];
+    if (p->xdp) {
+        n = io_xdp_send(p, l->engine, l->burst.arena, run, n, rest);
+        run = rest;
+    }
+    if (n) {
+        io_underlay_send(p, l->engine, l->burst.arena, run, n);
+    }
+}
 
 /* Sends the frames of the burst that leave by the first one's port, in order; then they are done.
  */
@@ -58,7 +72,7 @@ static void send_port(struct dp_loop *l, uint32_t first) {
             io_lost(l->engine, l->worker, run[i], DP_R_egress_down);
         }
     } else if (p->kind == DP_PORT_UNDERLAY) {
-        io_underlay_send(p, l->engine, b->arena, run, n);
+        send_underlay(l, p, run, n);
     } else {
         io_tap_send(p, l->engine, b->arena, run, n);
     }
@@ -126,6 +140,15 @@ static void serve(struct dp_loop *l, struct io_port *p, bool v6) {
     }
 }
 
+static void serve_xdp(struct dp_loop *l, struct io_port *p, uint32_t queue, uint32_t events) {
+    io_xdp_receive(p, queue, &l->burst);
+    if (l->burst.n) {
+        forward_burst(l);
+    } else if (events & (EPOLLERR | EPOLLHUP)) { /* the interface is gone */
+        (void)epoll_ctl(l->epoll, EPOLL_CTL_DEL, io_xdp_fd(p->xdp, queue), NULL);
+    }
+}
+
 /* Of what ICMP tells about packets sent before, the path MTUs are for the engine. */
 static void serve_errors(struct dp_loop *l, struct io_port *p, uint32_t place) {
     struct io_path path;
@@ -161,6 +184,9 @@ static int wait_for_events(const struct dp_loop *l, struct epoll_event *events, 
 /* One turn: what is ready is served. GO_ON, STOPPED, INTERRUPTED, or a status. */
 static int turn(struct dp_loop *l, int wait_ms) {
     struct epoll_event events[EVENTS];
+    if (l->xdp && wait_ms && !io_xdp_flush(l->xdp)) {
+        wait_ms = 1; /* then it may take more */
+    }
     const int n = wait_for_events(l, events, wait_ms);
     if (n < 0) {
         return errno == EINTR ? INTERRUPTED : DP_EIO;
@@ -172,7 +198,9 @@ static int turn(struct dp_loop *l, int wait_ms) {
             return read(l->stop, &count, sizeof count) > 0 ? STOPPED : DP_EIO;
         }
         struct io_port *port = l->ports[(uint32_t)what >> 1];
-        if (what >> ERRORS) {
+        if (what & ON_XDP) {
+            serve_xdp(l, port, (uint32_t)((what & ~ON_XDP) >> ERRORS), events[i].events);
+        } else if (what >> ERRORS) {
             serve_errors(l, port, (uint32_t)(what >> ERRORS) - 1);
         } else {
             serve(l, port, what & ON_V6);
@@ -293,6 +321,7 @@ static void free_port(struct io_port *p) {
         free(p->uncut);
         free(p->inbox);
         free(p->outbox);
+        free(p->xdp);
         free(p);
     }
 }
@@ -387,6 +416,28 @@ int dp_loop_add_underlay(struct dp_loop *l, uint16_t port, const struct dp_under
                         (s->receive6 < 0 || watch(l, s->receive6, what | ON_V6)) &&
                         (l->worker > 0 || watch_errors(l, p));
     return join(l, p, polled, err);
+}
+
+int dp_loop_add_xdp(struct dp_loop *l, uint16_t port, struct dp_xdp *xdp, uint32_t queue,
+                    uint32_t queues, struct dp_error *err) {
+    struct io_port *p = l && port != DP_PORT_NONE ? l->ports[port] : NULL;
+    *err = (struct dp_error){DP_EINVAL, "port", port, "no underlay, or one has XDP already"};
+    if (!p || p->kind != DP_PORT_UNDERLAY || l->xdp || !xdp || queue >= queues) {
+        return err->status;
+    }
+    if (!(p->xdp = io_xdp_create(xdp, queue, queues))) {
+        *err = (struct dp_error){DP_ENOMEM, "port", port, "no memory"};
+        return err->status;
+    }
+    l->xdp = p;
+    for (uint32_t i = 0; io_xdp_fd(p->xdp, i) >= 0; i++) {
+        if (!watch(l, io_xdp_fd(p->xdp, i), ON_XDP | (uint64_t)i << ERRORS | (uint64_t)port << 1)) {
+            *err = (struct dp_error){DP_EIO, "port", port, "its descriptor cannot be polled"};
+            return err->status;
+        }
+    }
+    *err = (struct dp_error){DP_OK, NULL, 0, NULL};
+    return DP_OK;
 }
 
 int dp_loop_fd(const struct dp_loop *l) {

@@ -1,7 +1,6 @@
 /* io_tap.c: TAP devices: one frame a system call, with a virtio-net header that says what is left
  * to do: a checksum, or the cut of a super-frame. */
 #include "checksum.h"
-#include "cursor.h"
 #include "io.h"
 #include "segment.h"
 #include <errno.h>
@@ -15,30 +14,6 @@ enum { GSO_UDP = 5 }; /* VIRTIO_NET_HDR_GSO_UDP_L4, which older headers lack */
 
 /* ---- receive ------------------------------------------------------------------------------ */
 
-/* Where TCP or UDP begins right behind IP, if it does; else 0. A single VLAN tag is stepped over.
- */
-static uint32_t find_transport(uint8_t *frame, uint32_t len, uint8_t *proto) {
-    struct dp_cursor c = {frame, len};
-    const struct dp_eth *eth = dp_pull(&c, sizeof *eth);
-    if (!eth) {
-        return 0;
-    }
-    be16 type = eth->type;
-    const uint8_t *tag = be16_get(type) == DP_ETH_VLAN ? dp_pull(&c, DP_VLAN_TAG) : NULL;
-    if (tag) {
-        memcpy(&type, tag + 2, sizeof type);
-    }
-    if (be16_get(type) == DP_ETH_IP4) {
-        const struct dp_ip4 *ip = dp_peek(&c, sizeof *ip);
-        *proto = ip ? ip->proto : 0;
-        return ip && dp_pull(&c, (uint32_t)(ip->version_ihl & 15) * 4) ? (uint32_t)(c.at - frame)
-                                                                       : 0;
-    }
-    const struct dp_ip6 *ip = dp_pull(&c, sizeof *ip);
-    *proto = ip ? ip->next : 0;
-    return ip && be16_get(type) == DP_ETH_IP6 ? (uint32_t)(c.at - frame) : 0;
-}
-
 /* The engine knows the checksums of TCP and UDP; any other that was left is made here. Offsets are
  * those of whoever sent the frame: they may be anything. */
 static void take_checksum(const struct virtio_net_hdr *v, struct dp_frame *f, uint8_t *frame) {
@@ -47,7 +22,7 @@ static void take_checksum(const struct virtio_net_hdr *v, struct dp_frame *f, ui
         (uint32_t)v->csum_start + v->csum_offset + 2 > f->len) {
         return;
     }
-    const bool known = find_transport(frame, f->len, &proto) == v->csum_start &&
+    const bool known = io_find_transport(frame, f->len, &proto) == v->csum_start &&
                        ((proto == DP_IP_TCP && v->csum_offset == offsetof(struct dp_tcp, csum)) ||
                         (proto == DP_IP_UDP && v->csum_offset == offsetof(struct dp_udp, csum)));
     if (known || v->gso_type != VIRTIO_NET_HDR_GSO_NONE) {

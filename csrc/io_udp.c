@@ -211,20 +211,6 @@ static bool take_message(struct io_port *p, struct io_burst *b, struct message *
     return true;
 }
 
-static void finish_frames(struct io_port *p, struct io_burst *b) {
-    for (uint32_t i = 0; i < b->n; i++) {
-        struct dp_frame *f = &b->frames[i];
-        const uint32_t front = f->len;
-        const uint32_t packets = dp_coalesce_finish(&p->inbox->joined, i, f);
-        f->len += front;
-        if (packets > 1) {
-            f->flags = DP_OUTER_CHECKED | DP_CSUM_PARTIAL;
-            dp_count(&p->count.gro_frames, 1);
-            dp_count(&p->count.gro_packets, packets);
-        }
-    }
-}
-
 bool io_underlay_gather(struct io_port *p, struct io_burst *b) {
     struct io_inbox *in = p->inbox;
     bool room = true;
@@ -242,7 +228,7 @@ bool io_underlay_gather(struct io_port *p, struct io_burst *b) {
         in->at++;
         in->done = 0;
     }
-    finish_frames(p, b);
+    io_finish_joined(p, &in->joined, b);
     return b->n > 0;
 }
 

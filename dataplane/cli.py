@@ -115,6 +115,12 @@ def cli() -> None:
     help="Whether kernels cut, join and sum packets for us.  [default: as the policy says]",
 )
 @click.option(
+    "--xdp",
+    metavar="INTERFACE",
+    envvar="DATAPLANE_XDP",
+    help="AF_XDP beside the sockets, there.  [default: as the policy says]",
+)
+@click.option(
     "--busy-poll",
     type=click.IntRange(0, 1_000_000),
     default=0,
@@ -142,6 +148,7 @@ def run(
     stats_file: str | None,
     pid_file: str | None,
     offload: bool,
+    xdp: str | None,
     busy_poll: int,
     workers: int,
     successor: int | None,
@@ -165,7 +172,7 @@ def run(
 
     places = runner.Places(file, state, control, not no_control, stats_file, pid_file)
     limits = Limits(max_flows=max_flows, max_bindings=max_bindings, max_rules=max_rules)
-    runner.run(places, node, limits, Tuning(offload, busy_poll, workers), successor)
+    runner.run(places, node, limits, Tuning(offload, busy_poll, workers, xdp), successor)
 
 
 @cli.command(epilog=EXIT_CODES)

@@ -17,6 +17,7 @@ from dataplane.errors import BusyError, DataplaneError, DocumentError, Fault, St
 from dataplane.forwarder import Forwarder
 from dataplane.handover import Inherited, Successor
 from dataplane.host_nat import HostTable, forward, needs_host
+from dataplane.ids import UNDERLAY
 from dataplane.model import Document, Node
 from dataplane.node_ports import NodePorts
 from dataplane.plan import Plan
@@ -34,6 +35,7 @@ class Tuning(NamedTuple):
     offload: bool = True  # False: kernels cut, join and sum nothing for us
     busy_poll_us: int = 0  # how long to look for frames before sleeping
     workers: int = 1  # threads that forward
+    xdp: str | None = None  # the interface of AF_XDP, whatever the policy says
 
 
 class Applied(NamedTuple):
@@ -94,7 +96,7 @@ class Daemon:
             plan = self.engine.plan(node)
             self._ports = made.enter_context(
                 contextlib.closing(
-                    NodePorts(tuning.offload, tuning.workers, keep=state is not None)
+                    NodePorts(tuning.offload, tuning.workers, state is not None, tuning.xdp)
                 )
             )
             flows = b""
@@ -135,6 +137,12 @@ class Daemon:
     @property
     def is_forwarding(self) -> bool:
         return self._thread.is_alive()
+
+    def told(self) -> Iterator[str]:
+        """What there is to say of it at the beginning."""
+        if self._ports.xdp:
+            yield f"underlay: {self._ports.xdp}"
+        yield self.ready()
 
     def ready(self) -> str:
         policy = self.policy
@@ -313,11 +321,21 @@ class Daemon:
         return self._ports.lost()
 
     def look_for_lost_devices(self) -> None:
-        """Says once of each that it is gone."""
+        """Says once of each that it is gone; AF_XDP gets its interface back, if that came back."""
         lost = self.lost_devices()
         for name in sorted(lost.keys() - self._gone):
             log.error("%s: %s is gone, was it deleted? SIGHUP makes it again", name, lost[name])
+        xdp = self._ports.xdp
+        if xdp and not xdp.is_there:
+            lost[UNDERLAY] = xdp.interface
+            if UNDERLAY not in self._gone:
+                told = "underlay: %s is gone: packets take the sockets until it is back"
+                log.error(told, xdp.interface)
         self._gone = set(lost)
+        with self._changing, self._ports.renewed() as again:
+            if again:
+                self._restart()
+                log.info("underlay: %s", self._ports.xdp)
 
     def state(self) -> dict[str, Any]:
         """All counters, as the --stats file has them."""

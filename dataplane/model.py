@@ -238,6 +238,7 @@ class Underlay(Model, frozen=True, kw_only=True):
     port: int = 4789
     mtu: int = 1500
     offload: bool = True  # the kernel cuts and joins packets (UDP_SEGMENT, UDP_GRO)
+    xdp: str | None = None  # an interface, for AF_XDP beside the sockets
 
 
 class HostPort(Model, frozen=True, kw_only=True):

@@ -16,6 +16,7 @@ from dataplane.model import Endpoint, HostPort, Network, Node, Tap, outbound_nat
 from dataplane.ports import Port, VxlanSocket
 from dataplane.ports import Tap as TapPort
 from dataplane.rules import host_mac
+from dataplane.xdp import Xdp
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,6 +131,7 @@ def _sockets(node: Node) -> dict[str, Any]:
         "checksum4": any(w.udp_checksum == "full" for w in wires),
         "zero6": any(w.udp6_zero_rx for w in wires),
         "offload": own.offload,
+        "xdp": own.xdp,
     }
 
 
@@ -137,11 +139,18 @@ class NodePorts:
     """Owns the open ports of a node. `open_ports` is what a forwarder takes.
 
     `offload`: False where no port may have any, whatever the policy says. `queues` of each port.
-    `keep`: devices outlive a process that is killed, and wait for the next one.
+    `keep`: devices outlive a process that is killed, and wait for the next one. `xdp`: the
+    underlay's interface for it, whatever the policy says.
     """
 
-    def __init__(self, offload: bool = True, queues: int = 1, keep: bool = False) -> None:
-        self._offload, self._queues, self._keep = offload, queues, keep
+    def __init__(
+        self,
+        offload: bool = True,
+        queues: int = 1,
+        keep: bool = False,
+        xdp: str | None = None,
+    ) -> None:
+        self._offload, self._queues, self._keep, self._xdp = offload, queues, keep, xdp
         self._sockets: dict[str, Any] = {}
         self._devices: dict[str, Device] = {}
         self._ports: dict[str, VxlanSocket | TapPort] = {}
@@ -149,6 +158,11 @@ class NodePorts:
     @property
     def open_ports(self) -> Mapping[str, Port]:
         return dict(self._ports)
+
+    @property
+    def xdp(self) -> Xdp | None:
+        port = self._ports.get(UNDERLAY)
+        return port.xdp if isinstance(port, VxlanSocket) else None
 
     def lost(self) -> dict[str, str]:
         """Ports whose device is no more, and its name."""
@@ -158,11 +172,28 @@ class NodePorts:
             if isinstance(port, TapPort) and not port.is_there
         }
 
+    @contextlib.contextmanager
+    def renewed(self) -> Iterator[bool]:
+        """Inside the block AF_XDP stands on an interface that came back, if one did: True."""
+        port, old = self._ports[UNDERLAY], self.xdp
+        if old is None or old.is_there:
+            yield False
+            return
+        assert isinstance(port, VxlanSocket)
+        with contextlib.suppress(PortError):
+            port.xdp = old.again()
+        try:
+            yield port.xdp is not old
+        finally:
+            if port.xdp is not old:
+                old.close()
+
     def open(self, node: Node) -> None:
         """All ports of a resolved node. Raises PortError; `close` then closes what was opened."""
         self._sockets = _sockets(node)
         offload = self._offload and node.underlay.offload
-        wanted = {**self._sockets, "offload": offload, "queues": self._queues}
+        xdp = self._xdp or node.underlay.xdp
+        wanted = {**self._sockets, "offload": offload, "queues": self._queues, "xdp": xdp}
         self._ports[UNDERLAY] = VxlanSocket(**wanted)
         for name, device in devices(node).items():
             self._ports[name] = device.open(self._offload, self._queues, self._keep)

@@ -15,6 +15,7 @@ from typing import Any, Protocol, Self
 from dataplane.address import IP, Mac, Prefix, ip16
 from dataplane.errors import PortError
 from dataplane.netns import here, inside, moved
+from dataplane.xdp import Xdp
 
 _TUNGETIFF = 0x800454D2
 _TUNSETIFF, _TUNSETPERSIST, _TUNSETOWNER, _TUNSETOFFLOAD = (
@@ -337,7 +338,9 @@ class VxlanSocket(_Owner):
     IPv6 a zero one is accepted (RFC 6936). `offload`: many packets are one message, which the
     kernel cuts (UDP_SEGMENT) or has joined (UDP_GRO); it then makes UDP checksums in any case.
     `queues`: receiving sockets of each address, one for each worker of a forwarder (SO_REUSEPORT:
-    the kernel keeps a flow to one of them). Raises PortError with the fix.
+    the kernel keeps a flow to one of them). `xdp`: an interface whose packets for us come by
+    AF_XDP, and whose next hops get theirs so once they are known; all else takes the sockets.
+    Raises PortError with the fix.
     """
 
     def __init__(
@@ -353,6 +356,7 @@ class VxlanSocket(_Owner):
         interface: str | None = None,
         offload: bool = True,
         queues: int = 1,
+        xdp: str | None = None,
     ) -> None:
         if not 0 < sources <= len(_SOURCE_PORTS):
             raise PortError(f"{sources} source ports: at least 1, at most {len(_SOURCE_PORTS)}")
@@ -364,8 +368,11 @@ class VxlanSocket(_Owner):
         self._own: dict[int, IP] = {a.version: a for a in own}
         self._receive: dict[int, list[socket.socket]] = {}
         self._send: dict[int, list[socket.socket]] = {}
+        self.xdp: Xdp | None = None
         try:
             inside(netns, lambda: self._open(sources, checksum4 or offload, zero6, queues))
+            if xdp is not None:
+                self.xdp = Xdp(xdp, own, port, netns=netns, queues=queues, checksum4=checksum4)
         except BaseException:
             self.close()
             raise
@@ -430,12 +437,17 @@ class VxlanSocket(_Owner):
         for version, address in self._own.items():
             setattr(config, f"ip{version}", ip16(address))
         check(lib.dp_loop_add_underlay(loop, port_id, config, error), error)
+        if self.xdp:
+            self.xdp.join(loop, port_id, queue)
 
     def _receiver(self, version: int, queue: int) -> int:
         found = self._receive.get(version, [])
         return found[queue].fileno() if queue < len(found) else -1
 
     def close(self) -> None:
+        xdp, self.xdp = self.xdp, None
+        if xdp:
+            xdp.close()
         all_sockets = [*self._receive.values(), *self._send.values()]
         self._receive, self._send = {}, {}
         for sock in (s for sockets in all_sockets for s in sockets):

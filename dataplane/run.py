@@ -173,7 +173,8 @@ def run(
             control = made.enter_context(Control(daemon, path, inherited=told.get("control")))
         if inherited is not None:
             inherited.done()
-        log.info(daemon.ready())
+        for line in daemon.told():
+            log.info(line)
         notify("READY=1", f"MAINPID={os.getpid()}", f"STATUS={daemon.ready()}")
         Run(daemon, places, state, control).serve()
 

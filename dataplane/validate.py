@@ -30,7 +30,7 @@ from dataplane.validate_remotes import remote_subnets
 from dataplane.validate_services import host_services, network_services
 from dataplane.validate_values import inside, named, station, taken, unicast, within
 
-_TAP_NAME = re.compile(r"(?!\.\.?$)[^\s/:%\x00-\x1f]{1,15}")
+_DEVICE_NAME = re.compile(r"(?!\.\.?$)[^\s/:%\x00-\x1f]{1,15}")
 _MIN_MTU = {4: 68, 6: 1280}  # RFC 791, RFC 8200 §5
 _MAX_MTU = 65535
 _MAX_IDLE = 1 << 31  # seconds
@@ -105,6 +105,8 @@ def _underlay(underlay: Underlay, path: Path) -> Iterator[Complaint]:
     if not 1 <= underlay.port <= 65535:
         yield Complaint((*path, "port"), f"{underlay.port} is not a port (1-65535)")
     yield from within("MTU", underlay.mtu, _MIN_MTU[4] + 50, _MAX_MTU, (*path, "mtu"))
+    if underlay.xdp is not None:
+        yield from _device_name(underlay.xdp, (*path, "xdp"))
 
 
 def _host_port(host: HostPort, underlay: Underlay, path: Path) -> Iterator[Complaint]:
@@ -130,11 +132,13 @@ def _taps(node: Node, path: Path) -> Iterator[tuple[Hashable, Path]]:
             yield (tap.name, tap.netns), (*place, "tap") if endpoint.tap else place
 
 
+def _device_name(name: str, path: Path) -> Iterator[Complaint]:
+    if not _DEVICE_NAME.fullmatch(name) or len(name.encode()) > 15:
+        yield Complaint(path, f"{name[:40]!r} is no device name", "1-15 bytes, no space, / : %")
+
+
 def _tap(tap: Tap, path: Path) -> Iterator[Complaint]:
-    if not _TAP_NAME.fullmatch(tap.name) or len(tap.name.encode()) > 15:
-        yield Complaint(
-            (*path, "name"), f"{tap.name[:40]!r} is no device name", "1-15 bytes, no space, / : %"
-        )
+    yield from _device_name(tap.name, (*path, "name"))
     if tap.netns is not None and (not tap.netns or "\0" in tap.netns):
         yield Complaint((*path, "netns"), "empty", "a name in /run/netns, or a path")
     if tap.owner is not None:

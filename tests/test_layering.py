@@ -40,7 +40,8 @@ C_TIERS = (
     ("express", "note"),
     ("engine",),
     ("api", "names", "bench", "io", "offload", "save"),
-    ("io_loop", "io_tap", "io_udp", "io_udp_send"),
+    ("io_ways", "io_xdp_program"),
+    ("io_loop", "io_tap", "io_udp", "io_udp_send", "io_xdp"),
 )
 
 PYTHON_TIERS = (
@@ -61,6 +62,8 @@ PYTHON_TIERS = (
     ("batch", "flows", "offload", "saved", "stats", "trace"),
     ("observe",),
     ("engine",),
+    ("next_hops",),
+    ("xdp",),
     ("lab", "ports"),
     ("expect", "forwarder", "handover", "host_nat", "node_ports", "report"),
     ("adapters.scapy", "adapters.pytap2", "adapters"),

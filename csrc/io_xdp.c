@@ -1,0 +1,605 @@
+/* io_xdp.c: whole outer frames in and out of AF_XDP sockets, one for each queue of an interface.
+ * Memory that is shared with the kernel holds RING received frames and as many to be sent; a frame
+ * is copied once, into the super-frame it joins or out of the one it is cut from. */
+#include "checksum.h"
+#include "coalesce.h"
+#include "io.h"
+#include "io_ways.h"
+#include "io_xdp_program.h"
+#include "segment.h"
+#include <errno.h>
+#include <linux/if_xdp.h>
+#include <poll.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+enum { CHUNK = 4096, RING = 2048, QUEUES = 64, TRIES = RING / 16 };
+enum { SEND_BUFFER = 8 << 20 };
+
+/* A ring in memory: one side adds at .producer, the other takes at .consumer. */
+struct ring {
+    uint32_t *producer;
+    uint32_t *consumer;
+    uint32_t *flags;
+    void *slots;
+    void *map;
+    size_t size;
+};
+
+/* A frame in the sending ring: what it is for the engine. */
+struct record {
+    const struct dp_frame *frame;
+    uint32_t bytes;
+};
+
+struct xsk {
+    int fd;
+    bool zero_copy;
+    uint8_t *memory; /* chunks [0, RING) receive, from there on they send */
+    size_t size;
+    struct ring fill, receive, send, done;
+    uint32_t made;   /* sending ring: put in */
+    uint32_t told;   /* accounted for */
+    uint32_t n_free; /* chunks to send from */
+    uint32_t *free;
+    struct record *records;
+};
+
+struct dp_xdp {
+    struct dp_xdp_config config;
+    struct io_xdp_program program;
+    struct io_ways *ways;
+    uint32_t n;
+    struct xsk queues[QUEUES];
+};
+
+struct io_xdp {
+    struct dp_xdp *of;
+    uint32_t first; /* queue, and every .step-th from there on */
+    uint32_t step;
+    struct dp_engine *engine;
+    struct dp_coalescer joined;
+};
+
+static uint32_t load(const uint32_t *index) {
+    return __atomic_load_n(index, __ATOMIC_ACQUIRE);
+}
+
+static void publish(uint32_t *index, uint32_t value) {
+    __atomic_store_n(index, value, __ATOMIC_RELEASE);
+}
+
+static bool sleeps(const struct ring *r) {
+    return dp_get(*r->flags) & XDP_RING_NEED_WAKEUP;
+}
+
+static uint64_t *address_at(const struct ring *r, uint32_t i) {
+    return (uint64_t *)r->slots + (i & (RING - 1));
+}
+
+static struct xdp_desc *desc_at(const struct ring *r, uint32_t i) {
+    return (struct xdp_desc *)r->slots + (i & (RING - 1));
+}
+
+/* ---- life --------------------------------------------------------------------------------- */
+
+static bool map_ring(struct ring *r, int fd, const struct xdp_ring_offset *at, size_t slot,
+                     uint64_t where) {
+    r->size = at->desc + RING * slot;
+    r->map =
+        mmap(NULL, r->size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE, fd, (off_t)where);
+    if (r->map == MAP_FAILED) {
+        return false;
+    }
+    uint8_t *base = r->map;
+    r->producer = (uint32_t *)(base + at->producer);
+    r->consumer = (uint32_t *)(base + at->consumer);
+    r->flags = (uint32_t *)(base + at->flags);
+    r->slots = base + at->desc;
+    return true;
+}
+
+static bool register_memory(struct xsk *s, bool sends) {
+    s->size = (size_t)RING * CHUNK * (sends ? 2 : 1);
+    s->memory = mmap(NULL, s->size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (s->memory == MAP_FAILED) {
+        return false;
+    }
+    (void)madvise(s->memory, s->size, MADV_HUGEPAGE);
+    const struct xdp_umem_reg memory = {
+        .addr = (uintptr_t)s->memory, .len = s->size, .chunk_size = CHUNK};
+    return setsockopt(s->fd, SOL_XDP, XDP_UMEM_REG, &memory, sizeof memory) == 0;
+}
+
+static bool make_rings(struct xsk *s, bool sends) {
+    static const int kinds[] = {XDP_UMEM_FILL_RING, XDP_UMEM_COMPLETION_RING, XDP_RX_RING,
+                                XDP_TX_RING};
+    const int size = RING;
+    struct xdp_mmap_offsets at;
+    socklen_t len = sizeof at;
+    for (int i = 0; i < 3 + sends; i++) {
+        if (setsockopt(s->fd, SOL_XDP, kinds[i], &size, sizeof size)) {
+            return false;
+        }
+    }
+    return getsockopt(s->fd, SOL_XDP, XDP_MMAP_OFFSETS, &at, &len) == 0 && len == sizeof at &&
+           map_ring(&s->fill, s->fd, &at.fr, 8, XDP_UMEM_PGOFF_FILL_RING) &&
+           map_ring(&s->done, s->fd, &at.cr, 8, XDP_UMEM_PGOFF_COMPLETION_RING) &&
+           map_ring(&s->receive, s->fd, &at.rx, sizeof(struct xdp_desc), XDP_PGOFF_RX_RING) &&
+           (!sends ||
+            map_ring(&s->send, s->fd, &at.tx, sizeof(struct xdp_desc), XDP_PGOFF_TX_RING));
+}
+
+static bool stock(struct xsk *s, bool sends) {
+    for (uint32_t i = 0; i < RING; i++) {
+        *address_at(&s->fill, i) = (uint64_t)i * CHUNK;
+    }
+    publish(s->fill.producer, RING);
+    if (!sends) {
+        return true;
+    }
+    s->free = calloc(RING, sizeof *s->free);
+    s->records = calloc(RING, sizeof *s->records);
+    for (uint32_t i = 0; s->free && i < RING; i++) {
+        s->free[s->n_free++] = 2 * RING - 1 - i;
+    }
+    return s->free && s->records;
+}
+
+/* Without a word about copies the kernel does none where the driver can do so. */
+static bool bind_to(struct xsk *s, uint32_t ifindex, uint32_t queue) {
+    const struct sockaddr_xdp to = {.sxdp_family = AF_XDP,
+                                    .sxdp_flags = XDP_USE_NEED_WAKEUP,
+                                    .sxdp_ifindex = ifindex,
+                                    .sxdp_queue_id = queue};
+    const int size = SEND_BUFFER;
+    struct xdp_options options = {0};
+    socklen_t len = sizeof options;
+    (void)setsockopt(s->fd, SOL_SOCKET, SO_SNDBUFFORCE, &size, sizeof size);
+    if (bind(s->fd, (const struct sockaddr *)&to, sizeof to)) {
+        return false;
+    }
+    s->zero_copy = getsockopt(s->fd, SOL_XDP, XDP_OPTIONS, &options, &len) == 0 &&
+                   (options.flags & XDP_OPTIONS_ZEROCOPY);
+    return true;
+}
+
+static const char *open_queue(struct xsk *s, uint32_t ifindex, uint32_t queue, bool sends) {
+    s->fd = socket(AF_XDP, SOCK_RAW | SOCK_CLOEXEC, 0);
+    if (s->fd < 0) {
+        return "socket";
+    }
+    if (!register_memory(s, sends)) {
+        return "memory";
+    }
+    if (!make_rings(s, sends) || !stock(s, sends)) {
+        return "rings";
+    }
+    return bind_to(s, ifindex, queue) ? NULL : "bind";
+}
+
+static void close_queue(struct xsk *s) {
+    const struct ring *rings[] = {&s->fill, &s->done, &s->receive, &s->send};
+    for (size_t i = 0; i < 4; i++) {
+        if (rings[i]->map && rings[i]->map != MAP_FAILED) {
+            munmap(rings[i]->map, rings[i]->size);
+        }
+    }
+    if (s->fd >= 0) {
+        close(s->fd);
+    }
+    if (s->memory && s->memory != MAP_FAILED) {
+        munmap(s->memory, s->size);
+    }
+    free(s->free);
+    free(s->records);
+    *s = (struct xsk){.fd = -1};
+}
+
+/* A queue that is not there ends the list of them. */
+static const char *open_all(struct dp_xdp *x) {
+    int sockets[QUEUES];
+    for (uint32_t i = 0; i < QUEUES; i++) {
+        const char *step = open_queue(&x->queues[i], x->config.ifindex, i, i < x->config.senders);
+        if (step && i > 0 && errno == EINVAL) {
+            close_queue(&x->queues[i]);
+            break;
+        }
+        if (step) {
+            return step;
+        }
+        sockets[x->n++] = x->queues[i].fd;
+    }
+    return io_xdp_attach(&x->program, &x->config, sockets, x->n);
+}
+
+struct dp_xdp *dp_xdp_create(const struct dp_xdp_config *config, struct dp_error *err) {
+    struct dp_xdp *x = calloc(1, sizeof *x);
+    *err = (struct dp_error){DP_ENOMEM, "memory", 0, "no memory"};
+    if (!x || !config || !(x->ways = io_ways_create())) {
+        free(x);
+        return NULL;
+    }
+    x->config = *config;
+    x->program = (struct io_xdp_program){-1, -1, -1};
+    for (uint32_t i = 0; i < QUEUES; i++) {
+        x->queues[i].fd = -1;
+    }
+    const char *step = open_all(x);
+    if (step) {
+        const int why = errno;
+        dp_xdp_destroy(x);
+        *err = (struct dp_error){DP_EIO, step, 0, "errno says why"};
+        errno = why;
+        return NULL;
+    }
+    *err = (struct dp_error){DP_OK, NULL, 0, NULL};
+    return x;
+}
+
+void dp_xdp_destroy(struct dp_xdp *x) {
+    if (!x) {
+        return;
+    }
+    io_xdp_detach(&x->program); /* first: then no frame comes any more */
+    for (uint32_t i = 0; i < QUEUES; i++) {
+        close_queue(&x->queues[i]);
+    }
+    io_ways_destroy(x->ways);
+    free(x);
+}
+
+uint32_t dp_xdp_queues(const struct dp_xdp *x) {
+    return x->n;
+}
+
+bool dp_xdp_zero_copy(const struct dp_xdp *x) {
+    return x->queues[0].zero_copy;
+}
+
+int dp_xdp_fd(const struct dp_xdp *x) {
+    return io_ways_fd(x->ways);
+}
+
+uint32_t dp_xdp_ways(struct dp_xdp *x, struct dp_way *ways, uint32_t n) {
+    return io_ways_list(x->ways, ways, n);
+}
+
+void dp_xdp_set_way(struct dp_xdp *x, const struct dp_way *way) {
+    const struct dp_addr remote = dp_addr_load(way->remote);
+    io_ways_set(x->ways, &remote, way);
+}
+
+void dp_xdp_forget(struct dp_xdp *x, const uint8_t remote[16]) {
+    const struct dp_addr address = dp_addr_load(remote);
+    io_ways_set(x->ways, &address, NULL);
+}
+
+struct io_xdp *io_xdp_create(struct dp_xdp *of, uint32_t queue, uint32_t queues) {
+    struct io_xdp *x = calloc(1, sizeof *x);
+    if (x) {
+        x->of = of;
+        x->first = queue;
+        x->step = queues;
+    }
+    return x;
+}
+
+int io_xdp_fd(const struct io_xdp *x, uint32_t i) {
+    const uint64_t queue = x->first + (uint64_t)i * x->step;
+    return queue < x->of->n ? x->of->queues[queue].fd : -1;
+}
+
+/* ---- receive ------------------------------------------------------------------------------ */
+
+/* A packet from the underlay whose outer headers and checksums are right. */
+struct arrival {
+    uint8_t *vxlan;
+    uint32_t front; /* bytes in front of it */
+    uint32_t len;   /* from there to the end of UDP */
+    struct dp_origin origin;
+};
+
+/* A kernel peer on this machine leaves checksums to a device that never sees them: the outer one,
+ * or the inner one, which then counts as it will be (see inner_sum in encap.c). */
+static bool was_left_partial(const struct arrival *a, const struct dp_udp *udp, uint64_t pseudo) {
+    const uint32_t skip = (uint32_t)sizeof(struct dp_vxlan);
+    uint8_t proto = 0;
+    uint16_t field;
+    if (udp->csum == dp_csum_fold(pseudo)) {
+        return true;
+    }
+    const uint32_t l4 =
+        a->len < skip ? 0 : io_find_transport(a->vxlan + skip, a->len - skip, &proto);
+    const uint32_t at = l4 + (proto == DP_IP_TCP ? (uint32_t)offsetof(struct dp_tcp, csum)
+                                                 : (uint32_t)offsetof(struct dp_udp, csum));
+    if (l4 == 0 || !dp_proto_has_ports(proto) || a->len < skip + at + sizeof field) {
+        return false;
+    }
+    memcpy(&field, a->vxlan + skip + at, sizeof field);
+    const uint64_t sum = dp_csum_add(pseudo, udp, sizeof *udp + skip + l4);
+    return dp_csum_fold(sum + (uint16_t)~field) == 0xffff;
+}
+
+static bool udp_is_right(struct arrival *a, const struct dp_addr *dst, uint32_t len, bool v4) {
+    const struct dp_udp *udp = (const struct dp_udp *)(a->vxlan - sizeof *udp);
+    if (be16_get(udp->len) != len) {
+        return false;
+    }
+    a->len = len - (uint32_t)sizeof *udp;
+    if (udp->csum == 0) {
+        return v4; /* over IPv6 it is for the engine to say */
+    }
+    const uint64_t pseudo = dp_csum_pseudo(&a->origin.from, dst, DP_IP_UDP, len);
+    return dp_csum_fold(dp_csum_add(pseudo, udp, len)) == 0xffff ||
+           was_left_partial(a, udp, pseudo);
+}
+
+/* The program has looked at what is not looked at here. */
+static bool is_right(struct arrival *a, uint8_t *frame, uint32_t len) {
+    const bool v4 = be16_get(((const struct dp_eth *)frame)->type) == DP_ETH_IP4;
+    const uint32_t front = v4 ? IO_FRONT4 : IO_FRONT6;
+    *a = (struct arrival){.vxlan = frame + front, .front = front};
+    if (v4) {
+        const struct dp_ip4 *ip = (const struct dp_ip4 *)(frame + sizeof(struct dp_eth));
+        const uint32_t total = be16_get(ip->total);
+        const struct dp_addr dst = dp_addr_from4(ip->dst);
+        a->origin.from = dp_addr_from4(ip->src);
+        a->origin.tos = ip->tos;
+        return total >= front - sizeof(struct dp_eth) && total <= len - sizeof(struct dp_eth) &&
+               dp_csum_fold(dp_csum_add(0, ip, sizeof *ip)) == 0xffff &&
+               udp_is_right(a, &dst, total - (uint32_t)sizeof *ip, true);
+    }
+    const struct dp_ip6 *ip = (const struct dp_ip6 *)(frame + sizeof(struct dp_eth));
+    const uint32_t payload = be16_get(ip->payload);
+    const struct dp_addr dst = dp_addr_load(ip->dst);
+    a->origin.from = dp_addr_load(ip->src);
+    a->origin.tos = dp_ip6_class(ip);
+    return payload >= sizeof(struct dp_udp) && payload <= len - (front - sizeof(struct dp_udp)) &&
+           udp_is_right(a, &dst, payload, false);
+}
+
+/* A frame of its own; what may be joined to it begins at part->data. */
+static void begin(struct io_port *p, struct io_burst *b, const uint8_t *frame,
+                  const struct dp_part *part, const struct dp_origin *origin, uint8_t flags) {
+    uint8_t *data = io_slot(b, b->n) + IO_FRONT;
+    const uint32_t front = (uint32_t)(part->data - frame);
+    memcpy(data - front, frame, front + part->len);
+    dp_coalesce_open(&p->xdp->joined, part, origin, data, IO_SLOT - IO_FRONT);
+    b->frames[b->n++] = (struct dp_frame){
+        .off = (uint32_t)(data - front - b->arena), .len = front, .port = p->id, .flags = flags};
+}
+
+/* What is not right stays as it is: the engine says why. */
+static void take(struct io_port *p, struct io_burst *b, uint8_t *frame, uint32_t len) {
+    struct arrival a;
+    struct dp_part part;
+    if (!is_right(&a, frame, len)) {
+        part = (struct dp_part){.data = frame, .len = len, .slot = DP_NONE};
+        begin(p, b, frame, &part, &(struct dp_origin){0}, 0);
+        return;
+    }
+    dp_part_read(&part, a.vxlan, a.len, sizeof(struct dp_vxlan));
+    if (!p->sockets.gro || !dp_coalesce_join(&p->xdp->joined, &part, &a.origin)) {
+        begin(p, b, frame, &part, &a.origin, DP_OUTER_CHECKED | DP_CSUM_UNKNOWN);
+    }
+}
+
+void io_xdp_receive(struct io_port *p, uint32_t i, struct io_burst *b) {
+    struct xsk *s = &p->xdp->of->queues[p->xdp->first + i * p->xdp->step];
+    const uint32_t from = *s->receive.consumer;
+    const uint32_t ready = load(s->receive.producer) - from;
+    const uint32_t n = ready < IO_BURST ? ready : IO_BURST;
+    const uint32_t fill = *s->fill.producer;
+    b->n = 0;
+    dp_coalesce_begin(&p->xdp->joined);
+    for (uint32_t k = 0; k < n; k++) {
+        const struct xdp_desc *desc = desc_at(&s->receive, from + k);
+        dp_prefetch(s->memory + desc_at(&s->receive, from + k + 1)->addr % s->size);
+        take(p, b, s->memory + desc->addr, desc->len);
+        *address_at(&s->fill, fill + k) = desc->addr - desc->addr % CHUNK;
+    }
+    publish(s->receive.consumer, from + n);
+    publish(s->fill.producer, fill + n);
+    if (n && sleeps(&s->fill)) {
+        (void)recvfrom(s->fd, NULL, 0, MSG_DONTWAIT, NULL, NULL);
+    }
+    io_finish_joined(p, &p->xdp->joined, b);
+    dp_count(&p->count.rx_calls, 1);
+    dp_count(&p->count.rx_frames, n);
+    dp_count(&p->count.xdp_rx, n);
+}
+
+/* ---- send --------------------------------------------------------------------------------- */
+
+static void refuse(struct io_port *p, const struct record *r, int error) {
+    io_refused_part(p, p->xdp->engine, r->frame, 1, r->bytes, error);
+}
+
+static void reap(struct xsk *s) {
+    const uint32_t from = *s->done.consumer;
+    const uint32_t end = load(s->done.producer);
+    for (uint32_t i = from; i != end; i++) {
+        s->free[s->n_free++] = (uint32_t)(*address_at(&s->done, i) / CHUNK);
+    }
+    publish(s->done.consumer, end);
+}
+
+/* Nothing of it was looked at, so all that was put in last is taken out again. */
+static void take_back(struct io_port *p, struct xsk *s, int error) {
+    while (s->made != s->told) {
+        s->made--;
+        s->free[s->n_free++] = (uint32_t)(desc_at(&s->send, s->made)->addr / CHUNK);
+        refuse(p, &s->records[s->made & (RING - 1)], error);
+    }
+    publish(s->send.producer, s->made);
+}
+
+static bool goes_on(int error) {
+    return error == 0 || error == EAGAIN || error == EBUSY || error == ENOBUFS || error == EINTR;
+}
+
+/* Where the kernel copies, a call sends some of the ring and says EAGAIN if there is more; EBUSY
+ * tells of one that it took and lost. What it does not take for now stays in the ring. */
+static void drive(struct io_port *p, struct xsk *s) {
+    uint32_t lost = 0;
+    publish(s->send.producer, s->made);
+    for (int i = 0; i < TRIES && load(s->send.consumer) != s->made; i++) {
+        if (s->zero_copy && !sleeps(&s->send)) {
+            break;
+        }
+        const uint32_t before = load(s->send.consumer);
+        const int error = sendto(s->fd, NULL, 0, MSG_DONTWAIT, NULL, 0) < 0 ? errno : 0;
+        const uint32_t after = load(s->send.consumer);
+        dp_count(&p->count.tx_calls, 1);
+        if (!goes_on(error)) {
+            if (i == 0 && after == before && !s->zero_copy) {
+                take_back(p, s, error);
+            }
+            break;
+        }
+        if (error == EBUSY && !s->zero_copy && s->told != s->made) {
+            const uint32_t which = after - 1 - s->told < s->made - s->told ? after - 1 : s->told;
+            refuse(p, &s->records[which & (RING - 1)], ENETDOWN);
+            lost++;
+        }
+        if (s->zero_copy) {
+            break;
+        }
+    }
+    dp_count(&p->count.tx_frames, s->made - s->told - lost);
+    dp_count(&p->count.xdp_tx, s->made - s->told - lost);
+    s->told = s->made;
+    reap(s);
+}
+
+/* A chunk to write the next packet to; NULL: the packet was refused. */
+static uint8_t *chunk_for(struct io_port *p, struct xsk *s, const struct dp_frame *f, uint32_t len,
+                          const struct dp_way *way) {
+    const struct record r = {f, len};
+    if (len > way->mtu + sizeof(struct dp_eth)) {
+        refuse(p, &r, EMSGSIZE);
+        return NULL;
+    }
+    if (s->n_free == 0) {
+        drive(p, s);
+    }
+    if (s->n_free == 0) {
+        refuse(p, &r, EAGAIN);
+        return NULL;
+    }
+    const uint64_t at = (uint64_t)s->free[--s->n_free] * CHUNK;
+    *desc_at(&s->send, s->made) = (struct xdp_desc){.addr = at, .len = len};
+    s->records[s->made++ & (RING - 1)] = r;
+    return s->memory + at;
+}
+
+/* Outer headers of the i-th packet of a super-frame. */
+static void finish_outer(uint8_t *frame, uint32_t len, uint32_t i, bool v4, bool checksum4) {
+    struct dp_addr src;
+    struct dp_addr dst;
+    const uint32_t l4 = (v4 ? IO_FRONT4 : IO_FRONT6) - (uint32_t)sizeof(struct dp_udp);
+    struct dp_udp *udp = (struct dp_udp *)(frame + l4);
+    if (v4) {
+        struct dp_ip4 *ip = (struct dp_ip4 *)(frame + sizeof(struct dp_eth));
+        ip->total = be16_put(len - (uint32_t)sizeof(struct dp_eth));
+        ip->id = be16_put(be16_get(ip->frag) & DP_IP4_DF ? 0 : be16_get(ip->id) + i);
+        ip->csum = 0;
+        ip->csum = (uint16_t)~dp_csum_fold(dp_csum_add(0, ip, sizeof *ip));
+        src = dp_addr_from4(ip->src);
+        dst = dp_addr_from4(ip->dst);
+    } else {
+        struct dp_ip6 *ip = (struct dp_ip6 *)(frame + sizeof(struct dp_eth));
+        ip->payload = be16_put(len - l4);
+        src = dp_addr_load(ip->src);
+        dst = dp_addr_load(ip->dst);
+    }
+    udp->len = be16_put(len - l4);
+    udp->csum = 0;
+    if (!v4 || checksum4) {
+        const uint64_t pseudo = dp_csum_pseudo(&src, &dst, DP_IP_UDP, len - l4);
+        const uint16_t csum = (uint16_t)~dp_csum_fold(dp_csum_add(pseudo, udp, len - l4));
+        udp->csum = csum ? csum : 0xffff;
+    }
+}
+
+static void put_cut(struct io_port *p, struct xsk *s, const struct dp_frame *f,
+                    const struct dp_super *super, const struct dp_way *way, bool v4) {
+    const uint32_t n = dp_super_count(super);
+    for (uint32_t i = 0; i < n; i++) {
+        const uint32_t left = super->payload - i * super->size;
+        const uint32_t len = super->head + (left < super->size ? left : super->size);
+        uint8_t *chunk = chunk_for(p, s, f, len, way);
+        if (chunk) {
+            const uint32_t payload = dp_segment(super, i, chunk);
+            memcpy(chunk + super->head, super->data + dp_super_at(super, i), payload);
+            finish_outer(chunk, len, i, v4, p->xdp->of->config.checksum4);
+        }
+    }
+}
+
+static void put(struct io_port *p, struct xsk *s, const struct dp_frame *f, uint8_t *frame,
+                const struct dp_way *way, bool v4) {
+    struct dp_super super;
+    struct dp_eth *eth = (struct dp_eth *)frame;
+    const uint32_t outer = (v4 ? IO_FRONT4 : IO_FRONT6) + (uint32_t)sizeof(struct dp_vxlan);
+    memcpy(eth->dst, way->mac, sizeof eth->dst);
+    memcpy(eth->src, way->own_mac, sizeof eth->src);
+    if (dp_super_read(&super, f, frame, outer)) {
+        put_cut(p, s, f, &super, way, v4);
+        return;
+    }
+    uint8_t *chunk = chunk_for(p, s, f, f->len, way);
+    if (chunk) {
+        io_complete(f, frame, outer);
+        memcpy(chunk, frame, f->len);
+    }
+}
+
+static bool fits(const struct dp_frame *f) {
+    return (f->head ? (uint32_t)f->head + f->gso_size : f->len) <= CHUNK;
+}
+
+static bool is_known(const struct io_port *p, const uint8_t *frame, bool v4, struct dp_way *way) {
+    const uint8_t *ip = frame + sizeof(struct dp_eth);
+    const struct dp_addr remote = v4 ? dp_addr_from4(((const struct dp_ip4 *)ip)->dst)
+                                     : dp_addr_load(((const struct dp_ip6 *)ip)->dst);
+    return io_ways_ask(p->xdp->of->ways, &remote, way);
+}
+
+static struct xsk *sender_of(const struct io_xdp *x) {
+    const bool sends = x->first < x->of->n && x->first < x->of->config.senders;
+    return sends ? &x->of->queues[x->first] : NULL;
+}
+
+uint32_t io_xdp_send(struct io_port *p, struct dp_engine *e, uint8_t *arena,
+                     struct dp_frame *const *frames, uint32_t n, struct dp_frame **rest) {
+    struct xsk *s = sender_of(p->xdp);
+    uint32_t n_rest = 0;
+    p->xdp->engine = e;
+    for (uint32_t i = 0; i < n; i++) {
+        struct dp_way way;
+        uint8_t *frame = arena + frames[i]->off;
+        const bool v4 = be16_get(((const struct dp_eth *)frame)->type) == DP_ETH_IP4;
+        if (s && fits(frames[i]) && is_known(p, frame, v4, &way)) {
+            put(p, s, frames[i], frame, &way, v4);
+        } else {
+            rest[n_rest++] = frames[i];
+        }
+    }
+    if (s && s->made != s->told) {
+        drive(p, s);
+    }
+    return n_rest;
+}
+
+bool io_xdp_flush(struct io_port *p) {
+    struct xsk *s = sender_of(p->xdp);
+    if (s && load(s->send.consumer) != s->made) {
+        drive(p, s);
+        return load(s->send.consumer) == s->made;
+    }
+    return true;
+}
