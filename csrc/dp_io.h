@@ -19,6 +19,8 @@ struct dp_underlay_sockets {
     const int *send4; /* n_send sockets, each with a source port of its own; NULL without IPv4 */
     const int *send6;
     uint32_t n_send;
+    int icmp4; /* raw ICMP, for errors about what AF_XDP sent; -1: none is wanted */
+    int icmp6;
     uint8_t ip4[16]; /* own provider addresses, as in struct dp_port */
     uint8_t ip6[16];
     uint16_t udp_port;

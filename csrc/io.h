@@ -61,6 +61,8 @@ struct io_path {
 };
 /* Takes one error off a sending socket's queue; false: there is none. */
 bool io_underlay_error(struct io_port *p, int fd, struct io_path *path);
+/* Reads one message of the raw ICMP socket of that family; false: there is none. */
+bool io_icmp_error(struct io_port *p, bool v4, struct io_path *path);
 
 /* Send frames of the burst; what the device refuses is counted with dp_egress_drop. */
 void io_tap_send(struct io_port *p, struct dp_engine *e, uint8_t *arena,
@@ -80,6 +82,8 @@ void io_xdp_receive(struct io_port *p, uint32_t i, struct io_burst *b);
 /* Sends the frames whose ways are known; the others are put into rest, in order: how many. */
 uint32_t io_xdp_send(struct io_port *p, struct dp_engine *e, uint8_t *arena,
                      struct dp_frame *const *frames, uint32_t n, struct dp_frame **rest);
+/* Whether a packet of this source port was sent. */
+bool io_xdp_sent_from(const struct io_xdp *x, uint16_t port);
 /* Sends what the device did not take before; false: it still does not. */
 bool io_xdp_flush(struct io_port *p);
 

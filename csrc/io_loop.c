@@ -17,7 +17,7 @@ enum { EVENTS = 64, TURN_MS = 100, EXPIRE_BUDGET = 8192, ERRORS_A_TURN = 16 };
 enum { ON_STOP = INT32_MAX, ON_V6 = 1, ERRORS = 32 };
 #define ON_XDP (1ull << 63)
 /* epoll data: port id * 2 + family, or the stop; from bit ERRORS on the place + 1 of a sending
- * socket or, with ON_XDP, the number of a queue */
+ * socket, behind them those of raw ICMP, or, with ON_XDP, the number of a queue */
 #define ARENA ((size_t)IO_FRAMES * IO_SLOT)
 enum { GO_ON = 0, STOPPED = 1, INTERRUPTED = 2 };
 
@@ -150,9 +150,15 @@ static void serve_xdp(struct dp_loop *l, struct io_port *p, uint32_t queue, uint
 }
 
 /* Of what ICMP tells about packets sent before, the path MTUs are for the engine. */
+static bool next_error(struct io_port *p, uint32_t place, struct io_path *path) {
+    const uint32_t sockets = p->sockets.n_send * 2;
+    return place < sockets ? io_underlay_error(p, p->sending[place], path)
+                           : io_icmp_error(p, place == sockets, path);
+}
+
 static void serve_errors(struct dp_loop *l, struct io_port *p, uint32_t place) {
     struct io_path path;
-    for (int i = 0; i < ERRORS_A_TURN && io_underlay_error(p, p->sending[place], &path); i++) {
+    for (int i = 0; i < ERRORS_A_TURN && next_error(p, place, &path); i++) {
         while (path.mtu && dp_learn_path(l->engine, dp_addr_bytes(&path.remote), path.vni, path.mtu,
                                          clock_ns()) == DP_EBUSY) {
             sched_yield();
@@ -276,9 +282,12 @@ static bool watch(const struct dp_loop *l, int fd, uint64_t what) {
 
 static bool watch_errors(const struct dp_loop *l, const struct io_port *p) {
     bool all = true;
-    for (uint32_t i = 0; i < p->sockets.n_send * 2; i++) {
+    const uint32_t sockets = p->sockets.n_send * 2;
+    const int icmp[] = {p->sockets.icmp4, p->sockets.icmp6};
+    for (uint32_t i = 0; i < sockets + 2; i++) {
         const uint64_t what = ((uint64_t)i + 1) << ERRORS | (uint64_t)p->id << 1;
-        all = all && (p->sending[i] < 0 || watch_for(l, p->sending[i], 0, what));
+        const int fd = i < sockets ? p->sending[i] : icmp[i - sockets];
+        all = all && (fd < 0 || watch_for(l, fd, i < sockets ? 0 : EPOLLIN, what));
     }
     return all;
 }

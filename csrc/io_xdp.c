@@ -16,7 +16,7 @@
 #include <unistd.h>
 
 enum { CHUNK = 4096, RING = 2048, QUEUES = 64, TRIES = RING / 16 };
-enum { SEND_BUFFER = 8 << 20 };
+enum { SEND_BUFFER = 8 << 20, PORTS = 1 << 16 };
 
 /* A ring in memory: one side adds at .producer, the other takes at .consumer. */
 struct ring {
@@ -51,6 +51,7 @@ struct dp_xdp {
     struct dp_xdp_config config;
     struct io_xdp_program program;
     struct io_ways *ways;
+    uint64_t sent_from[PORTS / 64]; /* bits by source port */
     uint32_t n;
     struct xsk queues[QUEUES];
 };
@@ -558,6 +559,19 @@ static void put(struct io_port *p, struct xsk *s, const struct dp_frame *f, uint
     }
 }
 
+static void note_source(struct dp_xdp *x, const uint8_t *frame, bool v4) {
+    const uint32_t l4 = (v4 ? IO_FRONT4 : IO_FRONT6) - (uint32_t)sizeof(struct dp_udp);
+    const uint16_t port = be16_get(((const struct dp_udp *)(frame + l4))->sport);
+    const uint64_t bit = 1ull << (port & 63);
+    if (!(dp_get(x->sent_from[port >> 6]) & bit)) {
+        (void)__atomic_fetch_or(&x->sent_from[port >> 6], bit, __ATOMIC_RELAXED);
+    }
+}
+
+bool io_xdp_sent_from(const struct io_xdp *x, uint16_t port) {
+    return dp_get(x->of->sent_from[port >> 6]) >> (port & 63) & 1;
+}
+
 static bool fits(const struct dp_frame *f) {
     return (f->head ? (uint32_t)f->head + f->gso_size : f->len) <= CHUNK;
 }
@@ -584,6 +598,7 @@ uint32_t io_xdp_send(struct io_port *p, struct dp_engine *e, uint8_t *arena,
         uint8_t *frame = arena + frames[i]->off;
         const bool v4 = be16_get(((const struct dp_eth *)frame)->type) == DP_ETH_IP4;
         if (s && fits(frames[i]) && is_known(p, frame, v4, &way)) {
+            note_source(p->xdp->of, frame, v4);
             put(p, s, frames[i], frame, &way, v4);
         } else {
             rest[n_rest++] = frames[i];

@@ -8,6 +8,7 @@ import os
 import socket
 import struct
 from collections.abc import Iterator
+from functools import partial
 from ipaddress import ip_address
 from types import TracebackType
 from typing import Any, Protocol, Self
@@ -29,6 +30,7 @@ _TUN_F_TCP = 0x01 | 0x02 | 0x04 | 0x08  # checksums, TSO4, TSO6, TSO with ECN
 _TUN_F_USO = 0x20 | 0x40  # Linux 6.2
 _IP_MTU_DISCOVER, _IPV6_MTU_DISCOVER, _PMTUDISC_PROBE = 10, 23, 3
 _UDP_NO_CHECK6_RX, _UDP_GRO = 102, 104
+_ICMP_FILTER, _RAW, _ICMP_UNREACHABLE, _ICMP6_TOO_BIG = 1, 255, 3, 2
 _IP_RECVERR, _IPV6_RECVERR, _SO_ATTACH_FILTER, _BPF_RET = 11, 25, 26, 6
 _SO_NO_CHECK, _SO_RCVBUFFORCE, _SO_SNDBUFFORCE = 11, 33, 32
 _BUFFER = 8 << 20
@@ -368,10 +370,12 @@ class VxlanSocket(_Owner):
         self._own: dict[int, IP] = {a.version: a for a in own}
         self._receive: dict[int, list[socket.socket]] = {}
         self._send: dict[int, list[socket.socket]] = {}
+        self._icmp: dict[int, socket.socket] = {}
         self.xdp: Xdp | None = None
         try:
             inside(netns, lambda: self._open(sources, checksum4 or offload, zero6, queues))
             if xdp is not None:
+                self._icmp = {v: inside(netns, partial(_icmp, a)) for v, a in self._own.items()}
                 self.xdp = Xdp(xdp, own, port, netns=netns, queues=queues, checksum4=checksum4)
         except BaseException:
             self.close()
@@ -433,6 +437,9 @@ class VxlanSocket(_Owner):
         config.receive4, config.receive6 = self._receiver(4, queue), self._receiver(6, queue)
         config.send4, config.send6 = fds.get(4, ffi.NULL), fds.get(6, ffi.NULL)
         config.n_send, config.udp_port = count, self.port
+        config.icmp4, config.icmp6 = (
+            self._icmp[v].fileno() if v in self._icmp else -1 for v in (4, 6)
+        )
         config.segment = config.gro = self._offload
         for version, address in self._own.items():
             setattr(config, f"ip{version}", ip16(address))
@@ -448,8 +455,8 @@ class VxlanSocket(_Owner):
         xdp, self.xdp = self.xdp, None
         if xdp:
             xdp.close()
-        all_sockets = [*self._receive.values(), *self._send.values()]
-        self._receive, self._send = {}, {}
+        all_sockets = [*self._receive.values(), *self._send.values(), self._icmp.values()]
+        self._receive, self._send, self._icmp = {}, {}, {}
         for sock in (s for sockets in all_sockets for s in sockets):
             sock.close()
 
@@ -518,6 +525,22 @@ def _hear_errors_only(sock: socket.socket, address: IP) -> None:
         sock.setsockopt(socket.IPPROTO_IP, _IP_RECVERR, 1)
     else:
         sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_RECVERR, 1)
+
+
+def _icmp(address: IP) -> socket.socket:
+    """Where messages of path MTUs come in. Raises PortError."""
+    v4 = address.version == 4
+    family = socket.AF_INET if v4 else socket.AF_INET6
+    kind = socket.SOCK_RAW | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
+    try:
+        sock = socket.socket(family, kind, socket.IPPROTO_ICMP if v4 else socket.IPPROTO_ICMPV6)
+    except PermissionError:
+        raise PortError("xdp: a raw socket is not permitted; CAP_NET_RAW is needed") from None
+    blocked = ~(1 << (_ICMP_UNREACHABLE if v4 else _ICMP6_TOO_BIG)) & (1 << (32 if v4 else 256)) - 1
+    level, size = (_RAW, 4) if v4 else (socket.IPPROTO_ICMPV6, 32)
+    sock.setsockopt(level, _ICMP_FILTER, blocked.to_bytes(size, "little"))
+    sock.bind((str(address), 0))
+    return sock
 
 
 def _senders(address: IP, count: int, interface: str | None) -> Iterator[socket.socket]:

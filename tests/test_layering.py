@@ -41,7 +41,7 @@ C_TIERS = (
     ("engine",),
     ("api", "names", "bench", "io", "offload", "save"),
     ("io_ways", "io_xdp_program"),
-    ("io_loop", "io_tap", "io_udp", "io_udp_send", "io_xdp"),
+    ("io_icmp", "io_loop", "io_tap", "io_udp", "io_udp_send", "io_xdp"),
 )
 
 PYTHON_TIERS = (
