@@ -1,51 +1,17 @@
 /* io_xdp.c: whole outer frames in and out of AF_XDP sockets, one for each queue of an interface.
- * Memory that is shared with the kernel holds RING received frames and as many to be sent; a frame
- * is copied once, into the super-frame it joins or out of the one it is cut from. */
+ * A frame is copied once, into the super-frame it joins or out of the one it is cut from. */
 #include "checksum.h"
 #include "coalesce.h"
 #include "io.h"
 #include "io_ways.h"
 #include "io_xdp_program.h"
+#include "io_xsk.h"
 #include "segment.h"
 #include <errno.h>
-#include <linux/if_xdp.h>
-#include <poll.h>
 #include <stdlib.h>
-#include <sys/mman.h>
 #include <sys/socket.h>
-#include <unistd.h>
 
-enum { CHUNK = 4096, RING = 2048, QUEUES = 64, TRIES = RING / 16 };
-enum { SEND_BUFFER = 8 << 20, PORTS = 1 << 16 };
-
-/* A ring in memory: one side adds at .producer, the other takes at .consumer. */
-struct ring {
-    uint32_t *producer;
-    uint32_t *consumer;
-    uint32_t *flags;
-    void *slots;
-    void *map;
-    size_t size;
-};
-
-/* A frame in the sending ring: what it is for the engine. */
-struct record {
-    const struct dp_frame *frame;
-    uint32_t bytes;
-};
-
-struct xsk {
-    int fd;
-    bool zero_copy;
-    uint8_t *memory; /* chunks [0, RING) receive, from there on they send */
-    size_t size;
-    struct ring fill, receive, send, done;
-    uint32_t made;   /* sending ring: put in */
-    uint32_t told;   /* accounted for */
-    uint32_t n_free; /* chunks to send from */
-    uint32_t *free;
-    struct record *records;
-};
+enum { QUEUES = 64, TRIES = XSK_RING / 16, PORTS = 1 << 16 };
 
 struct dp_xdp {
     struct dp_xdp_config config;
@@ -53,7 +19,7 @@ struct dp_xdp {
     struct io_ways *ways;
     uint64_t sent_from[PORTS / 64]; /* bits by source port */
     uint32_t n;
-    struct xsk queues[QUEUES];
+    struct io_xsk queues[QUEUES];
 };
 
 struct io_xdp {
@@ -64,148 +30,15 @@ struct io_xdp {
     struct dp_coalescer joined;
 };
 
-static uint32_t load(const uint32_t *index) {
-    return __atomic_load_n(index, __ATOMIC_ACQUIRE);
-}
-
-static void publish(uint32_t *index, uint32_t value) {
-    __atomic_store_n(index, value, __ATOMIC_RELEASE);
-}
-
-static bool sleeps(const struct ring *r) {
-    return dp_get(*r->flags) & XDP_RING_NEED_WAKEUP;
-}
-
-static uint64_t *address_at(const struct ring *r, uint32_t i) {
-    return (uint64_t *)r->slots + (i & (RING - 1));
-}
-
-static struct xdp_desc *desc_at(const struct ring *r, uint32_t i) {
-    return (struct xdp_desc *)r->slots + (i & (RING - 1));
-}
-
 /* ---- life --------------------------------------------------------------------------------- */
-
-static bool map_ring(struct ring *r, int fd, const struct xdp_ring_offset *at, size_t slot,
-                     uint64_t where) {
-    r->size = at->desc + RING * slot;
-    r->map =
-        mmap(NULL, r->size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE, fd, (off_t)where);
-    if (r->map == MAP_FAILED) {
-        return false;
-    }
-    uint8_t *base = r->map;
-    r->producer = (uint32_t *)(base + at->producer);
-    r->consumer = (uint32_t *)(base + at->consumer);
-    r->flags = (uint32_t *)(base + at->flags);
-    r->slots = base + at->desc;
-    return true;
-}
-
-static bool register_memory(struct xsk *s, bool sends) {
-    s->size = (size_t)RING * CHUNK * (sends ? 2 : 1);
-    s->memory = mmap(NULL, s->size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (s->memory == MAP_FAILED) {
-        return false;
-    }
-    (void)madvise(s->memory, s->size, MADV_HUGEPAGE);
-    const struct xdp_umem_reg memory = {
-        .addr = (uintptr_t)s->memory, .len = s->size, .chunk_size = CHUNK};
-    return setsockopt(s->fd, SOL_XDP, XDP_UMEM_REG, &memory, sizeof memory) == 0;
-}
-
-static bool make_rings(struct xsk *s, bool sends) {
-    static const int kinds[] = {XDP_UMEM_FILL_RING, XDP_UMEM_COMPLETION_RING, XDP_RX_RING,
-                                XDP_TX_RING};
-    const int size = RING;
-    struct xdp_mmap_offsets at;
-    socklen_t len = sizeof at;
-    for (int i = 0; i < 3 + sends; i++) {
-        if (setsockopt(s->fd, SOL_XDP, kinds[i], &size, sizeof size)) {
-            return false;
-        }
-    }
-    return getsockopt(s->fd, SOL_XDP, XDP_MMAP_OFFSETS, &at, &len) == 0 && len == sizeof at &&
-           map_ring(&s->fill, s->fd, &at.fr, 8, XDP_UMEM_PGOFF_FILL_RING) &&
-           map_ring(&s->done, s->fd, &at.cr, 8, XDP_UMEM_PGOFF_COMPLETION_RING) &&
-           map_ring(&s->receive, s->fd, &at.rx, sizeof(struct xdp_desc), XDP_PGOFF_RX_RING) &&
-           (!sends ||
-            map_ring(&s->send, s->fd, &at.tx, sizeof(struct xdp_desc), XDP_PGOFF_TX_RING));
-}
-
-static bool stock(struct xsk *s, bool sends) {
-    for (uint32_t i = 0; i < RING; i++) {
-        *address_at(&s->fill, i) = (uint64_t)i * CHUNK;
-    }
-    publish(s->fill.producer, RING);
-    if (!sends) {
-        return true;
-    }
-    s->free = calloc(RING, sizeof *s->free);
-    s->records = calloc(RING, sizeof *s->records);
-    for (uint32_t i = 0; s->free && i < RING; i++) {
-        s->free[s->n_free++] = 2 * RING - 1 - i;
-    }
-    return s->free && s->records;
-}
-
-/* Without a word about copies the kernel does none where the driver can do so. */
-static bool bind_to(struct xsk *s, uint32_t ifindex, uint32_t queue) {
-    const struct sockaddr_xdp to = {.sxdp_family = AF_XDP,
-                                    .sxdp_flags = XDP_USE_NEED_WAKEUP,
-                                    .sxdp_ifindex = ifindex,
-                                    .sxdp_queue_id = queue};
-    const int size = SEND_BUFFER;
-    struct xdp_options options = {0};
-    socklen_t len = sizeof options;
-    (void)setsockopt(s->fd, SOL_SOCKET, SO_SNDBUFFORCE, &size, sizeof size);
-    if (bind(s->fd, (const struct sockaddr *)&to, sizeof to)) {
-        return false;
-    }
-    s->zero_copy = getsockopt(s->fd, SOL_XDP, XDP_OPTIONS, &options, &len) == 0 &&
-                   (options.flags & XDP_OPTIONS_ZEROCOPY);
-    return true;
-}
-
-static const char *open_queue(struct xsk *s, uint32_t ifindex, uint32_t queue, bool sends) {
-    s->fd = socket(AF_XDP, SOCK_RAW | SOCK_CLOEXEC, 0);
-    if (s->fd < 0) {
-        return "socket";
-    }
-    if (!register_memory(s, sends)) {
-        return "memory";
-    }
-    if (!make_rings(s, sends) || !stock(s, sends)) {
-        return "rings";
-    }
-    return bind_to(s, ifindex, queue) ? NULL : "bind";
-}
-
-static void close_queue(struct xsk *s) {
-    const struct ring *rings[] = {&s->fill, &s->done, &s->receive, &s->send};
-    for (size_t i = 0; i < 4; i++) {
-        if (rings[i]->map && rings[i]->map != MAP_FAILED) {
-            munmap(rings[i]->map, rings[i]->size);
-        }
-    }
-    if (s->fd >= 0) {
-        close(s->fd);
-    }
-    if (s->memory && s->memory != MAP_FAILED) {
-        munmap(s->memory, s->size);
-    }
-    free(s->free);
-    free(s->records);
-    *s = (struct xsk){.fd = -1};
-}
 
 /* A queue that is not there ends the list of them. */
 static const char *open_all(struct dp_xdp *x) {
     int sockets[QUEUES];
     for (uint32_t i = 0; i < QUEUES; i++) {
-        const char *step = open_queue(&x->queues[i], x->config.ifindex, i, i < x->config.senders);
+        const char *step = io_xsk_open(&x->queues[i], x->config.ifindex, i, i < x->config.senders);
         if (step && i > 0 && errno == EINVAL) {
-            close_queue(&x->queues[i]);
+            io_xsk_close(&x->queues[i]);
             break;
         }
         if (step) {
@@ -246,7 +79,7 @@ void dp_xdp_destroy(struct dp_xdp *x) {
     }
     io_xdp_detach(&x->program); /* first: then no frame comes any more */
     for (uint32_t i = 0; i < QUEUES; i++) {
-        close_queue(&x->queues[i]);
+        io_xsk_close(&x->queues[i]);
     }
     io_ways_destroy(x->ways);
     free(x);
@@ -389,22 +222,22 @@ static void take(struct io_port *p, struct io_burst *b, uint8_t *frame, uint32_t
 }
 
 void io_xdp_receive(struct io_port *p, uint32_t i, struct io_burst *b) {
-    struct xsk *s = &p->xdp->of->queues[p->xdp->first + i * p->xdp->step];
+    struct io_xsk *s = &p->xdp->of->queues[p->xdp->first + i * p->xdp->step];
     const uint32_t from = *s->receive.consumer;
-    const uint32_t ready = load(s->receive.producer) - from;
+    const uint32_t ready = io_ring_load(s->receive.producer) - from;
     const uint32_t n = ready < IO_BURST ? ready : IO_BURST;
     const uint32_t fill = *s->fill.producer;
     b->n = 0;
     dp_coalesce_begin(&p->xdp->joined);
     for (uint32_t k = 0; k < n; k++) {
-        const struct xdp_desc *desc = desc_at(&s->receive, from + k);
-        dp_prefetch(s->memory + desc_at(&s->receive, from + k + 1)->addr % s->size);
+        const struct xdp_desc *desc = io_ring_desc(&s->receive, from + k);
+        dp_prefetch(s->memory + io_ring_desc(&s->receive, from + k + 1)->addr % s->size);
         take(p, b, s->memory + desc->addr, desc->len);
-        *address_at(&s->fill, fill + k) = desc->addr - desc->addr % CHUNK;
+        *io_ring_address(&s->fill, fill + k) = desc->addr - desc->addr % XSK_CHUNK;
     }
-    publish(s->receive.consumer, from + n);
-    publish(s->fill.producer, fill + n);
-    if (n && sleeps(&s->fill)) {
+    io_ring_publish(s->receive.consumer, from + n);
+    io_ring_publish(s->fill.producer, fill + n);
+    if (n && io_ring_sleeps(&s->fill)) {
         (void)recvfrom(s->fd, NULL, 0, MSG_DONTWAIT, NULL, NULL);
     }
     io_finish_joined(p, &p->xdp->joined, b);
@@ -415,27 +248,27 @@ void io_xdp_receive(struct io_port *p, uint32_t i, struct io_burst *b) {
 
 /* ---- send --------------------------------------------------------------------------------- */
 
-static void refuse(struct io_port *p, const struct record *r, int error) {
+static void refuse(struct io_port *p, const struct io_sent *r, int error) {
     io_refused_part(p, p->xdp->engine, r->frame, 1, r->bytes, error);
 }
 
-static void reap(struct xsk *s) {
+static void reap(struct io_xsk *s) {
     const uint32_t from = *s->done.consumer;
-    const uint32_t end = load(s->done.producer);
+    const uint32_t end = io_ring_load(s->done.producer);
     for (uint32_t i = from; i != end; i++) {
-        s->free[s->n_free++] = (uint32_t)(*address_at(&s->done, i) / CHUNK);
+        s->free[s->n_free++] = (uint32_t)(*io_ring_address(&s->done, i) / XSK_CHUNK);
     }
-    publish(s->done.consumer, end);
+    io_ring_publish(s->done.consumer, end);
 }
 
 /* Nothing of it was looked at, so all that was put in last is taken out again. */
-static void take_back(struct io_port *p, struct xsk *s, int error) {
+static void take_back(struct io_port *p, struct io_xsk *s, int error) {
     while (s->made != s->told) {
         s->made--;
-        s->free[s->n_free++] = (uint32_t)(desc_at(&s->send, s->made)->addr / CHUNK);
-        refuse(p, &s->records[s->made & (RING - 1)], error);
+        s->free[s->n_free++] = (uint32_t)(io_ring_desc(&s->send, s->made)->addr / XSK_CHUNK);
+        refuse(p, &s->records[s->made & (XSK_RING - 1)], error);
     }
-    publish(s->send.producer, s->made);
+    io_ring_publish(s->send.producer, s->made);
 }
 
 static bool goes_on(int error) {
@@ -444,16 +277,16 @@ static bool goes_on(int error) {
 
 /* Where the kernel copies, a call sends some of the ring and says EAGAIN if there is more; EBUSY
  * tells of one that it took and lost. What it does not take for now stays in the ring. */
-static void drive(struct io_port *p, struct xsk *s) {
+static void drive(struct io_port *p, struct io_xsk *s) {
     uint32_t lost = 0;
-    publish(s->send.producer, s->made);
-    for (int i = 0; i < TRIES && load(s->send.consumer) != s->made; i++) {
-        if (s->zero_copy && !sleeps(&s->send)) {
+    io_ring_publish(s->send.producer, s->made);
+    for (int i = 0; i < TRIES && io_ring_load(s->send.consumer) != s->made; i++) {
+        if (s->zero_copy && !io_ring_sleeps(&s->send)) {
             break;
         }
-        const uint32_t before = load(s->send.consumer);
+        const uint32_t before = io_ring_load(s->send.consumer);
         const int error = sendto(s->fd, NULL, 0, MSG_DONTWAIT, NULL, 0) < 0 ? errno : 0;
-        const uint32_t after = load(s->send.consumer);
+        const uint32_t after = io_ring_load(s->send.consumer);
         dp_count(&p->count.tx_calls, 1);
         if (!goes_on(error)) {
             if (i == 0 && after == before && !s->zero_copy) {
@@ -463,7 +296,7 @@ static void drive(struct io_port *p, struct xsk *s) {
         }
         if (error == EBUSY && !s->zero_copy && s->told != s->made) {
             const uint32_t which = after - 1 - s->told < s->made - s->told ? after - 1 : s->told;
-            refuse(p, &s->records[which & (RING - 1)], ENETDOWN);
+            refuse(p, &s->records[which & (XSK_RING - 1)], ENETDOWN);
             lost++;
         }
         if (s->zero_copy) {
@@ -477,9 +310,9 @@ static void drive(struct io_port *p, struct xsk *s) {
 }
 
 /* A chunk to write the next packet to; NULL: the packet was refused. */
-static uint8_t *chunk_for(struct io_port *p, struct xsk *s, const struct dp_frame *f, uint32_t len,
-                          const struct dp_way *way) {
-    const struct record r = {f, len};
+static uint8_t *chunk_for(struct io_port *p, struct io_xsk *s, const struct dp_frame *f,
+                          uint32_t len, const struct dp_way *way) {
+    const struct io_sent r = {f, len};
     if (len > way->mtu + sizeof(struct dp_eth)) {
         refuse(p, &r, EMSGSIZE);
         return NULL;
@@ -491,9 +324,9 @@ static uint8_t *chunk_for(struct io_port *p, struct xsk *s, const struct dp_fram
         refuse(p, &r, EAGAIN);
         return NULL;
     }
-    const uint64_t at = (uint64_t)s->free[--s->n_free] * CHUNK;
-    *desc_at(&s->send, s->made) = (struct xdp_desc){.addr = at, .len = len};
-    s->records[s->made++ & (RING - 1)] = r;
+    const uint64_t at = (uint64_t)s->free[--s->n_free] * XSK_CHUNK;
+    *io_ring_desc(&s->send, s->made) = (struct xdp_desc){.addr = at, .len = len};
+    s->records[s->made++ & (XSK_RING - 1)] = r;
     return s->memory + at;
 }
 
@@ -526,7 +359,7 @@ static void finish_outer(uint8_t *frame, uint32_t len, uint32_t i, bool v4, bool
     }
 }
 
-static void put_cut(struct io_port *p, struct xsk *s, const struct dp_frame *f,
+static void put_cut(struct io_port *p, struct io_xsk *s, const struct dp_frame *f,
                     const struct dp_super *super, const struct dp_way *way, bool v4) {
     const uint32_t n = dp_super_count(super);
     for (uint32_t i = 0; i < n; i++) {
@@ -541,7 +374,7 @@ static void put_cut(struct io_port *p, struct xsk *s, const struct dp_frame *f,
     }
 }
 
-static void put(struct io_port *p, struct xsk *s, const struct dp_frame *f, uint8_t *frame,
+static void put(struct io_port *p, struct io_xsk *s, const struct dp_frame *f, uint8_t *frame,
                 const struct dp_way *way, bool v4) {
     struct dp_super super;
     struct dp_eth *eth = (struct dp_eth *)frame;
@@ -573,7 +406,7 @@ bool io_xdp_sent_from(const struct io_xdp *x, uint16_t port) {
 }
 
 static bool fits(const struct dp_frame *f) {
-    return (f->head ? (uint32_t)f->head + f->gso_size : f->len) <= CHUNK;
+    return (f->head ? (uint32_t)f->head + f->gso_size : f->len) <= XSK_CHUNK;
 }
 
 static bool is_known(const struct io_port *p, const uint8_t *frame, bool v4, struct dp_way *way) {
@@ -583,14 +416,14 @@ static bool is_known(const struct io_port *p, const uint8_t *frame, bool v4, str
     return io_ways_ask(p->xdp->of->ways, &remote, way);
 }
 
-static struct xsk *sender_of(const struct io_xdp *x) {
+static struct io_xsk *sender_of(const struct io_xdp *x) {
     const bool sends = x->first < x->of->n && x->first < x->of->config.senders;
     return sends ? &x->of->queues[x->first] : NULL;
 }
 
 uint32_t io_xdp_send(struct io_port *p, struct dp_engine *e, uint8_t *arena,
                      struct dp_frame *const *frames, uint32_t n, struct dp_frame **rest) {
-    struct xsk *s = sender_of(p->xdp);
+    struct io_xsk *s = sender_of(p->xdp);
     uint32_t n_rest = 0;
     p->xdp->engine = e;
     for (uint32_t i = 0; i < n; i++) {
@@ -611,10 +444,10 @@ uint32_t io_xdp_send(struct io_port *p, struct dp_engine *e, uint8_t *arena,
 }
 
 bool io_xdp_flush(struct io_port *p) {
-    struct xsk *s = sender_of(p->xdp);
-    if (s && load(s->send.consumer) != s->made) {
+    struct io_xsk *s = sender_of(p->xdp);
+    if (s && io_ring_load(s->send.consumer) != s->made) {
         drive(p, s);
-        return load(s->send.consumer) == s->made;
+        return io_ring_load(s->send.consumer) == s->made;
     }
     return true;
 }

@@ -375,8 +375,8 @@ class VxlanSocket(_Owner):
         try:
             inside(netns, lambda: self._open(sources, checksum4 or offload, zero6, queues))
             if xdp is not None:
-                self._icmp = {v: inside(netns, partial(_icmp, a)) for v, a in self._own.items()}
                 self.xdp = Xdp(xdp, own, port, netns=netns, queues=queues, checksum4=checksum4)
+                self._icmp = {v: inside(netns, partial(_icmp, a)) for v, a in self._own.items()}
         except BaseException:
             self.close()
             raise
@@ -528,14 +528,11 @@ def _hear_errors_only(sock: socket.socket, address: IP) -> None:
 
 
 def _icmp(address: IP) -> socket.socket:
-    """Where messages of path MTUs come in. Raises PortError."""
+    """Where messages of path MTUs come in, of whatever packets."""
     v4 = address.version == 4
     family = socket.AF_INET if v4 else socket.AF_INET6
     kind = socket.SOCK_RAW | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
-    try:
-        sock = socket.socket(family, kind, socket.IPPROTO_ICMP if v4 else socket.IPPROTO_ICMPV6)
-    except PermissionError:
-        raise PortError("xdp: a raw socket is not permitted; CAP_NET_RAW is needed") from None
+    sock = socket.socket(family, kind, socket.IPPROTO_ICMP if v4 else socket.IPPROTO_ICMPV6)
     blocked = ~(1 << (_ICMP_UNREACHABLE if v4 else _ICMP6_TOO_BIG)) & (1 << (32 if v4 else 256)) - 1
     level, size = (_RAW, 4) if v4 else (socket.IPPROTO_ICMPV6, 32)
     sock.setsockopt(level, _ICMP_FILTER, blocked.to_bytes(size, "little"))

@@ -17,6 +17,7 @@ from dataplane.next_hops import NextHops, index_of
 
 _SWEEP = 5.0  # seconds between looks at the kernel's tables, where no change is told before
 _REST = 0.05  # at least, where many are
+_PATIENCE = 2.0  # the kernel takes a while to free the queues of a process that has ended
 _FORGET = 300.0  # ways that nobody asked for so long
 _WAYS = 4096  # io_ways.c
 
@@ -169,9 +170,12 @@ def _create(interface: str, config: Any) -> Any:
 
     config.ifindex = index_of(interface)
     error = ffi.new("struct dp_error *")
-    made = lib.dp_xdp_create(config, error)
-    if made == ffi.NULL:
-        raise PortError(f"xdp {interface}: {_fault(text(error.what), ffi.errno)}")
+    patience = time.monotonic() + _PATIENCE
+    while (made := lib.dp_xdp_create(config, error)) == ffi.NULL:
+        step, code = text(error.what), ffi.errno
+        if (step, code) != ("bind", errno.EBUSY) or time.monotonic() > patience:
+            raise PortError(f"xdp {interface}: {_fault(step, code)}")
+        time.sleep(0.05)
     return made
 
 

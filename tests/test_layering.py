@@ -40,7 +40,7 @@ C_TIERS = (
     ("express", "note"),
     ("engine",),
     ("api", "names", "bench", "io", "offload", "save"),
-    ("io_ways", "io_xdp_program"),
+    ("io_ways", "io_xdp_program", "io_xsk"),
     ("io_icmp", "io_loop", "io_tap", "io_udp", "io_udp_send", "io_xdp"),
 )
 

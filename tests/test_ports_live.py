@@ -19,6 +19,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from ipaddress import ip_address, ip_network
+from typing import Any
 
 import pytest
 
@@ -143,6 +144,7 @@ class Running:
         made: contextlib.ExitStack,
         mtu: int | None = None,
         offload: bool = True,
+        **underlay: Any,
     ) -> None:
         self.site = site
         self.engine = made.enter_context(Engine(workers=WORKERS))
@@ -167,6 +169,7 @@ class Running:
                 interface="under",
                 offload=offload,
                 queues=WORKERS,
+                **underlay,
             )
         )
         ports = {"underlay": self.underlay, "web": self.tap}
@@ -182,11 +185,16 @@ class Running:
 
 @contextlib.contextmanager
 def running(
-    *, v6: bool = False, underlay_mtu: int = 1500, mtu: int | None = None, offload: bool = True
+    *,
+    v6: bool = False,
+    underlay_mtu: int = 1500,
+    mtu: int | None = None,
+    offload: bool = True,
+    **underlay: Any,
 ) -> Iterator[Running]:
     with namespaces("n", "k", "p") as names, contextlib.ExitStack() as made:
         site = Site(*names, v6=v6, underlay_mtu=underlay_mtu)
-        yield Running(site, made, mtu, offload)
+        yield Running(site, made, mtu, offload, **underlay)
 
 
 @pytest.fixture(params=[True, False], ids=["offload", "plain"])
