@@ -1,6 +1,8 @@
 """By which neighbour packets of one interface leave, as the kernel's tables have it."""
 
 import contextlib
+import errno
+import os
 import socket
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple, Self
@@ -13,6 +15,7 @@ _WORKS = 0x1 | 0x10000  # IFF_UP, IFF_LOWER_UP
 _STALE, _USABLE = 0x04, 0x80 | 0x40 | 0x10 | 0x08 | 0x04 | 0x02  # NUD_*: all but failed, incomplete
 _USE = 0x01  # NTF_USE
 _UNICAST = 1  # RTN_UNICAST
+_NOT_THERE = (errno.ENODEV, errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EACCES, errno.EINVAL)
 _NEIGHBOURS = 0x4  # RTMGRP_*
 _WAYS = 0x1 | 0x10 | 0x40 | 0x100 | 0x400  # links, addresses and routes of both families
 
@@ -28,7 +31,7 @@ class Link(NamedTuple):
 class NextHops:
     """For use on one thread, in the network namespace that it was made in.
 
-    `fileno()` is readable once something changed; `refresh` then reads what did.
+    One of `events` is readable once something changed; `refresh` then reads what did.
     """
 
     def __init__(self, interface: str) -> None:
@@ -37,7 +40,6 @@ class NextHops:
 
         self._made = contextlib.ExitStack()
         self._index = index_of(interface)
-        self._name = interface
         self._gateways: dict[tuple[IP, IP], IP | None] = {}
         self._neighbours: dict[IP, tuple[int, str | None]] = {}
         self._links = self._made.enter_context(_listener(_WAYS))
@@ -45,33 +47,23 @@ class NextHops:
         self._ipr = self._made.enter_context(IPRoute())
 
     @property
-    def index(self) -> int:
-        return self._index
-
-    @property
     def events(self) -> tuple[socket.socket, socket.socket]:
-        """Either is readable once something changed."""
         return self._links, self._others
 
     def refresh(self) -> Link | None:
-        """Reads what changed; None: the interface is gone."""
+        """Reads what changed; None: the interface is gone. Raises OSError: try again."""
         _drain(self._others)
         if _drain(self._links):
             self._gateways.clear()
         with _unless_refused():
-            self._neighbours = {
-                parse_ip(found.get_attr("NDA_DST")): (
-                    found["state"],
-                    found.get_attr("NDA_LLADDR"),
-                )
-                for found in self._ipr.neigh("dump", ifindex=self._index)
-            }
             (link,) = self._ipr.link("get", index=self._index)
-            return Link(
-                Mac(link.get_attr("IFLA_ADDRESS")),
-                link.get_attr("IFLA_MTU"),
-                link["flags"] & _WORKS == _WORKS,
-            )
+            self._neighbours = {
+                parse_ip(found.get_attr("NDA_DST")): (found["state"], found.get_attr("NDA_LLADDR"))
+                for found in self._ipr.neigh("dump", ifindex=self._index)
+                if found.get_attr("NDA_DST")
+            }
+            mac, mtu = Mac(link.get_attr("IFLA_ADDRESS")), link.get_attr("IFLA_MTU")
+            return Link(mac, mtu, link["flags"] & _WORKS == _WORKS)
         return None
 
     def find(self, remote: IP, source: IP) -> Mac | None:
@@ -151,8 +143,11 @@ def _drain(sock: socket.socket) -> bool:
 
 @contextlib.contextmanager
 def _unless_refused() -> Iterator[None]:
-    """What the kernel refuses is not there."""
+    """What is not there, or unreachable, is no error; other refusals are an OSError."""
     from pyroute2.netlink.exceptions import NetlinkError
 
-    with contextlib.suppress(NetlinkError, ValueError):
+    try:
         yield
+    except NetlinkError as error:
+        if error.code not in _NOT_THERE:
+            raise OSError(error.code, os.strerror(error.code)) from error

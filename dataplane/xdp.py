@@ -1,5 +1,6 @@
 """AF_XDP beside an underlay's sockets: whole frames past the host's stack, on one interface."""
 
+import contextlib
 import errno
 import logging
 import os
@@ -105,22 +106,20 @@ class Xdp:
         from dataplane._engine import lib
 
         asked = lib.dp_xdp_fd(self._handle)
-        try:
-            with NextHops(self.interface) as hops:
-                ways = Ways(self._handle, self._own)
-                events = [asked, self._stop_out, *hops.events]
-                while not self._stopped(_REST):
-                    if asked in select.select(events, [], [], _SWEEP)[0]:
-                        os.read(asked, 8)
-                    if not ways.sweep(hops):
-                        self._lost.set()
-                        self._stopped(None)
-        except BaseException:
-            log.exception("%s: its next hops are no longer followed", self.interface)
+        with contextlib.suppress(PortError), NextHops(self.interface) as hops:
+            ways, there = Ways(self._handle, self._own), True
+            events = [asked, self._stop_out, *hops.events]
+            while there and not self._stopped(_REST):
+                if asked in select.select(events, [], [], _SWEEP)[0]:
+                    os.read(asked, 8)
+                try:
+                    there = ways.sweep(hops)
+                except OSError as error:
+                    log.warning("%s: neighbours cannot be read: %s", self.interface, error)
+        if not self._stopped(0):
             self._lost.set()
-            raise
 
-    def _stopped(self, wait: float | None) -> bool:
+    def _stopped(self, wait: float) -> bool:
         return bool(select.select([self._stop_out], [], [], wait)[0])
 
 

@@ -13,15 +13,19 @@ import time
 from collections.abc import Iterator
 from ipaddress import ip_address, ip_network
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 from msgspec.structs import replace
 
 from dataplane.address import Mac
+from dataplane.demo_node import NodeProcess
+from dataplane.document import dump
 from dataplane.engine import Engine
 from dataplane.errors import PortError
 from dataplane.forwarder import Forwarder
-from dataplane.model import RemoteSubnet, Wire
+from dataplane.model import Document, RemoteSubnet, Wire
+from dataplane.model import Tap as TapOf
 from dataplane.netns import inside
 from dataplane.ports import Tap, VxlanSocket
 from dataplane.stats import adds_up
@@ -378,7 +382,7 @@ def test_until_the_next_hop_is_known_the_sockets_send() -> None:
         first = r.forwarder.stats()["underlay"]
         assert first["tx_frames"] > first["xdp_tx"], "the kernel had to ask for the neighbour"
         settle(r)
-        assert r.drops().keys() <= {"multicast", "nd_router_solicit"}
+        assert not any(reason.startswith("egress") for reason in r.drops())
 
 
 def test_a_neighbour_with_another_mac_is_followed(live: Running) -> None:
@@ -450,6 +454,18 @@ def test_interface_down_and_up(live: Running) -> None:
 
 
 @pytest.mark.conformance("T18")
+def test_interface_without_carrier(live: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before we hear of it the kernel takes packets and drops them: each is counted once."""
+    monkeypatch.setattr("dataplane.xdp.Ways.sweep", lambda ways, hops: True)
+    ip(live.site.peer, "link set under down")
+    with udp(live.site.pod, POD) as pod:
+        pod.setsockopt(socket.IPPROTO_UDP, 103, 1000)  # UDP_SEGMENT
+        pod.sendto(bytes(20 * 1000), (REMOTE, 9))
+    wait_for(lambda: live.drops().get("egress_down") == 20)
+    assert live.engine.stats().ports["underlay"]["tx_frames"] == live.io("underlay", "tx_frames")
+
+
+@pytest.mark.conformance("T18")
 def test_interface_deleted(live: Running) -> None:
     ip(live.site.node, "link del under")
     assert live.underlay.xdp is not None
@@ -500,6 +516,54 @@ def test_the_program_goes_with_the_process() -> None:
         with VxlanSocket(ip_address("192.0.2.1"), netns=site.node, xdp="under"):
             assert program_of(site.node)
         assert not program_of(site.node)
+
+
+class Host(NamedTuple):
+    """Where a node process runs."""
+
+    netns: str
+    directory: Path
+
+    def command(self, host: str, *words: str) -> list[str]:
+        return ["ip", "netns", "exec", self.netns, *words]
+
+
+@pytest.mark.parametrize("by_option", [False, True], ids=["document", "option"])
+def test_a_node_gets_its_interface_back(
+    by_option: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Meanwhile the sockets have it all; afterwards AF_XDP is there again, by itself."""
+    with namespaces("n", "k", "p") as names:
+        site = Site(*names, v6=False, underlay_mtu=1500)
+        node = site.policy()
+        web = replace(node.networks[0].endpoints[0], tap=TapOf(name="web", netns=site.pod))
+        networks = (replace(node.networks[0], endpoints=(web,)),)
+        own = replace(node.underlay, xdp=None if by_option else "under")
+        if by_option:
+            monkeypatch.setenv("DATAPLANE_XDP", "under")
+        else:
+            monkeypatch.delenv("DATAPLANE_XDP", raising=False)
+        policy = tmp_path / "policy.yaml"
+        policy.write_text(dump(Document(node=replace(node, networks=networks, underlay=own))))
+        with NodeProcess(Host(site.node, tmp_path), "n", "a", policy) as process:  # type: ignore[arg-type]
+            says = "underlay: AF_XDP on under, 1 queue, copy"
+            assert process.wait_for("underlay: ") == says
+            assert ping(site.pod, REMOTE) and ping(site.pod, REMOTE)
+            assert process.stats()["io"]["underlay"]["xdp_tx"] > 0
+            before = len(process.lines())
+            ip(site.node, "link del under")
+            gone = process.wait_for("underlay: ", before)
+            assert gone == "underlay: under is gone: packets take the sockets until it is back"
+            Site(*names, v6=False, underlay_mtu=1500)
+            process.wait_for(says, before)
+            sent = process.stats()["io"]["underlay"]["xdp_tx"]
+            assert ping(site.pod, REMOTE) and ping(site.pod, REMOTE) and ping(site.peer, POD)
+            stats = process.stats()
+            assert stats["io"]["underlay"]["xdp_tx"] > sent and adds_up(stats["totals"])
+            other = replace(own, xdp="lo")
+            policy.write_text(dump(Document(node=replace(node, networks=networks, underlay=other))))
+            process.refuse()
+            assert any("its underlay cannot change while it runs" in x for x in process.lines())
 
 
 def test_refusals_name_the_fix() -> None:
