@@ -225,10 +225,16 @@ def test_two_of_us(v6: bool) -> None:
         settle(r)
         transfer(r.site.pod, r.site.peer, REMOTE, 8 << 20)
         transfer(r.site.peer, r.site.pod, POD, 8 << 20)
-        theirs = other.forwarder.stats()["underlay"]
-        assert r.io("underlay", "tx_frames") == theirs["rx_frames"]
-        assert r.io("underlay", "rx_frames") == theirs["tx_frames"]
-        for io in (theirs, r.forwarder.stats()["underlay"]):
+        ours, theirs = {}, {}
+
+        def nothing_is_lost() -> bool:
+            ours.update(r.forwarder.stats()["underlay"])
+            theirs.update(other.forwarder.stats()["underlay"])
+            ends = (ours["tx_frames"], theirs["tx_frames"])
+            return ends == (theirs["rx_frames"], ours["rx_frames"])
+
+        wait_for(nothing_is_lost)
+        for io in (theirs, ours):
             assert io["xdp_rx"] == io["rx_frames"] > 5000 and io["gro_frames"] > 0
             assert io["tx_frames"] - io["xdp_tx"] < 20
         assert checksum_errors(r.site.pod) == checksum_errors(r.site.peer) == 0
