@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 enum { SEND_BUFFER = 8 << 20 };
+enum { MAX_TX_BUDGET = 9 }; /* XDP_MAX_TX_SKB_BUDGET of Linux 6.17: packets a call sends, else 32 */
 
 static bool map_ring(struct io_ring *r, int fd, const struct xdp_ring_offset *at, size_t slot,
                      uint64_t where) {
@@ -78,7 +79,9 @@ static bool bind_to(struct io_xsk *s, uint32_t ifindex, uint32_t queue) {
     const int size = SEND_BUFFER;
     struct xdp_options options = {0};
     socklen_t len = sizeof options;
+    const int budget = XSK_RING;
     (void)setsockopt(s->fd, SOL_SOCKET, SO_SNDBUFFORCE, &size, sizeof size);
+    (void)setsockopt(s->fd, SOL_XDP, MAX_TX_BUDGET, &budget, sizeof budget);
     if (bind(s->fd, (const struct sockaddr *)&to, sizeof to)) {
         return false;
     }

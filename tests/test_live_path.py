@@ -66,13 +66,22 @@ def site() -> Iterator[Site]:
 
 
 @pytest.fixture
-def node(site: Site) -> Iterator[NodeProcess]:
+def node(
+    site: Site, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[NodeProcess]:
+    if by_xdp := getattr(request, "param", False):
+        monkeypatch.setenv("DATAPLANE_XDP", "uplink")
     policy = site.directory / "path.yaml"
     policy.write_text(POLICY.format(held=HELD, a1=site.full("a1")))
     with NodeProcess(site, "a", "a", policy) as made:
         for gateway in ("10.1.0.1", "fd00:1::1"):  # once the pod's addresses are its own
             assert any(traffic.ping(site, "a1", gateway, "-c", "1")[0] == 0 for _ in range(30))
+        for address in (OVER4, OVER6) if by_xdp else ():  # then the next hops are known
+            traffic.ping(site, "a1", address, "-c", "2", "-i", "0.2", "-W", "1")
         yield made
+
+
+EITHER = pytest.mark.parametrize("node", [False, True], indirect=True, ids=["sockets", "xdp"])
 
 
 def learned(node: NodeProcess) -> int:
@@ -101,6 +110,18 @@ def test_the_path_is_learned_and_the_sender_told(
         time.sleep(0.2)
 
 
+@pytest.mark.conformance("R8", "R5")
+@pytest.mark.parametrize("node", [True], indirect=True, ids=["xdp"])
+@pytest.mark.parametrize(("address", "inner"), [(OVER4, NARROW - 50), (OVER6, NARROW - 70)])
+def test_the_path_of_what_no_socket_sent_is_learned(
+    site: Site, node: NodeProcess, address: str, inner: int
+) -> None:
+    sent = node.stats()["io"]["underlay"]["xdp_tx"]
+    assert told_mtu(site, address) == {str(inner)}
+    assert learned(node) == 1 and node.stats()["io"]["underlay"]["xdp_tx"] > sent
+
+
+@EITHER
 @pytest.mark.conformance("R8", "R7")
 def test_tcp_finds_its_size(site: Site, node: NodeProcess) -> None:
     """To a kernel peer behind the narrow link; what was in flight meanwhile is sent again."""
@@ -134,6 +155,7 @@ def source_ports(site: Site) -> list[int]:
     return sorted(int(p) for p in re.findall(rf"{re.escape(A)}:(\d+)", told) if int(p) > 49151)
 
 
+@EITHER
 @pytest.mark.conformance("R8", "T9")
 def test_forged_messages_do_not_stall_the_tunnel(site: Site, node: NodeProcess) -> None:
     """Wrong port, wrong destination, no VTEP of the network, impossible size: not believed. A lie
