@@ -43,6 +43,7 @@ struct dp_io_counters {
     uint64_t gro_packets; /* received: packets that are parts of them */
     uint64_t xdp_rx;      /* received: packets that AF_XDP brought */
     uint64_t xdp_tx;      /* sent: packets that AF_XDP took */
+    uint64_t xdp_lost;    /* not received: packets that came while AF_XDP's rings were full */
 };
 
 struct dp_loop;

@@ -82,6 +82,8 @@ void io_xdp_receive(struct io_port *p, uint32_t i, struct io_burst *b);
 /* Sends the frames whose ways are known; the others are put into rest, in order: how many. */
 uint32_t io_xdp_send(struct io_port *p, struct dp_engine *e, uint8_t *arena,
                      struct dp_frame *const *frames, uint32_t n, struct dp_frame **rest);
+/* Packets that the rings of its queues had no room for. From any thread. */
+uint64_t io_xdp_lost(const struct io_xdp *x);
 /* Whether a packet of this source port was sent. */
 bool io_xdp_sent_from(const struct io_xdp *x, uint16_t port);
 /* Sends what the device did not take before; false: it still does not. */

@@ -246,6 +246,17 @@ void io_xdp_receive(struct io_port *p, uint32_t i, struct io_burst *b) {
     dp_count(&p->count.xdp_rx, n);
 }
 
+uint64_t io_xdp_lost(const struct io_xdp *x) {
+    uint64_t lost = 0;
+    for (uint32_t i = 0; io_xdp_fd(x, i) >= 0; i++) {
+        struct xdp_statistics told = {0};
+        socklen_t len = sizeof told;
+        (void)getsockopt(io_xdp_fd(x, i), SOL_XDP, XDP_STATISTICS, &told, &len);
+        lost += told.rx_dropped + told.rx_ring_full;
+    }
+    return lost;
+}
+
 /* ---- send --------------------------------------------------------------------------------- */
 
 static void refuse(struct io_port *p, const struct io_sent *r, int error) {

@@ -362,6 +362,21 @@ def test_a_zero_checksum_over_ipv6_is_the_engines_to_judge() -> None:
             wait_for(lambda: r.drops().get("udp6_zero_checksum") == 1)
 
 
+def test_what_the_rings_have_no_room_for_is_counted(live: Running) -> None:
+    sender = Sender(live)
+    with contextlib.closing(sender.sock):
+        before = live.io("underlay", "rx_frames")
+        with live.forwarder.pause():
+            frame = sender.macs + sender.v4(vni=77)
+            for _ in range(3000):
+                sender.sock.send(frame)
+        wait_for(lambda: live.io("underlay", "rx_frames") >= before + 2048)
+        assert live.io("underlay", "xdp_lost") == 3000 - 2048
+        assert sender.came(sender.v4()) == "xdp"
+        assert live.io("underlay", "rx_frames") == before + 2049
+    assert live.drops()["unknown_vni"] == 2048
+
+
 def test_fragments_come_together_in_the_kernel(live: Running) -> None:
     """And then by the socket, as ever."""
     before = live.io("underlay", "rx_frames"), live.io("underlay", "xdp_rx")
