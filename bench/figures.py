@@ -27,7 +27,7 @@ BEGIN, END = "<!-- figures: made by `make figures` -->\n", "<!-- end of figures 
 HEAD = ("command", "date", "quick", "rounds", "seconds", "failures")
 MACHINE = ("cpu", "cores", "tsc_mhz", "kernel", "python", "build", "load")
 ONE_MORE = ", one changed"
-SHOWN = ("dataplane", "busy", "ovs", "naive", "scapy")
+SHOWN = ("dataplane", "busy", "xdp", "ovs", "naive", "scapy")
 
 
 # ---- what is kept ------------------------------------------------------------------------------

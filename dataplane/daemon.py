@@ -257,10 +257,12 @@ class Daemon:
                 successor.await_ready()
                 before()
                 self.stop()
+                self._ports.underlay.suspend()
                 try:
                     successor.hand_over(self.engine.save().to_bytes())
                 except BaseException:
                     successor.end()
+                    self._ports.underlay.resume()
                     self._start()
                     raise
             self._leave()

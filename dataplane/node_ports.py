@@ -219,6 +219,12 @@ class NodePorts:
             kind = VxlanSocket if name == UNDERLAY else TapPort
             self._ports[name] = kind.inherited(each)
 
+    @property
+    def underlay(self) -> VxlanSocket:
+        port = self._ports[UNDERLAY]
+        assert isinstance(port, VxlanSocket)
+        return port
+
     def leave(self) -> None:
         """Closes them for this process only."""
         while self._ports:

@@ -367,6 +367,7 @@ class VxlanSocket(_Owner):
         own = [a for a in (address, address6) if a is not None]
         self.port = port
         self._interface, self._offload = interface, offload
+        self._checksum4, self._queues = checksum4, queues
         self._own: dict[int, IP] = {a.version: a for a in own}
         self._receive: dict[int, list[socket.socket]] = {}
         self._send: dict[int, list[socket.socket]] = {}
@@ -375,8 +376,7 @@ class VxlanSocket(_Owner):
         try:
             inside(netns, lambda: self._open(sources, checksum4 or offload, zero6, queues))
             if xdp is not None:
-                self.xdp = Xdp(xdp, own, port, netns=netns, queues=queues, checksum4=checksum4)
-                self._icmp = {v: inside(netns, partial(_icmp, a)) for v, a in self._own.items()}
+                self._accelerate(xdp, netns)
         except BaseException:
             self.close()
             raise
@@ -407,7 +407,8 @@ class VxlanSocket(_Owner):
         }
         own = {version: str(address) for version, address in self._own.items()}
         told = {"port": self.port, "interface": self._interface, "offload": self._offload}
-        return {**told, "own": own, **fds}
+        told |= {"checksum4": self._checksum4, "queues": self._queues}
+        return {**told, "own": own, **fds, "xdp": self.xdp.interface if self.xdp else None}
 
     @classmethod
     def inherited(cls, state: dict[str, Any]) -> Self:
@@ -420,7 +421,32 @@ class VxlanSocket(_Owner):
             {int(v): [socket.socket(fileno=fd) for fd in fds] for v, fds in state[way].items()}
             for way in ("receive", "send")
         )
+        made._checksum4, made._queues = state["checksum4"], state["queues"]
+        made.xdp, made._icmp = None, {}
+        if state["xdp"]:
+            made._accelerate(state["xdp"], None)
         return made
+
+    def _accelerate(self, interface: str, netns: str | None) -> None:
+        """AF_XDP on that interface beside the sockets. Raises PortError."""
+        self.xdp = Xdp(
+            interface,
+            list(self._own.values()),
+            self.port,
+            netns=netns,
+            queues=self._queues,
+            checksum4=self._checksum4,
+        )
+        self._icmp = {v: inside(netns, partial(_icmp, a)) for v, a in self._own.items()}
+
+    def suspend(self) -> None:
+        """Gives AF_XDP up, until `resume` or for good: all packets take the sockets."""
+        if self.xdp:
+            self.xdp.close()
+
+    def resume(self) -> None:
+        """AF_XDP once more, if there was any. Raises PortError."""
+        self.xdp = self.xdp.again() if self.xdp else None
 
     def leave(self) -> None:
         """Closes it for this process only: another one has it now."""

@@ -260,6 +260,7 @@ OPPONENTS = {
         Opponent(KERNEL, "kernel VXLAN device", kernel),
         Opponent(OURS, "this forwarder", ours()),
         Opponent("busy", "this forwarder, busy polling", ours("--busy-poll", "200"), only=("rtt",)),
+        Opponent("xdp", "this forwarder, AF_XDP", ours("--xdp", "under")),
         Opponent("ovs", "Open vSwitch userspace", open_vswitch, no_switch),
         Opponent("naive", "one packet a call", naive, no_compiler),
         Opponent("scapy", "scapy", scapy, no_scapy, only=("tcp_1", "udp_1", "rtt"), slow=True),
