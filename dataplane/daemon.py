@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
+from dataplane import ipam
 from dataplane.document import dump_json
 from dataplane.engine import Engine, Limits
 from dataplane.errors import BusyError, DataplaneError, DocumentError, Fault, StaleError
@@ -21,8 +22,8 @@ from dataplane.ids import UNDERLAY
 from dataplane.model import Document, Node
 from dataplane.node_ports import NodePorts
 from dataplane.plan import Plan
-from dataplane.saved import Saved
-from dataplane.state_dir import StateDir
+from dataplane.saved import Saved as SavedFlows
+from dataplane.state_dir import Saved, StateDir
 
 TURN = 0.1  # seconds between looks at whether it is worth to wait
 
@@ -67,19 +68,21 @@ class Daemon:
         node: Node,
         *,
         generation: int = 1,
+        released: ipam.Released | None = None,
         state: StateDir | None = None,
         limits: Limits | None = None,
         tuning: Tuning | None = None,
         inherited: Inherited | None = None,
     ) -> None:
-        """`generation`: of the policy it begins with. `state`: where each one is saved; it stays
-        the caller's. `limits` of the engine. `inherited`: from a predecessor, which hands its
-        ports and flows over. Raises DataplaneError."""
+        """`generation`: of the policy it begins with, `released`: addresses before it. `state`:
+        where each one is saved; it stays the caller's. `limits` of the engine. `inherited`: from a
+        predecessor, which hands its ports and flows over. Raises DataplaneError."""
         self.tuning = tuning = tuning or Tuning()
         self._state = state
         self._table: HostTable | None = None
         self._gone: set[str] = set()  # ports whose device was missed, and said so
         self._changing = threading.RLock()
+        self.released = released or {}
         self._leaving = False  # a successor takes over, or has
         self.began = time.time()
         self.on_commit: list[Callable[[Applied], None]] = []  # told of each, on its thread
@@ -136,7 +139,13 @@ class Daemon:
 
     @property
     def is_forwarding(self) -> bool:
-        return self._thread.is_alive()
+        """Whether it does, or is about to again: a change of ports interrupts it."""
+        if self._thread.is_alive() or not self._changing.acquire(timeout=TURN):
+            return True
+        try:
+            return self._thread.is_alive()
+        finally:
+            self._changing.release()
 
     def told(self) -> Iterator[str]:
         """What there is to say of it at the beginning."""
@@ -206,15 +215,18 @@ class Daemon:
     def _commit(self, plan: Plan) -> None:
         with self._ports.change(plan.resolved) as change:
             self._prepare_host(plan.target)
+            before = self.engine.node
             with self._saving(plan):
                 plan.commit()
+            self.released = ipam.after(self.released, before, plan.target)
             if change:
                 self._restart()
 
     def _saving(self, plan: Plan) -> contextlib.AbstractContextManager[None]:
         if self._state is None or plan.is_empty:
             return contextlib.nullcontext()
-        return self._state.saving(plan.base + 1, plan.target)
+        released = ipam.after(self.released, self.engine.node, plan.target)
+        return self._state.saving(Saved(plan.base + 1, plan.target, released))
 
     def _prepare_host(self, node: Node) -> None:
         """What NAT asks of the host."""
@@ -252,6 +264,7 @@ class Daemon:
             numbers = dict(self.engine.ids.ports)
             state = {"ports": self._ports.state(), "numbers": numbers, **also}
             state |= {"generation": self.engine.generation, "policy": self._source()}
+            state |= {"released": dict(self.released)}
             all_fds = [*self._ports.fds(), *fds]
             with Successor(state, all_fds) as successor:
                 successor.await_ready()
@@ -284,7 +297,7 @@ class Daemon:
     def _restore(self, flows: bytes) -> None:
         """What the predecessor had; without it they begin anew."""
         try:
-            count = self.engine.restore(Saved.from_bytes(flows))
+            count = self.engine.restore(SavedFlows.from_bytes(flows))
             log.info("%d flows taken over", count)
         except DataplaneError as error:
             log.warning("flows begin anew: %s", error)

@@ -161,6 +161,7 @@ def run(
             Daemon(
                 begin.node,
                 generation=begin.generation,
+                released=begin.released,
                 state=state,
                 limits=limits,
                 tuning=tuning,
@@ -187,7 +188,7 @@ def _inheritance(told: dict[str, Any]) -> Saved:
     """The policy that the predecessor has committed."""
     node = loads(told["policy"], "predecessor").node
     assert node is not None
-    return Saved(told["generation"], node)
+    return Saved(told["generation"], node, told["released"])
 
 
 def _nothing() -> None: ...

@@ -10,10 +10,12 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple, Self
 
 from dataplane.document import dump_json, loads
 from dataplane.errors import DataplaneError, DocumentError, Fault, PortError
+from dataplane.ipam import Released
 from dataplane.model import Document, Node
 
 FORMAT = 1
@@ -21,10 +23,11 @@ POLICY, LOCK = "policy.json", "lock"
 
 
 class Saved(NamedTuple):
-    """The policy as it was given, and its generation."""
+    """The policy as it was given, its generation, and the addresses that it has released."""
 
     generation: int
     node: Node
+    released: Released = MappingProxyType({})
 
 
 class StateDir:
@@ -76,26 +79,27 @@ class StateDir:
         try:
             state = json.loads(place.read_bytes())
             form, generation, policy = state["format"], int(state["generation"]), state["policy"]
+            released = {name: tuple(each) for name, each in state.get("released", {}).items()}
         except FileNotFoundError:
             return None
         except OSError as error:
             raise _fault(place, f"cannot be read: {error.strerror}") from error
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise _fault(place, "is no saved state", "move it away and start again") from error
         if form != FORMAT:
             raise _fault(place, f"has format {form}, not {FORMAT}", "it is of another version")
         node = loads(json.dumps(policy), str(place)).node
         if node is None:
             raise _fault(place, "is not of one node")
-        return Saved(generation, node)
+        return Saved(generation, node, released)
 
     @contextlib.contextmanager
-    def saving(self, generation: int, node: Node) -> Iterator[None]:
+    def saving(self, saved: Saved) -> Iterator[None]:
         """The block commits it: saved if that succeeds. Raises DataplaneError before it where the
         disk takes no more; the state of before then stays."""
         fresh = self.path / f".{POLICY}"
         try:
-            _flushed(fresh, _text(generation, node))
+            _flushed(fresh, _text(saved))
         except OSError as error:
             fresh.unlink(missing_ok=True)
             raise DataplaneError(f"{self.path}: {error.strerror}: nothing is applied") from error
@@ -108,9 +112,10 @@ class StateDir:
         _flush_directory(self.path)
 
 
-def _text(generation: int, node: Node) -> bytes:
-    head = json.dumps({"format": FORMAT, "generation": generation})
-    return b'%b, "policy": %b}\n' % (head[:-1].encode(), dump_json(Document(node=node)))
+def _text(saved: Saved) -> bytes:
+    head = {"format": FORMAT, "generation": saved.generation, "released": dict(saved.released)}
+    policy = dump_json(Document(node=saved.node))
+    return b'%b, "policy": %b}\n' % (json.dumps(head)[:-1].encode(), policy)
 
 
 def _flushed(path: Path, data: bytes) -> None:

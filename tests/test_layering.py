@@ -52,7 +52,7 @@ PYTHON_TIERS = (
     ("packet_describe",),
     ("packet", "validate_expect", "validate_remotes", "validate_services"),
     ("validate",),
-    ("document", "rows"),
+    ("document", "ipam", "rows"),
     ("state_dir",),
     ("routing",),
     ("groups", "services"),

@@ -194,6 +194,21 @@ class Client:
         value: Value = json.loads(self._raw(*request, **extra))
         return value
 
+    def _asked(
+        self, method: str, target: str, body: bytes | None, headers: dict[str, str]
+    ) -> tuple[http.client.HTTPResponse, bytes]:
+        """On a connection that was idle, once more on a fresh one: the node may have closed it."""
+        idle = self._connection.sock is not None
+        try:
+            self._connection.request(method, target, body, headers)
+            response = self._connection.getresponse()
+        except (ConnectionError, http.client.RemoteDisconnected):
+            self._connection.close()
+            if not idle:
+                raise
+            return self._asked(method, target, body, headers)
+        return response, response.read()
+
     @contextlib.contextmanager
     def _stream(
         self, path: str, query: list[tuple[str, str]]
@@ -222,9 +237,7 @@ class Client:
     ) -> bytes:
         target = f"{path}?{urlencode(query)}" if query else path
         try:
-            self._connection.request(method, target, body, headers or {})
-            response = self._connection.getresponse()
-            data = response.read()
+            response, data = self._asked(method, target, body, headers or {})
         except TimeoutError as error:
             self._connection.close()
             raise NoNodeError(f"{self.path}: no answer in time") from error

@@ -178,7 +178,9 @@ class Api:
     # objects of the policy
 
     def put_object(self, call: Call) -> Response:
-        return self._edit(call, lambda node: edits.put(node, call.path, call.body))
+        return self._edit(
+            call, lambda node: edits.put(node, call.path, call.body, self._daemon.released)
+        )
 
     def delete_object(self, call: Call) -> Response:
         return self._edit(call, lambda node: edits.delete(node, call.path))
