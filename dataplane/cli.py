@@ -267,6 +267,27 @@ def trace(packet: tuple[str, ...], form: str, socket: str | None, **options: Any
 
 
 @cli.command(epilog=EXIT_CODES)
+@click.option("-f", "--file", type=FILE, help="A policy document, instead of the running node.")
+@click.option("--socket", metavar="PATH", help="Without -f: the node's control socket.")
+@node_option
+@click.option("--mermaid", "form", flag_value="mermaid", default="mermaid", help="The default.")
+@click.option("--dot", "form", flag_value="dot", help="For Graphviz.")
+@click.option("--svg", "form", flag_value="svg", help="A picture.")
+@click.option("--json", "form", flag_value="json", help="Values.")
+def graph(file: str | None, socket: str | None, node: str | None, form: str) -> None:
+    """Draw nodes, networks, endpoints and where they send to; of a running node, silent peers red.
+
+    \b
+    dataplane graph -f policies/two-hosts.yaml --svg > graph.svg
+    """
+    if file is None:
+        cli_node.call("graph", node, socket, form)
+    from dataplane import commands
+
+    sys.exit(commands.graph(file, node, form))
+
+
+@cli.command(epilog=EXIT_CODES)
 def schema() -> None:
     """Print the JSON Schema of documents."""
     from dataplane import schema as document_schema

@@ -3,7 +3,7 @@
 import contextlib
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
@@ -25,7 +25,7 @@ def _output(*forms: str) -> Callable[[Command], Command]:
     return click.option("-o", "--output", "form", type=kind, default="text", show_default=True)
 
 
-def call(function: str, node: str | None, socket: str | None, *args: Any, **extra: Any) -> None:
+def call(function: str, node: str | None, socket: str | None, *args: Any, **extra: Any) -> NoReturn:
     """Ends with the exit code of a function of node_commands."""
     from dataplane import node_commands
 

@@ -6,11 +6,13 @@ from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
+from dataplane import graph as graphs
 from dataplane import lint
 from dataplane.document import load
 from dataplane.engine import Engine, choose
 from dataplane.errors import DataplaneError, PacketError
 from dataplane.expect import Finding, prove
+from dataplane.graph_forms import FORMS
 from dataplane.ids import UNDERLAY
 from dataplane.ingress import frame_at, owner_of, place_of
 from dataplane.lab import Journey, Lab
@@ -176,6 +178,17 @@ def _captured(pcap: str, number: int) -> bytes:
     if len(found.data) > MAX_FRAME:
         raise PacketError(f"{pcap}: frame {number} of {len(found.data)} bytes is larger than any")
     return found.data
+
+
+# ---- graph -------------------------------------------------------------------------------------
+
+
+def graph(file: str, node: str | None, form: str) -> int:
+    """All nodes of a document, or one."""
+    document = load(file, REASON_NAMES)
+    nodes = nodes_of(document) if node is None else (choose(document, node),)
+    print(FORMS[form](graphs.graph(nodes, {})).rstrip())
+    return 0
 
 
 # ---- version -----------------------------------------------------------------------------------

@@ -235,6 +235,12 @@ def trace(
     return int(walk["verdict"] == "drop")
 
 
+def graph(client: Client, form: str) -> int:
+    """Networks, endpoints and peers of the node."""
+    print(client.graph(form).rstrip())
+    return OK
+
+
 # ---- as it happens -----------------------------------------------------------------------------
 
 

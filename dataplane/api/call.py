@@ -21,6 +21,13 @@ class Call:
             raise DataplaneError(f"{name}={value!r}: true or false")
         return value in ("true", "1", "")
 
+    def choice(self, name: str, known: tuple[str, ...], default: str) -> str:
+        """Raises DataplaneError."""
+        value = self.query.get(name, default)
+        if value not in known:
+            raise DataplaneError(f"{name}={value!r}: one of {', '.join(known)}")
+        return value
+
     def number(self, name: str, default: int, most: int) -> int:
         """Raises DataplaneError."""
         text = self.query.get(name, str(default))

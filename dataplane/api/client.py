@@ -81,6 +81,10 @@ class Client:
         query += [("limit", str(limit))] + ([("by", by)] if by else [])
         return self._value("GET", "/v1/flows", query)
 
+    def graph(self, form: str = "json") -> str:
+        """Networks, endpoints and peers, as json, mermaid, dot or svg."""
+        return self._raw("GET", "/v1/graph", [("format", form)]).decode()
+
     def stats(self) -> Value:
         """All counters."""
         return self._value("GET", "/v1/stats")

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 from dataplane.api.events import FRAME_POINTS, KINDS
 from dataplane.api.filters import FIELDS
 from dataplane.api.flow_table import MOST, SUMS
+from dataplane.graph_forms import FORMS
 from dataplane.observe import SNAP
 
 VERSION = "1"
@@ -46,6 +47,7 @@ FILTER = Query(
 LIMIT = Query("limit", "how many at most", {"type": "integer", "minimum": 0, "maximum": MOST})
 BY = Query("by", "sums instead of flows", {"type": "string", "enum": list(SUMS)})
 FORMAT = Query("format", "of the document", {"type": "string", "enum": ["json", "yaml"]})
+DRAWN = Query("format", "of the graph", {"type": "string", "enum": list(FORMS)})
 KIND = Query("kind", "with commas: " + ", ".join(KINDS), {"type": "string"})
 POINT = Query("point", "with commas: " + ", ".join(FRAME_POINTS), {"type": "string"})
 FRAMES = Query("frames", "with the frames themselves, in hex", _YES)
@@ -136,6 +138,9 @@ OPERATIONS = (
         (200, 400),
     ),
     Operation("GET", "/v1/stats", "get_stats", "All counters"),
+    Operation(
+        "GET", "/v1/graph", "get_graph", "Networks, endpoints and peers", (DRAWN,), None, (200, 400)
+    ),
     Operation("GET", "/v1/findings", "get_findings", "What is wrong, and what mends it"),
     Operation(
         "POST",

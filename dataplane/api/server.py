@@ -34,6 +34,8 @@ from dataplane.errors import (
     PortError,
     StaleError,
 )
+from dataplane.graph import graph
+from dataplane.graph_forms import FORMS, MEDIA_TYPES
 from dataplane.ingress import frame_at, owner_of, place_of
 from dataplane.merge import merge
 from dataplane.model import Document, Node
@@ -134,13 +136,10 @@ class Api:
 
     def get_policy(self, call: Call) -> Response:
         document, generation = self._committed()
-        form = call.query.get("format", "json")
-        if form == "yaml":
+        if call.choice("format", ("json", "yaml"), "json") == "yaml":
             response = Response(dump(document), media_type="application/yaml")
-        elif form == "json":
-            response = Response(dump_json(document), media_type="application/json")
         else:
-            raise DataplaneError(f"format={form!r}: json or yaml")
+            response = Response(dump_json(document), media_type="application/json")
         return _tagged(response, generation)
 
     def put_policy(self, call: Call) -> Response:
@@ -224,6 +223,12 @@ class Api:
         if by is not None:
             return _json(flow_table.summed(self._engine, conditions, by, limit))
         return _json(flow_table.listed(self._engine, conditions, limit))
+
+    def get_graph(self, call: Call) -> Response:
+        form = call.choice("format", tuple(FORMS), "json")
+        states = {peer["name"]: peer["state"] for peer in resources.peers(self._engine)}
+        text = FORMS[form](graph((self._daemon.policy,), states))
+        return Response(text, media_type=MEDIA_TYPES.get(form, "text/plain"))
 
     def get_stats(self, call: Call) -> Response:
         return _json(self._daemon.state())
