@@ -13,6 +13,10 @@ import pytest
 from hypothesis import settings
 
 from dataplane import demo_net
+from dataplane.api.client import Client
+from dataplane.document import dump
+from dataplane.model import Document
+from tests.live_node import Process, Wire, policy
 
 ROOT = Path(__file__).resolve().parent.parent
 CAPTURES = Path(os.environ.get("DATAPLANE_CAPTURES", ROOT / "../shared/captures"))
@@ -118,6 +122,37 @@ def module_netns(_netns_run: Iterator[int]) -> Iterator[Callable[..., list[str]]
     """As `netns`, for all tests of a module."""
     with _made(_netns_run) as make:
         yield make
+
+
+# ---- a running node ----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def running(
+    module_netns: Callable[..., list[str]], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Process]:
+    (netns,) = module_netns("n")
+    process = Process(netns, tmp_path_factory.mktemp("node"))
+    process.file.write_text(dump(Document(node=policy("web", "db"))))
+    process.start()
+    yield process
+    process.end()
+
+
+@pytest.fixture
+def node(running: Process) -> Iterator[Client]:
+    """Its client; the policy is as at the beginning."""
+    with Client(running.socket) as client:
+        client.apply(dump(Document(node=policy("web", "db"))), prune=True)
+        yield client
+
+
+@pytest.fixture
+def wire(running: Process, node: Client) -> Iterator[Callable[[str], bytes]]:
+    router = node.describe("networks", "blue")["dr_mac"]
+    made = Wire(running)
+    yield lambda words: made.send(words, router)
+    made.socket.close()
 
 
 # ---- strictness --------------------------------------------------------------------------------

@@ -1,0 +1,107 @@
+"""A running node for tests: `dataplane run` in a network namespace, and who sends frames to it.
+
+Its fixtures are in conftest.py: `running`, `node`, `wire`.
+"""
+
+import json
+import signal
+import socket
+import subprocess
+import sys
+import time
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any
+
+from dataplane.address import Mac, Vni, parse_prefix
+from dataplane.api.client import Client
+from dataplane.errors import NoNodeError
+from dataplane.model import Endpoint, Network, Node, RemoteSubnet, Underlay
+from dataplane.netns import inside
+from dataplane.packet import build, parse
+
+ROOT = Path(__file__).resolve().parent.parent
+PATIENCE = 15.0
+
+
+def policy(*endpoints: str, **fields: Any) -> Node:
+    made = tuple(
+        Endpoint(name=name, addresses=(ip_address(f"10.1.1.{i + 2}"),))
+        for i, name in enumerate(endpoints)
+    )
+    network = Network(
+        name="blue",
+        vni=Vni(4096),
+        prefixes=(parse_prefix("10.1.0.0/16"),),
+        endpoints=made,
+        remote_subnets=(
+            RemoteSubnet(
+                prefix=parse_prefix("10.1.2.0/24"),
+                provider_address=ip_address("127.0.0.2"),
+                dr_mac=Mac("02:00:00:00:00:02"),
+            ),
+        ),
+        **fields,
+    )
+    return Node(name="a", underlay=Underlay(address=ip_address("127.0.0.1")), networks=(network,))
+
+
+class Process:
+    """`dataplane run` in a namespace."""
+
+    def __init__(self, netns: str, place: Path, *words: str) -> None:
+        self.netns, self.place = netns, place
+        self.socket, self.state = place / "a.sock", place / "state"
+        self.file, self.log = place / "policy.yaml", place / "log"
+        self.words = words
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> "Process":
+        command = ["ip", "netns", "exec", self.netns, sys.executable, "-m", "dataplane", "run"]
+        command += [str(self.file), "--state", str(self.state), "--control", str(self.socket)]
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [*command, *self.words], stdout=log, stderr=log, cwd=ROOT
+            )
+        deadline = time.monotonic() + PATIENCE
+        while not self.answers():
+            assert self.process.poll() is None, self.log.read_text()
+            assert time.monotonic() < deadline, self.log.read_text()
+            time.sleep(0.02)
+        return self
+
+    def answers(self) -> bool:
+        try:
+            with Client(self.socket, timeout=5) as client:
+                return bool(client.status()["ready"])
+        except NoNodeError:
+            return False
+
+    def end(self, number: int = signal.SIGTERM) -> int:
+        assert self.process is not None
+        self.process.send_signal(number)
+        return self.process.wait(PATIENCE)
+
+    def links(self) -> set[str]:
+        told = subprocess.run(
+            ["ip", "-n", self.netns, "-json", "link"], check=True, capture_output=True
+        )
+        return {link["ifname"] for link in json.loads(told.stdout)}
+
+
+class Wire:
+    """Sends frames as endpoint web, whose TAP is in the node's namespace."""
+
+    def __init__(self, running: Process, device: str = "web") -> None:
+        def opened() -> socket.socket:
+            made = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
+            made.bind((device, 0))
+            return made
+
+        self.socket = inside(running.netns, opened)
+        self.mac = Mac.from_bytes(b"\x0e\x2a" + ip_address("10.1.1.2").packed)
+
+    def send(self, words: str, router: str) -> bytes:
+        frame = build(parse(words), self.mac, Mac(router))
+        self.socket.send(frame)
+        return frame
