@@ -95,7 +95,19 @@ def delete(kind: str, name: str, node: str | None, socket: str | None, form: str
     call("delete", node, socket, kind, name, form)
 
 
-SHORT = ("vni", "proto", "ip", "src", "dst", "port", "endpoint", "peer", "state")
+SHORT = (
+    "vni",
+    "proto",
+    "ip",
+    "src",
+    "dst",
+    "port",
+    "sport",
+    "dport",
+    "endpoint",
+    "peer",
+    "state",
+)
 
 
 def _filters(command: Command) -> Command:
@@ -105,6 +117,11 @@ def _filters(command: Command) -> Command:
     return click.option(
         "--not", "nots", multiple=True, metavar="FIELD=VALUE", help="What must not be so."
     )(command)
+
+
+COUNT = click.option(
+    "-c", "--count", type=click.IntRange(0), default=0, help="End after so many.  [default: never]"
+)
 
 
 def _conditions(options: dict[str, Any]) -> list[str]:
@@ -148,6 +165,32 @@ def stats(
 
 
 @click.command()
+@_filters
+@click.option("--plain", is_flag=True, help="Lines instead of a screen; so it is into a pipe.")
+@click.option(
+    "--every",
+    "seconds",
+    type=click.FloatRange(0.1, 3600),
+    default=1.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="Time between readings.",
+)
+@COUNT
+@_node_options
+@_output("json")
+def top(node: str | None, socket: str | None, plain: bool, count: int, **options: Any) -> None:
+    """Show rates, drops by reason, the busiest flows and the peers, as they change.
+
+    On the screen q quits, p pauses, / filters the flows. -o json prints one object a line.
+    """
+    conditions = _conditions(options)
+    plain = plain or bool(count) or not sys.stdout.isatty()
+    rest = {name: options[name] for name in ("seconds", "form")}
+    call("top", node, socket, conditions, plain=plain, count=count, **rest)
+
+
+@click.command()
 @_node_options
 @_output("json", "yaml")
 def status(node: str | None, socket: str | None, form: str) -> None:
@@ -173,11 +216,6 @@ def restart(node: str | None, socket: str | None, form: str) -> None:
     cannot begin, the old one goes on.
     """
     call("restart", node, socket, form)
-
-
-COUNT = click.option(
-    "-c", "--count", type=click.IntRange(0), default=0, help="End after so many.  [default: never]"
-)
 
 
 @click.command()
@@ -286,6 +324,7 @@ def register(group: click.Group, epilog: str) -> None:
         monitor,
         capture,
         stats,
+        top,
         status,
         restart,
         doctor,

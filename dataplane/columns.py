@@ -57,6 +57,14 @@ def age(seconds: float | None) -> str:
     return f"{seconds / 86_400:.0f}d"
 
 
+def side(flow: Value, address: str, port: str) -> str:
+    """10.1.1.2:80, [fd00::2]:80, of ICMP the address alone"""
+    host = flow[address]
+    if flow["protocol"] in ("icmp", "icmp6"):
+        return str(host)
+    return f"[{host}]:{flow[port]}" if ":" in host else f"{host}:{flow[port]}"
+
+
 def rows(kind: str, items: Iterable[Value], wide: bool = False) -> list[str]:
     """Aligned lines, titles first."""
     columns = KINDS[kind].usual + (KINDS[kind].wide if wide else ())
@@ -183,8 +191,8 @@ KINDS: Mapping[str, Columns] = {
         (
             field("VNI"),
             field("PROTO", "protocol"),
-            Column("SRC", lambda f: _side(f, "src", "sport")),
-            Column("DST", lambda f: _side(f, "dst", "dport")),
+            Column("SRC", lambda f: side(f, "src", "sport")),
+            Column("DST", lambda f: side(f, "dst", "dport")),
             field("STATE"),
             field("PKTS", "packets"),
             Column("BYTES", lambda f: size(f["bytes"])),
@@ -202,10 +210,3 @@ KINDS: Mapping[str, Columns] = {
         )
     ),
 }
-
-
-def _side(flow: Value, address: str, port: str) -> str:
-    host = flow[address]
-    if flow["protocol"] in ("icmp", "icmp6"):
-        return str(host)
-    return f"[{host}]:{flow[port]}" if ":" in host else f"{host}:{flow[port]}"

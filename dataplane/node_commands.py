@@ -417,6 +417,37 @@ def _totals(client: Client, before: Value | None, now: Value) -> list[str]:
 _TABLES = {"ports": _ports, "io": _io, "drops": _drops, "totals": _totals}
 
 
+def top(
+    client: Client,
+    filters: list[str],
+    *,
+    plain: bool,
+    seconds: float,
+    count: int,
+    form: str,
+) -> int:
+    """A live screen; plain, or as JSON, a block or a line for each moment."""
+    from dataplane import top as moments
+
+    if not plain and form == "text":
+        from dataplane.top_screen import TopScreen
+
+        TopScreen(lambda asked: moments.read(client, asked), seconds, filters).run()
+        return OK
+    before = moments.read(client, filters)
+    with contextlib.suppress(KeyboardInterrupt):
+        while True:
+            time.sleep(seconds)
+            now = moments.read(client, filters)
+            told = moments.moment(before, now)
+            print(json.dumps(told) if form == "json" else f"{moments.text(told)}\n", flush=True)
+            before = now
+            count -= 1
+            if count == 0:
+                break
+    return OK
+
+
 # ---- health ------------------------------------------------------------------------------------
 
 

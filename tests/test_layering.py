@@ -100,6 +100,8 @@ PYTHON_TIERS = (
     ("demo_live",),
     ("demo",),
     ("columns", "bundle"),
+    ("top",),
+    ("top_screen",),
     ("node_commands",),
     ("cli_node",),
     ("cli",),

@@ -27,7 +27,7 @@ LONGER: dict[str, int] = {}  # "file:function": lines, for those with a reason t
 
 def texts() -> Iterator[Path]:
     """Every file of ours that is text."""
-    tops = ("dataplane", "csrc", "tests", "bench", "policies", ".ci")
+    tops = ("dataplane", "csrc", "tests", "bench", "policies", "docs", ".ci")
     for path in [*ROOT.glob("*"), *(p for top in tops for p in (ROOT / top).rglob("*"))]:
         if path.suffix not in (".so", ".pyc", ".o") and path.is_file():
             yield path
@@ -61,7 +61,7 @@ def test_every_target_is_explained() -> None:
 def test_documents_name_what_exists(document: str) -> None:
     for target in re.findall(r"\bmake ([\w-]+)", " ".join(re.findall(r"`+[^`]+`+", document))):
         assert re.search(rf"^{target}:", MAKEFILE, re.MULTILINE), f"make {target}"
-    for path in re.findall(r"(?<!/)\b(?:policies|tests|bench|csrc|dataplane)/[\w./-]*\w", document):
+    for path in re.findall(r"(?<!/)\b(?:policies|tests|bench|csrc|docs|dataplane)/[\w./-]*\w", document):
         assert (ROOT / path).exists() or f"/{path}/" in IGNORED, path
     for path in re.findall(r"\]\(([^)#:]+)\)", document):
         assert (ROOT / path).exists(), path
