@@ -61,7 +61,9 @@ def test_every_target_is_explained() -> None:
 def test_documents_name_what_exists(document: str) -> None:
     for target in re.findall(r"\bmake ([\w-]+)", " ".join(re.findall(r"`+[^`]+`+", document))):
         assert re.search(rf"^{target}:", MAKEFILE, re.MULTILINE), f"make {target}"
-    for path in re.findall(r"(?<!/)\b(?:policies|tests|bench|csrc|docs|dataplane)/[\w./-]*\w", document):
+    for path in re.findall(
+        r"(?<!/)\b(?:policies|tests|bench|csrc|docs|dataplane)/[\w./@-]*\w", document
+    ):
         assert (ROOT / path).exists() or f"/{path}/" in IGNORED, path
     for path in re.findall(r"\]\(([^)#:]+)\)", document):
         assert (ROOT / path).exists(), path
