@@ -26,6 +26,8 @@ else:  # a decoder wants one class to ask `isinstance` of, not a union
     Prefix.register(IPv4Network)
     Prefix.register(IPv6Network)
 
+Span = tuple[bytes, int]  # a prefix in the engine's form: 16 bytes, and length over 128 bits
+
 _MAC = re.compile(r"[0-9a-fA-F]{2}([:-][0-9a-fA-F]{2}){5}")
 _V4_MAPPED = b"\0" * 10 + b"\xff\xff"
 
@@ -142,7 +144,7 @@ def ip_from16(octets: bytes) -> IP:
     return IPv6Address(octets)
 
 
-def prefix16(prefix: Prefix) -> tuple[bytes, int]:
+def prefix16(prefix: Prefix) -> Span:
     """Network address as 16 bytes, and length counted over 128 bits."""
     length = prefix.prefixlen + (96 if prefix.version == 4 else 0)
     return ip16(prefix.network_address), length

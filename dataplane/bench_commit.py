@@ -9,10 +9,11 @@ from msgspec.structs import replace
 from dataplane import bench_traffic
 from dataplane.bench_play import Row
 from dataplane.engine import Engine
-from dataplane.model import Backend, LoadBalancer, Node, RemoteSubnet
+from dataplane.model import Acl, Backend, LoadBalancer, Node, PortRange, RemoteSubnet
 
 REMOTE_SUBNETS = 100_000
 SERVICES, BACKENDS, PER_SERVICE = 2_000, 5_000, 3
+POLICIES = 500
 PARTS = ("plan", "commit")
 
 
@@ -24,6 +25,10 @@ def measure_commit(repeats: int = 3) -> list[Row]:
         f"{REMOTE_SUBNETS} remote subnets": (subnets, with_one_more(subnets, REMOTE_SUBNETS)),
         f"{SERVICES} services, {BACKENDS} backends": (spread, with_one_less(spread)),
         f"{SERVICES} services of {BACKENDS} backends each": (shared, with_one_less(shared)),
+        f"{POLICIES} network policies": (
+            network_policies(POLICIES - 1),
+            network_policies(POLICIES),
+        ),
     }
     rows: list[Row] = []
     for what, nodes in changes.items():
@@ -93,6 +98,42 @@ def with_one_less(node: Node) -> Node:
     first, *rest = network.load_balancers
     fewer = replace(first, backends=first.backends[1:])
     return replace(node, networks=(replace(network, load_balancers=(fewer, *rest)),))
+
+
+def network_policies(n: int) -> Node:
+    """The full policy with so many Kubernetes network policies on its first endpoint, each three
+    rules: two blocks of peers, an exception among them, two ranges of ports; in and out."""
+    node = bench_traffic.policy(1000)
+    network = node.networks[0]
+    first, *rest = network.endpoints
+    acls = tuple(rule for i in range(n) for rule in _network_policy(i))
+    endpoints = (replace(first, acls=acls), *rest)
+    return replace(node, networks=(replace(network, endpoints=endpoints),))
+
+
+def _network_policy(i: int) -> tuple[Acl, ...]:
+    blocks = tuple(IPv4Network((0x0A800000 + (2 * i + j << 12), 20)) for j in range(2))
+    ports = PortRange(1024 + i, 1024 + i), PortRange(8000 + 10 * i, 8009 + 10 * i)
+    hole = (IPv4Network((0x0A800000 + (2 * i << 12), 28)),)
+    return (
+        Acl(name=f"p{i}-except", direction="in", action="pass", remote=hole),
+        Acl(
+            name=f"p{i}-in",
+            direction="in",
+            action="allow",
+            protocol="tcp",
+            remote=blocks,
+            local_ports=ports,
+        ),
+        Acl(
+            name=f"p{i}-out",
+            direction="out",
+            action="allow",
+            protocol="tcp",
+            remote=blocks,
+            remote_ports=ports,
+        ),
+    )
 
 
 # ---- times -------------------------------------------------------------------------------------

@@ -1,6 +1,8 @@
 """Groups: an endpoint's rules, of its network's ACLs, its own and its outbound NAT."""
 
-from dataplane.address import Prefix, ip16, prefix16
+from itertools import chain
+
+from dataplane.address import Prefix, Span, ip16, prefix16
 from dataplane.ids import GroupName, Ids, RuleName
 from dataplane.memo import Memo
 from dataplane.model import (
@@ -12,10 +14,10 @@ from dataplane.model import (
     Node,
     OutboundNat,
     PortRange,
-    vips_of,
 )
 from dataplane.routing import Ways, domain_of, ways_of
-from dataplane.rows import EndpointRow, Group, Pool, Range, Rule, Span
+from dataplane.rows import EndpointRow, Group, Pool, Range, Rule
+from dataplane.vips import vip_spans
 
 DIRECTIONS: tuple[Direction, ...] = ("out", "in")  # in the engine's order
 NAT_RULES = ("nat-exceptions", "nat")  # in the order they are evaluated
@@ -132,19 +134,23 @@ def _pool_flags(nat: OutboundNat) -> int:
 def _inner_prefixes(network: Network, node: Node, memo: Memo) -> tuple[Span, ...]:
     """All that routes lead to: prefixes, remote subnets outside of all of them, VIPs, the host."""
     domain = domain_of(network, node)
-    single = [ip16(vip) for n in domain for vip in vips_of(n)]
-    if network.host_route and node.host_port is not None:
-        single.append(ip16(node.host_port.peer))
-    inner = [
-        span
-        for n in domain
-        for span in memo(
+    routed = [
+        memo(
             ("inner", n.name),
             (n.prefixes, n.remote_subnets),
             lambda n=n: _make_inner(_spans(n.prefixes), ways_of(n, memo)),  # type: ignore[misc]
         )
+        for n in domain
     ]
-    return tuple(dict.fromkeys([*inner, *((octets, 128) for octets in single)]))
+    single = [vip_spans(n, memo) for n in domain]
+    if network.host_route and node.host_port is not None:
+        single.append(((ip16(node.host_port.peer), 128),))
+    spans = (*routed, *single)
+    return memo(
+        ("inner spans", network.name),
+        spans,
+        lambda: tuple(dict.fromkeys(chain.from_iterable(spans))),
+    )
 
 
 def _make_inner(prefixes: tuple[Span, ...], ways: Ways) -> tuple[Span, ...]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from msgspec.structs import asdict
 
 from dataplane._engine import ffi, lib
+from dataplane.address import Span
 from dataplane.errors import EngineError
 from dataplane.ids import UNDERLAY_PORT
 from dataplane.model import IcmpRate, Timers, Wire
@@ -28,7 +29,6 @@ from dataplane.rows import (
     RouteTable,
     Rule,
     ServiceRow,
-    Span,
     Tables,
 )
 
@@ -79,7 +79,7 @@ class Built:
     """One generation in C. The dictionaries hold what the next one may share."""
 
     snapshot: Any  # struct dp_snapshot *
-    groups: dict[tuple[Group, tuple[int, ...]], Any]  # with the places of its pools
+    groups: dict[int, tuple[Group, tuple[int, ...], Any]]  # by id; with its pools' places
     routes: dict[tuple[bytes, bytes], Any]  # by digest of the routes, and of the endpoints' places
     balances: dict[bytes, Any]
 
@@ -97,12 +97,7 @@ def build(tables: Tables, generation: int, stamps: dict[int, int], known: Built 
 
 def _build(tables: Tables, generation: int, stamps: dict[int, int], known: Built) -> Built:
     pools = _places(_all_pools(tables))
-    groups = {
-        key: known.groups.get(key) for key in (_group_key(g, pools) for g in _all_groups(tables))
-    }
-    for key, made in groups.items():
-        if made is None:
-            groups[key] = _make_group(*key)
+    groups = {g.id: _group(g, pools, known.groups.get(g.id)) for g in _all_groups(tables)}
     places = _endpoint_places(tables)
     routes: dict[tuple[bytes, bytes], Any] = {}
     of_network = []
@@ -114,7 +109,7 @@ def _build(tables: Tables, generation: int, stamps: dict[int, int], known: Built
         )
         routes[route_key] = known.routes.get(route_key) or _make_routes(network.routes, target)
         of_network.append(routes[route_key])
-    of_group = {key[0].id: made for key, made in groups.items()}
+    of_group = {number: made for number, (_, _, made) in groups.items()}
     balances = {row.backends: known.balances.get(row.backends) for row in tables.services}
     for backends, made in balances.items():
         if made is None:
@@ -158,8 +153,13 @@ def _places(items: Iterable[Item]) -> dict[Item, int]:
 # ---- groups ------------------------------------------------------------------------------------
 
 
-def _group_key(group: Group, pools: dict[Pool, int]) -> tuple[Group, tuple[int, ...]]:
-    return group, tuple(pools[r.pool] for r in group.rules if r.pool is not None)
+def _group(
+    group: Group, pools: dict[Pool, int], known: tuple[Group, tuple[int, ...], Any] | None
+) -> tuple[Group, tuple[int, ...], Any]:
+    places = tuple(pools[r.pool] for r in group.rules if r.pool is not None)
+    if known is not None and known[:2] == (group, places):
+        return known
+    return group, places, _make_group(group, places)
 
 
 def _make_group(group: Group, pools: tuple[int, ...]) -> Any:

@@ -7,12 +7,11 @@ that would cost too much to find out, nothing is said.
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
-from dataplane.address import ip16, prefix16
+from dataplane.address import Span, ip16, prefix16
 from dataplane.groups import DIRECTIONS, acl_rule
 from dataplane.model import Acl, Direction, Document, Network, Node
 from dataplane.names import nodes_of
 from dataplane.regions import Interval, Intervals, Region, common, cut, holds, join, less, meet
-from dataplane.rows import Span
 from dataplane.tree import Complaint, Path
 
 MAX_PIECES = 256  # of what is left of a rule

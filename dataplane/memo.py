@@ -55,6 +55,28 @@ class Memo:
         self._new[key] = items, value
         return value
 
+    def each(
+        self,
+        key: Hashable,
+        items: tuple[Any, ...],
+        given: object,
+        make: Callable[[Any], Made],
+    ) -> tuple[Made, ...]:
+        """What is made of each of many items, of which few change, and of what is given to all."""
+        kept = self._new.get(key) or self._old.get(key)
+        value: tuple[Made, ...]
+        if kept is None or kept[0][0] != given:
+            value = tuple(map(make, items))
+        elif kept[0][1] is items:
+            value = kept[1]
+        else:
+            (_, before), old = kept
+            head, tail = same_ends(before, items)
+            fresh = map(make, items[head : len(items) - tail])
+            value = (*old[:head], *fresh, *old[len(old) - tail :])
+        self._new[key] = (given, items), value
+        return value
+
 
 def same_ends(old: tuple[Any, ...], new: tuple[Any, ...]) -> tuple[int, int]:
     """How many first items, and how many last ones of the rest, are the same objects in both."""

@@ -5,11 +5,12 @@ from collections.abc import Iterable, Sequence
 from itertools import chain, compress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from dataplane.address import IP, Prefix, ip16, prefix16
+from dataplane.address import IP, Prefix, Span, ip16, prefix16
 from dataplane.ids import AdjacencyName, Ids
 from dataplane.memo import Memo
-from dataplane.model import Network, Node, RemoteSubnet, vips_of
-from dataplane.rows import NO_ADDRESS, Adjacencies, NetworkRow, RouteKind, RouteTable, Span
+from dataplane.model import Network, Node, RemoteSubnet
+from dataplane.rows import NO_ADDRESS, Adjacencies, NetworkRow, RouteKind, RouteTable
+from dataplane.vips import vip_spans
 
 if TYPE_CHECKING:
     import numpy as np
@@ -154,7 +155,7 @@ def _routes(network: Network, node: Node, ids: Ids, memo: Memo) -> RouteTable:
         for a in e.addresses
     )
     host = node.host_port.peer if node.host_port and network.host_route else None
-    vips = tuple(dict.fromkeys(ip16(v) for n in domain for v in vips_of(n)))
+    vips = tuple(vip_spans(n, memo) for n in domain)
     remotes = tuple((n.vni, n.prefixes, n.remote_subnets) for n in domain)
     source = ends, network.gateways, host, vips, remotes
     return memo(
@@ -168,7 +169,10 @@ _Route = tuple[bytes, int, int, int]  # prefix, length, kind, target
 
 
 def _few(
-    network: Network, ends: tuple[tuple[bytes, int], ...], host: IP | None, vips: tuple[bytes, ...]
+    network: Network,
+    ends: tuple[tuple[bytes, int], ...],
+    host: IP | None,
+    vips: tuple[tuple[Span, ...], ...],
 ) -> list[_Route]:
     """Single addresses. Whoever comes first has it."""
     few = {octets: (octets, 128, RouteKind.ENDPOINT, port) for octets, port in ends}
@@ -176,7 +180,7 @@ def _few(
         few.setdefault(ip16(host), (ip16(host), 128, RouteKind.HOST, 0))
     for octets in map(ip16, network.gateways):
         few.setdefault(octets, (octets, 128, RouteKind.GATEWAY, 0))
-    for octets in vips:
+    for octets, _ in chain.from_iterable(vips):
         few.setdefault(octets, (octets, 128, RouteKind.VIP, 0))
     return list(few.values())
 

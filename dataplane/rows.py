@@ -9,6 +9,7 @@ import struct
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from dataplane.address import Span
 from dataplane.ids import Ids
 from dataplane.memo import Memo
 from dataplane.model import Fallback, IcmpRate, Timers, Wire
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-Span = tuple[bytes, int]  # prefix
 Range = tuple[int, int]  # both ends included
 
 NO_ADDRESS = bytes(16)

@@ -3,7 +3,7 @@
 Pure: no C object is made here.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import chain
 
 from dataplane.address import IP, Mac
@@ -21,7 +21,7 @@ from dataplane.ids import (
     allot,
 )
 from dataplane.memo import Memo
-from dataplane.model import HostPort, Node, Underlay
+from dataplane.model import Acl, HostPort, Network, Node, Underlay
 from dataplane.routing import UNDERLAY_MAC, adjacencies_of, mtu_of, network_row, of_version, ways_of
 from dataplane.rows import NetworkRow, PortRow, ServiceRow, Tables
 from dataplane.services import rule_names as service_names
@@ -114,7 +114,7 @@ def _number(node: Node, old: Ids, memo: Memo) -> Ids:
     return Ids(
         ports=allot(fixed | dict(old.ports), [*fixed, *ends], FIRST_ENDPOINT_PORT),
         groups=allot(old.groups, _group_names(node)),
-        rules=allot(old.rules, _rule_names(node)),
+        rules=_allot_rules(node, old, memo),
         adjacencies=memo(
             "adjacencies", vteps, lambda: allot(old.adjacencies, chain.from_iterable(vteps))
         ),
@@ -131,14 +131,28 @@ def _group_names(node: Node) -> Iterator[GroupName]:
             yield GroupName(n.name, e.name, "nat", "out")
 
 
-def _rule_names(node: Node) -> Iterator[RuleName]:
-    for n in node.networks:
-        yield from service_names(n)
-        yield from (RuleName(n.name, None, "acl", acl.name) for acl in n.acls)
-        for e in n.endpoints:
-            yield from (RuleName(n.name, e.name, "acl", acl.name) for acl in e.acls)
-            if e.outbound_nat is not None:
-                yield from (RuleName(n.name, e.name, "nat", rule) for rule in NAT_RULES)
+def _allot_rules(node: Node, old: Ids, memo: Memo) -> Mapping[RuleName, int]:
+    names = tuple(chain.from_iterable(_rule_names(n, memo) for n in node.networks))
+    return memo("rules", names, lambda: allot(old.rules, chain.from_iterable(names)))
+
+
+def _rule_names(n: Network, memo: Memo) -> Iterator[tuple[RuleName, ...]]:
+    yield from service_names(n, memo)
+    yield _acl_names(n.acls, n.name, None, memo)
+    for e in n.endpoints:
+        yield _acl_names(e.acls, n.name, e.name, memo)
+        if e.outbound_nat is not None:
+            yield tuple(RuleName(n.name, e.name, "nat", rule) for rule in NAT_RULES)
+
+
+def _acl_names(
+    acls: tuple[Acl, ...], network: str, endpoint: str | None, memo: Memo
+) -> tuple[RuleName, ...]:
+    return memo(
+        ("names", network, endpoint),
+        acls,
+        lambda: tuple(RuleName(network, endpoint, "acl", acl.name) for acl in acls),
+    )
 
 
 # ---- ports -------------------------------------------------------------------------------------

@@ -44,26 +44,32 @@ def _services(network: Network, node: Node, ids: Ids, memo: Memo) -> Iterator[Se
         (network.vni, clients, network.gateways, host, local),
         lambda: _Met(network.vni, clients, network.gateways, host, frozenset(local)),
     )
-    for balancer in network.load_balancers:
-        name = RuleName(network.name, None, "lb", balancer.name)
-        yield from memo(
-            ("service", name),
-            (balancer, met, ids.rules[name]),
-            lambda b=balancer, n=name: tuple(_balancer(b, met, ids.rules[n], memo)),  # type: ignore[misc]
-        )
+
+    def rows(balancer: LoadBalancer) -> tuple[ServiceRow, ...]:
+        rule = ids.rules[RuleName(network.name, None, "lb", balancer.name)]
+        return tuple(_balancer(balancer, met, rule, memo))
+
+    of_each = memo.each(("services", network.name), network.load_balancers, met, rows)
+    yield from chain.from_iterable(of_each)
     for endpoint in network.endpoints:
         for mapping in endpoint.port_mappings:
             name = RuleName(network.name, endpoint.name, "lb", mapping_name(mapping))
             yield from _mapping(mapping, endpoint, met, ids.rules[name])
 
 
-def rule_names(network: Network) -> Iterator[RuleName]:
+def rule_names(network: Network, memo: Memo) -> Iterator[tuple[RuleName, ...]]:
     """Services count what they decide as rules do."""
-    for balancer in network.load_balancers:
-        yield RuleName(network.name, None, "lb", balancer.name)
+    balancers = network.load_balancers
+    yield memo(
+        ("names", network.name, "lb"),
+        balancers,
+        lambda: tuple(RuleName(network.name, None, "lb", b.name) for b in balancers),
+    )
     for endpoint in network.endpoints:
-        for mapping in endpoint.port_mappings:
-            yield RuleName(network.name, endpoint.name, "lb", mapping_name(mapping))
+        yield tuple(
+            RuleName(network.name, endpoint.name, "lb", mapping_name(mapping))
+            for mapping in endpoint.port_mappings
+        )
 
 
 def _balancer(balancer: LoadBalancer, met: _Met, rule: int, memo: Memo) -> Iterator[ServiceRow]:

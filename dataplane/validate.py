@@ -86,7 +86,7 @@ def _node(node: Node, path: Path, memo: Memo) -> Iterator[Complaint]:
     yield from taken("TAP", _taps(node, path))
     for place, network in places:
         yield from _network(network, node, place, memo)
-    yield from host_services(node, path)
+    yield from host_services(node, path, memo)
 
 
 def _icmp_rate(rate: IcmpRate, path: Path) -> Iterator[Complaint]:

@@ -1,15 +1,15 @@
 """Remote subnets that contradict one another, or the node they are written for."""
 
 from collections.abc import Iterator
-from ipaddress import ip_network
 from typing import NamedTuple
 
 from dataplane import defaults
-from dataplane.address import IP, Mac, Prefix
+from dataplane.address import IP, Mac, Prefix, Span, ip16, prefix16
 from dataplane.memo import Memo, same_ends
-from dataplane.model import Network, Node, RemoteSubnet, Underlay, vips_of
+from dataplane.model import Network, Node, RemoteSubnet, Underlay
 from dataplane.tree import Complaint, Path
 from dataplane.validate_values import station, taken, unicast
+from dataplane.vips import vip_spans
 
 
 class _Sound(NamedTuple):
@@ -17,7 +17,7 @@ class _Sound(NamedTuple):
 
     underlay: Underlay | None
     subnets: tuple[RemoteSubnet, ...]
-    prefixes: set[Prefix]
+    prefixes: set[Span]
     dr_macs: dict[IP, Mac]
 
 
@@ -35,7 +35,7 @@ def remote_subnets(network: Network, node: Node, path: Path, memo: Memo) -> Iter
     if not complaints:
         memo.keep(path, found)
     yield from complaints
-    yield from _stolen(network, node, found.prefixes, path)
+    yield from _stolen(network, node, found.prefixes, path, memo)
     yield from _shared(network, node, path, memo)
 
 
@@ -45,8 +45,8 @@ def _judge(
     head, tail = same_ends(sound.subnets, subnets)
     fresh = subnets[head : len(subnets) - tail]
     gone = sound.subnets[head : len(sound.subnets) - tail]
-    prefixes = sound.prefixes.difference([s.prefix for s in gone])
-    prefixes.update([s.prefix for s in fresh])
+    prefixes = sound.prefixes.difference([prefix16(s.prefix) for s in gone])
+    prefixes.update([prefix16(s.prefix) for s in fresh])
     found = _Sound(underlay, subnets, prefixes, dict(sound.dr_macs))
     complaints: list[Complaint] = []
     if len(prefixes) != len(subnets):
@@ -76,20 +76,22 @@ def _provider(provider: IP, own: list[IP], path: Path) -> Iterator[Complaint]:
         yield Complaint(path, message, f"set underlay.{key}")
 
 
-def _stolen(network: Network, node: Node, prefixes: set[Prefix], path: Path) -> Iterator[Complaint]:
-    own: dict[IP, str] = {}
+def _stolen(
+    network: Network, node: Node, prefixes: set[Span], path: Path, memo: Memo
+) -> Iterator[Complaint]:
+    taken_by: dict[Span, str] = {}
     for other in (network, *_domain(network, node)):
-        own |= dict.fromkeys(vips_of(other), "VIP")
-        own |= {a: "endpoint" for e in other.endpoints for a in e.addresses}
+        taken_by |= dict.fromkeys(vip_spans(other, memo), "VIP")
+        taken_by |= {(ip16(a), 128): "endpoint" for e in other.endpoints for a in e.addresses}
     if network.host_route and node.host_port is not None:
-        own[node.host_port.peer] = "host"
-    own |= dict.fromkeys(defaults.gateways(network), "gateway")
-    taken_by = {ip_network(a): whose for a, whose in own.items()}
+        taken_by[ip16(node.host_port.peer), 128] = "host"
+    taken_by |= {(ip16(a), 128): "gateway" for a in defaults.gateways(network)}
     if prefixes.isdisjoint(taken_by):
         return
     for i, subnet in enumerate(network.remote_subnets):
-        if subnet.prefix in taken_by:
-            message = f"{subnet.prefix} is the address of a local {taken_by[subnet.prefix]}"
+        whose = taken_by.get(prefix16(subnet.prefix))
+        if whose:
+            message = f"{subnet.prefix} is the address of a local {whose}"
             yield Complaint((*path, i, "prefix"), message)
 
 

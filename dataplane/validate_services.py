@@ -1,6 +1,7 @@
 """Load balancers, port mappings, routing domains and host routes that contradict one another."""
 
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterable, Iterator
+from itertools import chain
 
 from dataplane.address import IP
 from dataplane.memo import Memo
@@ -13,12 +14,13 @@ _MOST_BACKENDS = 5000
 
 def network_services(network: Network, node: Node, path: Path, memo: Memo) -> Iterator[Complaint]:
     """What can be said of one network."""
-    places = [((*path, "load_balancers", i), b) for i, b in enumerate(network.load_balancers)]
-    yield from taken("load balancer", ((b.name, p) for p, b in places))
-    yield from taken("VIP and port", _met_in(network, path))
-    owned = {a for e in network.endpoints for a in e.addresses} | set(network.gateways)
-    for place, balancer in places:
-        yield from _balancer(balancer, node, owned, place, memo)
+    places = [(*path, "load_balancers", i) for i in range(len(network.load_balancers))]
+    named_by = [b.name for b in network.load_balancers]
+    if _any_twice([named_by]):
+        yield from taken("load balancer", zip(named_by, places, strict=True))
+    if _any_twice(_keys(network, path, memo)):
+        yield from taken("VIP and port", _met_in(network, path))
+    yield from _balancers(network, node, places, path, memo)
     for i, endpoint in enumerate(network.endpoints):
         for j, mapping in enumerate(endpoint.port_mappings):
             where = (*path, "endpoints", i, "port_mappings", j)
@@ -27,10 +29,28 @@ def network_services(network: Network, node: Node, path: Path, memo: Memo) -> It
         yield Complaint((*path, "host_route"), "the node has no host port", "add host_port")
 
 
-def host_services(node: Node, path: Path) -> Iterator[Complaint]:
+def _balancers(
+    network: Network, node: Node, places: list[Path], path: Path, memo: Memo
+) -> Iterator[Complaint]:
+    """Those that were sound before are not looked at again."""
+    addresses = tuple(a for e in network.endpoints for a in e.addresses)
+    owned = {*addresses, *network.gateways}
+    sound = memo.each(
+        (*path, "load_balancers"),
+        network.load_balancers,
+        (node.host_port, addresses, network.gateways),
+        lambda balancer: not any(_balancer(balancer, node, owned, path, memo)),
+    )
+    if not all(sound):
+        for place, balancer in zip(places, network.load_balancers, strict=True):
+            yield from _balancer(balancer, node, owned, place, memo)
+
+
+def host_services(node: Node, path: Path, memo: Memo) -> Iterator[Complaint]:
     """What networks of one node must agree on: the host port, routing domains, host routes."""
-    met = [item for i, n in enumerate(node.networks) for item in _met_at_host(n, node, i, path)]
-    yield from taken("VIP and port at the host port", met)
+    if node.host_port is not None and _any_twice(_keys_at_host(node, path, memo)):
+        met = [item for i, n in enumerate(node.networks) for item in _met_at_host(n, node, i, path)]
+        yield from taken("VIP and port at the host port", met)
     for i, network in enumerate(node.networks):
         for j, other in enumerate(node.networks[:i]):
             together = network.routing_domain is not None and (
@@ -67,13 +87,11 @@ def _apart(
 
 def _met_in(network: Network, path: Path) -> Iterator[tuple[Hashable, Path]]:
     for i, balancer in enumerate(network.load_balancers):
-        for j, vip in enumerate(balancer.vips):
-            key = f"{balancer.protocol} {vip}:{balancer.port}"
+        for j, key in enumerate(_keys_of(balancer)):
             yield key, (*path, "load_balancers", i, "vips", j)
     for i, endpoint in enumerate(network.endpoints):
         for j, mapping in enumerate(endpoint.port_mappings):
-            key = f"{mapping.protocol} {mapping.vip or 'host'}:{mapping.port}"
-            yield key, (*path, "endpoints", i, "port_mappings", j)
+            yield _key_of(mapping), (*path, "endpoints", i, "port_mappings", j)
 
 
 def _met_at_host(
@@ -83,11 +101,55 @@ def _met_at_host(
         return
     where = (*path, "networks", place)
     for key, at in _met_in(network, where):
-        yield str(key).replace(f" {node.host_port.address}:", " host:"), at
+        yield _key_at(node.host_port.address, str(key)), at
     for i, balancer in enumerate(network.load_balancers):
         if balancer.node_port is not None:
             at = (*where, "load_balancers", i, "node_port")
-            yield f"{balancer.protocol} host:{balancer.node_port}", at
+            yield _node_port_key(balancer), at
+
+
+def _keys_of(balancer: LoadBalancer) -> tuple[str, ...]:
+    return tuple(f"{balancer.protocol} {vip}:{balancer.port}" for vip in balancer.vips)
+
+
+def _key_of(mapping: PortMapping) -> str:
+    return f"{mapping.protocol} {mapping.vip or 'host'}:{mapping.port}"
+
+
+def _key_at(host: IP, key: str) -> str:
+    return key.replace(f" {host}:", " host:")
+
+
+def _node_port_key(balancer: LoadBalancer) -> str:
+    return f"{balancer.protocol} host:{balancer.node_port}"
+
+
+def _keys(network: Network, path: Path, memo: Memo) -> Iterator[Iterable[str]]:
+    """All that `_met_in` says, but for the places."""
+    yield from memo.each((*path, "keys"), network.load_balancers, None, _keys_of)
+    for endpoint in network.endpoints:
+        yield map(_key_of, endpoint.port_mappings)
+
+
+def _keys_at_host(node: Node, path: Path, memo: Memo) -> Iterator[Iterable[str]]:
+    """All that `_met_at_host` says, but for the places."""
+    assert node.host_port is not None
+    host = node.host_port.address
+
+    def at_host(balancer: LoadBalancer) -> tuple[str, ...]:
+        own = () if balancer.node_port is None else (_node_port_key(balancer),)
+        return (*(_key_at(host, key) for key in _keys_of(balancer)), *own)
+
+    for i, network in enumerate(node.networks):
+        where = (*path, "networks", i, "keys at host")
+        yield from memo.each(where, network.load_balancers, host, at_host)
+        for endpoint in network.endpoints:
+            yield (_key_at(host, _key_of(mapping)) for mapping in endpoint.port_mappings)
+
+
+def _any_twice(keys: Iterable[Iterable[str]]) -> bool:
+    told = list(chain.from_iterable(keys))
+    return len(set(told)) != len(told)
 
 
 def _balancer(

@@ -58,6 +58,7 @@ PYTHON_TIERS = (
         "schema",
         "packet_build",
         "validate_values",
+        "vips",
     ),
     ("packet_describe", "graph_svg"),
     ("packet", "graph_forms", "validate_expect", "validate_remotes", "validate_services"),
