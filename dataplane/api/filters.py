@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from ipaddress import ip_address, ip_network
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from dataplane.address import Prefix, ip16, parse_ip, parse_prefix, prefix16
+from dataplane.address import Prefix, Span, ip16, parse_ip, parse_prefix, prefix16
 from dataplane.errors import DataplaneError
 from dataplane.ids import Ids
 from dataplane.model import PROTOCOLS
@@ -33,7 +33,6 @@ FIELDS = {
     "state": "new, est or closing",
 }
 STATES = ("new", "est", "closing")
-Span = tuple[bytes, int]
 _V4: Span = prefix16(ip_network("0.0.0.0/0"))  # how IPv4 stands among the 128 bits
 
 
