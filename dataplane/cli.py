@@ -106,6 +106,12 @@ def cli() -> None:
     help="Where the control API is served.  [default: NODE.sock of the run directory]",
 )
 @click.option("--no-control", is_flag=True, help="Serve none.")
+@click.option(
+    "--read-control",
+    type=FILE,
+    metavar="SOCKET",
+    help="Serve it there, too, for reading only (mode 0660; no captures).",
+)
 @click.option("--stats", "stats_file", type=FILE, help="Write counters there, as JSON.")
 @click.option("--pid-file", type=FILE, help="Write the process id there while running.")
 @click.option(
@@ -145,6 +151,7 @@ def run(
     state: str | None,
     control: str | None,
     no_control: bool,
+    read_control: str | None,
     stats_file: str | None,
     pid_file: str | None,
     offload: bool,
@@ -170,7 +177,7 @@ def run(
     from dataplane.daemon import Tuning
     from dataplane.engine import Limits
 
-    places = runner.Places(file, state, control, not no_control, stats_file, pid_file)
+    places = runner.Places(file, state, control, not no_control, read_control, stats_file, pid_file)
     limits = Limits(max_flows=max_flows, max_bindings=max_bindings, max_rules=max_rules)
     runner.run(places, node, limits, Tuning(offload, busy_poll, workers, xdp), successor)
 

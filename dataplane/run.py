@@ -10,7 +10,7 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -49,6 +49,7 @@ class Places(NamedTuple):
     state: str | None = None  # a directory
     control: str | None = None  # the socket; None: by the node's name
     serves: bool = True  # whether there is one
+    reading: str | None = None  # a second socket, to read only
     stats: str | None = None
     pid: str | None = None
 
@@ -57,10 +58,14 @@ class Run:
     """Obeys signals."""
 
     def __init__(
-        self, daemon: Daemon, places: Places, state: StateDir | None, control: Control | None
+        self,
+        daemon: Daemon,
+        places: Places,
+        state: StateDir | None,
+        controls: Mapping[str, Control],
     ) -> None:
         self._daemon, self._places = daemon, places
-        self._state, self._control = state, control
+        self._state, self._controls = state, controls
 
     def serve(self) -> None:
         """Until a signal, which the caller has blocked, ends it. Raises PortError."""
@@ -76,21 +81,25 @@ class Run:
 
     def _hand_over(self) -> None:
         """If the successor does not come all is as before."""
-        owned = {"state": self._state, "control": self._control}
-        also = {name: owner.fileno() for name, owner in owned.items() if owner is not None}
+        fds = {name: control.fileno() for name, control in self._controls.items()}
+        if self._state is not None:
+            fds["state"] = self._state.fileno()
         begin = time.monotonic()
-        control = self._control
         try:
-            self._daemon.hand_over(also, also.values(), control.pause if control else _nothing)
+            self._daemon.hand_over(fds, fds.values(), self._pause)
         except DataplaneError as error:
             log.error("%s; going on", error)
-            if control is not None and not control.serves:
+            for control in self._controls.values():
                 control.resume()
             return
-        if control is not None:
+        for control in self._controls.values():
             control.leave()
         log.info("a successor forwards, after %.0f ms", (time.monotonic() - begin) * 1e3)
         raise _HandedOver
+
+    def _pause(self) -> None:
+        for control in self._controls.values():
+            control.pause()
 
     def _obey(self, got: signal.struct_siginfo | None) -> None:
         if got is None:
@@ -168,16 +177,18 @@ def run(
                 inherited=inherited,
             )
         )
-        control = None
-        if places.serves:
-            path = places.control or socket_of(daemon.policy.name)
-            control = made.enter_context(Control(daemon, path, inherited=told.get("control")))
+        controls = {
+            name: made.enter_context(
+                Control(daemon, path, read_only=name == "reading", inherited=told.get(name))
+            )
+            for name, path in _sockets(places, daemon.policy.name)
+        }
         if inherited is not None:
             inherited.done()
         for line in daemon.told():
             log.info(line)
         notify("READY=1", f"MAINPID={os.getpid()}", f"STATUS={daemon.ready()}")
-        Run(daemon, places, state, control).serve()
+        Run(daemon, places, state, controls).serve()
 
 
 def _state_dir(path: str, told: dict[str, Any]) -> StateDir:
@@ -191,7 +202,11 @@ def _inheritance(told: dict[str, Any]) -> Saved:
     return Saved(told["generation"], node, told["released"])
 
 
-def _nothing() -> None: ...
+def _sockets(places: Places, node: str) -> Iterator[tuple[str, str | Path]]:
+    if places.serves:
+        yield "control", places.control or socket_of(node)
+    if places.reading is not None:
+        yield "reading", places.reading
 
 
 def _beginning(places: Places, name: str | None, state: StateDir | None) -> Saved:

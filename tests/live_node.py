@@ -52,6 +52,7 @@ class Process:
     def __init__(self, netns: str, place: Path, *words: str) -> None:
         self.netns, self.place = netns, place
         self.socket, self.state = place / "a.sock", place / "state"
+        self.reading = place / "reading.sock"
         self.file, self.log = place / "policy.yaml", place / "log"
         self.words = words
         self.process: subprocess.Popen[bytes] | None = None
@@ -59,6 +60,7 @@ class Process:
     def start(self) -> "Process":
         command = ["ip", "netns", "exec", self.netns, sys.executable, "-m", "dataplane", "run"]
         command += [str(self.file), "--state", str(self.state), "--control", str(self.socket)]
+        command += ["--read-control", str(self.reading)]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 [*command, *self.words], stdout=log, stderr=log, cwd=ROOT

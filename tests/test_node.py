@@ -382,6 +382,26 @@ def test_a_client_that_was_idle_asks_again(running: Process, node: Client) -> No
     assert node.status()["ready"]
 
 
+def test_a_second_socket_is_for_reading_only(running: Process, node: Client) -> None:
+    assert running.reading.stat().st_mode & 0o777 == 0o660
+    with Client(running.reading) as reader:
+        assert reader.status()["node"] == "a" and reader.get("endpoints") == node.get("endpoints")
+        events = reader.events(("config",))
+        assert next(events)["kind"] == "listening"
+        events.close()
+        for call in (
+            lambda: reader.apply(dump(Document(node=policy("web")))),
+            lambda: reader.put("blue", "endpoints", "x", {}),
+            lambda: reader.delete("blue"),
+            reader.restart,
+            lambda: next(reader.events(frames=True)),
+            lambda: next(reader.capture()),
+        ):
+            with pytest.raises(DataplaneError):
+                call()
+    assert {e["name"] for e in node.get("endpoints")} == {"blue/web", "blue/db"}
+
+
 def test_a_second_node_is_refused(running: Process) -> None:
     command = [sys.executable, "-m", "dataplane", "run", str(running.file)]
     places = {

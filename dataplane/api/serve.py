@@ -1,7 +1,7 @@
 """The control socket: the API served on a thread of its own.
 
-A unix socket of mode 0600, and 0660 with a group; who may open it may do everything. A second one
-may be read only. Whoever changes something is named in the log, by SO_PEERCRED.
+A unix socket of mode 0600: who may open it may do everything. A second one, of mode 0660, may be
+for reading only. Whoever changes something is named in the log, by SO_PEERCRED.
 """
 
 import contextlib
@@ -22,6 +22,7 @@ from dataplane.daemon import Daemon
 from dataplane.errors import PortError
 
 BACKLOG = 4096
+MODE, READ_MODE = 0o600, 0o660
 GRACE = 2  # seconds for requests under way when it ends
 CHANGES = ("PUT", "PATCH", "DELETE")
 
@@ -37,14 +38,14 @@ class Control:
         daemon: Daemon,
         path: str | os.PathLike[str],
         *,
-        mode: int = 0o600,
+        read_only: bool = False,
         inherited: int | None = None,
     ) -> None:
         """`inherited`: the descriptor of its socket, from a predecessor."""
         self.path = Path(path)
-        self._daemon = daemon
+        self._daemon, self._read_only = daemon, read_only
         if inherited is None:
-            self._socket = _listening(self.path, mode)
+            self._socket = _listening(self.path, READ_MODE if read_only else MODE)
         else:
             self._socket = socket.socket(fileno=inherited)
         self._inode = self.path.stat().st_ino
@@ -56,7 +57,7 @@ class Control:
 
     def _start(self) -> None:
         config = uvicorn.Config(
-            _Named(application(self._daemon)),
+            _Named(application(self._daemon, self._read_only)),
             http=_Protocol,
             ws="none",
             lifespan="on",
@@ -79,13 +80,10 @@ class Control:
         self._server.should_exit = True
         self._thread.join()
 
-    @property
-    def serves(self) -> bool:
-        return self._thread.is_alive()
-
     def resume(self) -> None:
-        """Serves again."""
-        self._start()
+        """Serves again, if it was paused."""
+        if not self._thread.is_alive():
+            self._start()
 
     def leave(self) -> None:
         """The socket is another process's now."""

@@ -53,12 +53,13 @@ STATUS = {
 Value = dict[str, Any]
 
 
-def application(daemon: Daemon) -> Starlette:
-    """Serves one daemon."""
-    api, streams = Api(daemon), Streams(daemon)
+def application(daemon: Daemon, read_only: bool = False) -> Starlette:
+    """Serves one daemon; `read_only`: nothing but GET, and no frames."""
+    api, streams = Api(daemon), Streams(daemon, headers_only=read_only)
     routes = [
         Route(operation.path, _endpoint(operation, api, streams), methods=[operation.method])
         for operation in OPERATIONS
+        if not read_only or (operation.method == "GET" and operation.handler != "capture")
     ]
     handlers = {DataplaneError: _refused, HTTPException: _http_error}
     return Starlette(

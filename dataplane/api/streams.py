@@ -16,6 +16,7 @@ from dataplane.api.call import Call
 from dataplane.api.events import FRAME_POINTS, KINDS, POINTS, Event, event_of, packet_of
 from dataplane.api.hub import Hub, Listener
 from dataplane.daemon import Daemon
+from dataplane.errors import DataplaneError
 from dataplane.observe import SNAP, Seen
 from dataplane.pcap import Writer
 
@@ -25,10 +26,10 @@ Conditions = Sequence[filters.Condition]
 
 
 class Streams:
-    """The handlers that openapi.OPERATIONS calls streams."""
+    """The handlers that openapi.OPERATIONS calls streams; `headers_only`: no payload of packets."""
 
-    def __init__(self, daemon: Daemon) -> None:
-        self._daemon, self._hub = daemon, Hub(daemon)
+    def __init__(self, daemon: Daemon, headers_only: bool = False) -> None:
+        self._daemon, self._hub, self._headers_only = daemon, Hub(daemon), headers_only
 
     @contextlib.asynccontextmanager
     async def lifespan(self, app: object) -> AsyncIterator[None]:
@@ -45,6 +46,8 @@ class Streams:
         kinds = call.words("kind", KINDS, KINDS)
         conditions = filters.parse(call.query.getlist("filter"))
         frames = call.flag("frames") if "frames" in call.query else False
+        if frames and self._headers_only:
+            raise DataplaneError("frames: not on this socket")
         sse = "text/event-stream" in call.headers.get("accept", "")
         media_type = "text/event-stream" if sse else "application/x-ndjson"
         lines = self._events(kinds, conditions, frames, sse)
