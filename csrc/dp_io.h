@@ -89,6 +89,9 @@ struct dp_xdp;
 struct dp_xdp *dp_xdp_create(const struct dp_xdp_config *config, struct dp_error *err);
 /* After the loops that use it. */
 void dp_xdp_destroy(struct dp_xdp *xdp);
+/* No more frames come; those that have come are still received. Not beside another call of these.
+ */
+void dp_xdp_let_go(struct dp_xdp *xdp);
 uint32_t dp_xdp_queues(const struct dp_xdp *xdp);
 bool dp_xdp_zero_copy(const struct dp_xdp *xdp);
 /* An eventfd: packets were sent to an address of which no way was listed; it is listed now. These

@@ -85,6 +85,10 @@ void dp_xdp_destroy(struct dp_xdp *x) {
     free(x);
 }
 
+void dp_xdp_let_go(struct dp_xdp *x) {
+    io_xdp_detach(&x->program);
+}
+
 uint32_t dp_xdp_queues(const struct dp_xdp *x) {
     return x->n;
 }

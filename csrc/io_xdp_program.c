@@ -164,4 +164,5 @@ void io_xdp_detach(struct io_xdp_program *p) {
             close(fds[i]);
         }
     }
+    *p = (struct io_xdp_program){-1, -1, -1};
 }

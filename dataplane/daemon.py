@@ -269,13 +269,12 @@ class Daemon:
             with Successor(state, all_fds) as successor:
                 successor.await_ready()
                 before()
-                self.stop()
-                self._ports.underlay.suspend()
+                with self._ports.without_xdp():
+                    self.stop()
                 try:
                     successor.hand_over(self.engine.save().to_bytes())
                 except BaseException:
                     successor.end()
-                    self._ports.underlay.resume()
                     self._start()
                     raise
             self._leave()
@@ -340,14 +339,17 @@ class Daemon:
         lost = self.lost_devices()
         for name in sorted(lost.keys() - self._gone):
             log.error("%s: %s is gone, was it deleted? SIGHUP makes it again", name, lost[name])
-        xdp = self._ports.xdp
-        if xdp and not xdp.is_there:
-            lost[UNDERLAY] = xdp.interface
+        if wanted := self._ports.lacks_xdp:
+            with contextlib.suppress(BusyError):
+                self._renew_xdp()
+        if wanted and self._ports.lacks_xdp:
+            lost[UNDERLAY] = wanted
             if UNDERLAY not in self._gone:
-                told = "underlay: %s is gone: packets take the sockets until it is back"
-                log.error(told, xdp.interface)
+                log.error("underlay: no AF_XDP on %s for now: packets take the sockets", wanted)
         self._gone = set(lost)
-        with self._changing, self._ports.renewed() as again:
+
+    def _renew_xdp(self) -> None:
+        with self.changing(), self._ports.renewed() as again:
             if again:
                 self._restart()
                 log.info("underlay: %s", self._ports.xdp)

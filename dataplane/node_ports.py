@@ -4,6 +4,7 @@ Opened as its policy asks, and changed as the policy changes.
 """
 
 import contextlib
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from ipaddress import ip_network
@@ -17,6 +18,8 @@ from dataplane.ports import Port, VxlanSocket
 from dataplane.ports import Tap as TapPort
 from dataplane.rules import host_mac
 from dataplane.xdp import Xdp
+
+DRAIN = 0.01  # seconds until loops have read what came before
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,6 +154,7 @@ class NodePorts:
         xdp: str | None = None,
     ) -> None:
         self._offload, self._queues, self._keep, self._xdp = offload, queues, keep, xdp
+        self._wanted_xdp: str | None = None
         self._sockets: dict[str, Any] = {}
         self._devices: dict[str, Device] = {}
         self._ports: dict[str, VxlanSocket | TapPort] = {}
@@ -172,27 +176,48 @@ class NodePorts:
             if isinstance(port, TapPort) and not port.is_there
         }
 
+    @property
+    def _underlay(self) -> VxlanSocket:
+        port = self._ports[UNDERLAY]
+        assert isinstance(port, VxlanSocket)
+        return port
+
+    @property
+    def lacks_xdp(self) -> str | None:
+        """The interface that AF_XDP is wanted on, but is not."""
+        return None if self.xdp and self.xdp.is_there else self._wanted_xdp
+
     @contextlib.contextmanager
     def renewed(self) -> Iterator[bool]:
-        """Inside the block AF_XDP stands on an interface that came back, if one did: True."""
-        port, old = self._ports[UNDERLAY], self.xdp
-        if old is None or old.is_there:
-            yield False
-            return
-        assert isinstance(port, VxlanSocket)
-        with contextlib.suppress(PortError):
-            port.xdp = old.again()
+        """Inside the block AF_XDP is where it was lacking, if it can be: True, for new loops."""
+        port, old, wanted = self._underlay, self.xdp, self.lacks_xdp
+        if wanted:
+            with contextlib.suppress(PortError):
+                port.xdp = port.open_xdp(wanted)
         try:
             yield port.xdp is not old
         finally:
-            if port.xdp is not old:
+            if old and port.xdp is not old:
                 old.close()
+
+    @contextlib.contextmanager
+    def without_xdp(self) -> Iterator[None]:
+        """Inside the block, and after it, frames come by the sockets; loops must have ended by its
+        end."""
+        port, xdp = self._underlay, self.xdp
+        if xdp:
+            xdp.let_go()
+            time.sleep(DRAIN)
+        yield
+        port.xdp = None
+        if xdp:
+            xdp.close()
 
     def open(self, node: Node) -> None:
         """All ports of a resolved node. Raises PortError; `close` then closes what was opened."""
         self._sockets = _sockets(node)
         offload = self._offload and node.underlay.offload
-        xdp = self._xdp or node.underlay.xdp
+        self._wanted_xdp = xdp = self._xdp or node.underlay.xdp
         wanted = {**self._sockets, "offload": offload, "queues": self._queues, "xdp": xdp}
         self._ports[UNDERLAY] = VxlanSocket(**wanted)
         for name, device in devices(node).items():
@@ -213,17 +238,12 @@ class NodePorts:
         return found
 
     def inherit(self, node: Node, state: dict[str, Any]) -> None:
-        """The ports that another process had opened for the same policy."""
+        """The ports that another process had opened for the same policy, without AF_XDP."""
+        self._wanted_xdp = self._xdp or node.underlay.xdp
         self._sockets, self._devices = _sockets(node), devices(node)
         for name, each in state.items():
             kind = VxlanSocket if name == UNDERLAY else TapPort
             self._ports[name] = kind.inherited(each)
-
-    @property
-    def underlay(self) -> VxlanSocket:
-        port = self._ports[UNDERLAY]
-        assert isinstance(port, VxlanSocket)
-        return port
 
     def leave(self) -> None:
         """Closes them for this process only."""

@@ -8,7 +8,6 @@ import os
 import socket
 import struct
 from collections.abc import Iterator
-from functools import partial
 from ipaddress import ip_address
 from types import TracebackType
 from typing import Any, Protocol, Self
@@ -30,7 +29,6 @@ _TUN_F_TCP = 0x01 | 0x02 | 0x04 | 0x08  # checksums, TSO4, TSO6, TSO with ECN
 _TUN_F_USO = 0x20 | 0x40  # Linux 6.2
 _IP_MTU_DISCOVER, _IPV6_MTU_DISCOVER, _PMTUDISC_PROBE = 10, 23, 3
 _UDP_NO_CHECK6_RX, _UDP_GRO = 102, 104
-_ICMP_FILTER, _RAW, _ICMP_UNREACHABLE, _ICMP6_TOO_BIG = 1, 255, 3, 2
 _IP_RECVERR, _IPV6_RECVERR, _SO_ATTACH_FILTER, _BPF_RET = 11, 25, 26, 6
 _SO_NO_CHECK, _SO_RCVBUFFORCE, _SO_SNDBUFFORCE = 11, 33, 32
 _BUFFER = 8 << 20
@@ -367,16 +365,15 @@ class VxlanSocket(_Owner):
         own = [a for a in (address, address6) if a is not None]
         self.port = port
         self._interface, self._offload = interface, offload
-        self._checksum4, self._queues = checksum4, queues
         self._own: dict[int, IP] = {a.version: a for a in own}
         self._receive: dict[int, list[socket.socket]] = {}
         self._send: dict[int, list[socket.socket]] = {}
-        self._icmp: dict[int, socket.socket] = {}
+        self._netns, self._checksum4 = netns, checksum4
         self.xdp: Xdp | None = None
         try:
             inside(netns, lambda: self._open(sources, checksum4 or offload, zero6, queues))
             if xdp is not None:
-                self._accelerate(xdp, netns)
+                self.xdp = self.open_xdp(xdp)
         except BaseException:
             self.close()
             raise
@@ -399,54 +396,42 @@ class VxlanSocket(_Owner):
                 if version == 4 and checksum4:
                     sock.setsockopt(socket.SOL_SOCKET, _SO_NO_CHECK, 0)
 
+    def open_xdp(self, interface: str) -> Xdp:
+        """To be set as `xdp`, while no loop has this port; the one before is closed by whoever sets
+        it. Raises PortError."""
+        return Xdp(
+            interface,
+            list(self._own.values()),
+            self.port,
+            netns=self._netns,
+            queues=min(map(len, self._receive.values())),
+            checksum4=self._checksum4,
+        )
+
     def state(self) -> dict[str, Any]:
-        """What another process needs to be its owner; `fds` are the descriptors."""
+        """What another process needs to be its owner, but for AF_XDP; `fds` are the descriptors."""
         fds = {
             way: {v: [s.fileno() for s in sockets] for v, sockets in of.items()}
             for way, of in (("receive", self._receive), ("send", self._send))
         }
         own = {version: str(address) for version, address in self._own.items()}
-        told = {"port": self.port, "interface": self._interface, "offload": self._offload}
-        told |= {"checksum4": self._checksum4, "queues": self._queues}
-        return {**told, "own": own, **fds, "xdp": self.xdp.interface if self.xdp else None}
+        names = ("port", "_interface", "_offload", "_netns", "_checksum4")
+        told = {name: getattr(self, name) for name in names}
+        return {**told, "own": own, **fds}
 
     @classmethod
     def inherited(cls, state: dict[str, Any]) -> Self:
         """The underlay whose descriptors this process inherited."""
         made = cls.__new__(cls)
-        made.port, made._interface = state["port"], state["interface"]
-        made._offload = state["offload"]
+        for name in ("port", "_interface", "_offload", "_netns", "_checksum4"):
+            setattr(made, name, state[name])
+        made.xdp = None
         made._own = {int(v): ip_address(text) for v, text in state["own"].items()}
         made._receive, made._send = (
             {int(v): [socket.socket(fileno=fd) for fd in fds] for v, fds in state[way].items()}
             for way in ("receive", "send")
         )
-        made._checksum4, made._queues = state["checksum4"], state["queues"]
-        made.xdp, made._icmp = None, {}
-        if state["xdp"]:
-            made._accelerate(state["xdp"], None)
         return made
-
-    def _accelerate(self, interface: str, netns: str | None) -> None:
-        """AF_XDP on that interface beside the sockets. Raises PortError."""
-        self.xdp = Xdp(
-            interface,
-            list(self._own.values()),
-            self.port,
-            netns=netns,
-            queues=self._queues,
-            checksum4=self._checksum4,
-        )
-        self._icmp = {v: inside(netns, partial(_icmp, a)) for v, a in self._own.items()}
-
-    def suspend(self) -> None:
-        """Gives AF_XDP up, until `resume` or for good: all packets take the sockets."""
-        if self.xdp:
-            self.xdp.close()
-
-    def resume(self) -> None:
-        """AF_XDP once more, if there was any. Raises PortError."""
-        self.xdp = self.xdp.again() if self.xdp else None
 
     def leave(self) -> None:
         """Closes it for this process only: another one has it now."""
@@ -463,9 +448,7 @@ class VxlanSocket(_Owner):
         config.receive4, config.receive6 = self._receiver(4, queue), self._receiver(6, queue)
         config.send4, config.send6 = fds.get(4, ffi.NULL), fds.get(6, ffi.NULL)
         config.n_send, config.udp_port = count, self.port
-        config.icmp4, config.icmp6 = (
-            self._icmp[v].fileno() if v in self._icmp else -1 for v in (4, 6)
-        )
+        config.icmp4, config.icmp6 = (self.xdp.icmp(v) if self.xdp else -1 for v in (4, 6))
         config.segment = config.gro = self._offload
         for version, address in self._own.items():
             setattr(config, f"ip{version}", ip16(address))
@@ -481,8 +464,8 @@ class VxlanSocket(_Owner):
         xdp, self.xdp = self.xdp, None
         if xdp:
             xdp.close()
-        all_sockets = [*self._receive.values(), *self._send.values(), self._icmp.values()]
-        self._receive, self._send, self._icmp = {}, {}, {}
+        all_sockets = [*self._receive.values(), *self._send.values()]
+        self._receive, self._send = {}, {}
         for sock in (s for sockets in all_sockets for s in sockets):
             sock.close()
 
@@ -551,19 +534,6 @@ def _hear_errors_only(sock: socket.socket, address: IP) -> None:
         sock.setsockopt(socket.IPPROTO_IP, _IP_RECVERR, 1)
     else:
         sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_RECVERR, 1)
-
-
-def _icmp(address: IP) -> socket.socket:
-    """Where messages of path MTUs come in, of whatever packets."""
-    v4 = address.version == 4
-    family = socket.AF_INET if v4 else socket.AF_INET6
-    kind = socket.SOCK_RAW | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
-    sock = socket.socket(family, kind, socket.IPPROTO_ICMP if v4 else socket.IPPROTO_ICMPV6)
-    blocked = ~(1 << (_ICMP_UNREACHABLE if v4 else _ICMP6_TOO_BIG)) & (1 << (32 if v4 else 256)) - 1
-    level, size = (_RAW, 4) if v4 else (socket.IPPROTO_ICMPV6, 32)
-    sock.setsockopt(level, _ICMP_FILTER, blocked.to_bytes(size, "little"))
-    sock.bind((str(address), 0))
-    return sock
 
 
 def _senders(address: IP, count: int, interface: str | None) -> Iterator[socket.socket]:

@@ -5,10 +5,10 @@ import errno
 import logging
 import os
 import select
+import socket
 import threading
 import time
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 from dataplane.address import IP, ip16, ip_from16
@@ -21,6 +21,7 @@ _REST = 0.05  # at least, where many are
 _PATIENCE = 2.0  # the kernel takes a while to free the queues of a process that has ended
 _FORGET = 300.0  # ways that nobody asked for so long
 _WAYS = 4096  # io_ways.c
+_ICMP_FILTER, _RAW, _ICMP_UNREACHABLE, _ICMP6_TOO_BIG = 1, 255, 3, 2
 
 log = logging.getLogger("dataplane")
 
@@ -47,14 +48,12 @@ class Xdp:
 
         self.interface, self._queues = interface, queues
         self._own: dict[int, IP] = {a.version: a for a in own}
-        self._again = partial(
-            Xdp, interface, own, port, netns=netns, queues=queues, checksum4=checksum4
-        )
         config = ffi.new("struct dp_xdp_config *")
         config.udp_port, config.senders, config.checksum4 = port, queues, checksum4
         for version, address in self._own.items():
             setattr(config, f"ip{version}", ip16(address))
         self._handle = inside(netns, lambda: _create(interface, config))
+        self._icmp = inside(netns, lambda: {a.version: _icmp(a) for a in own})
         self._lost = threading.Event()
         self._stop_out, self._stop_in = os.pipe2(os.O_CLOEXEC)
         self._thread = threading.Thread(
@@ -74,9 +73,15 @@ class Xdp:
         """Whether the interface lives, that is the one it was then."""
         return not self._lost.is_set()
 
-    def again(self) -> "Xdp":
-        """The same on the interface that has the name by now. Raises PortError."""
-        return self._again()
+    def icmp(self, version: int) -> int:
+        """The descriptor by which errors about what was sent come in, or -1."""
+        return self._icmp[version].fileno() if version in self._icmp else -1
+
+    def let_go(self) -> None:
+        """From now on all frames take the sockets; those that came before are still to be read."""
+        from dataplane._engine import lib
+
+        lib.dp_xdp_let_go(self._handle)
 
     def join(self, loop: Any, port_id: int, queue: int) -> None:
         """Adds to a C loop, to its underlay of that id, the queues of that share."""
@@ -98,6 +103,8 @@ class Xdp:
             os.close(self._stop_out)
             lib.dp_xdp_destroy(self._handle)
             self._handle = ffi.NULL
+            for sock in self._icmp.values():
+                sock.close()
 
     # ---- ways ----------------------------------------------------------------------------------
 
@@ -161,6 +168,19 @@ class Ways:
 
 
 _NONE = bytes(6), bytes(6), 0
+
+
+def _icmp(address: IP) -> socket.socket:
+    """Where messages of path MTUs come in, of whatever packets."""
+    v4 = address.version == 4
+    family = socket.AF_INET if v4 else socket.AF_INET6
+    kind = socket.SOCK_RAW | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
+    sock = socket.socket(family, kind, socket.IPPROTO_ICMP if v4 else socket.IPPROTO_ICMPV6)
+    blocked = ~(1 << (_ICMP_UNREACHABLE if v4 else _ICMP6_TOO_BIG)) & (1 << (32 if v4 else 256)) - 1
+    level, size = (_RAW, 4) if v4 else (socket.IPPROTO_ICMPV6, 32)
+    sock.setsockopt(level, _ICMP_FILTER, blocked.to_bytes(size, "little"))
+    sock.bind((str(address), 0))
+    return sock
 
 
 def _create(interface: str, config: Any) -> Any:

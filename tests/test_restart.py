@@ -47,8 +47,12 @@ class World(NamedTuple):
 
 
 @pytest.fixture
-def world(tmp_path: Path) -> Iterator[World]:
-    """The demo's hosts; nodes a and b with state directories."""
+def world(
+    tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[World]:
+    """The demo's hosts; nodes a and b with state directories, and by request with AF_XDP."""
+    if getattr(request, "param", False):
+        monkeypatch.setenv("DATAPLANE_XDP", "uplink")
     with ExitStack() as stack:
         site = stack.enter_context(Site())
         document = demo_live.placed(load(demo.POLICY), site)
@@ -158,6 +162,36 @@ def of_code_of_its_own(world: World, code: Path) -> NodeProcess:
     node.wait_for("ready: ")
     world.nodes["a"] = node
     return node
+
+
+def gets_xdp_again(node: NodeProcess, before: int) -> None:
+    deadline = time.monotonic() + 5
+    while "underlay: AF_XDP on uplink, 1 queue, copy" not in node.lines()[before:]:
+        assert time.monotonic() < deadline, node.tail(20)
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("world", [True], indirect=True, ids=["xdp"])
+def test_af_xdp_changes_hands(world: World, tmp_path: Path) -> None:
+    """To a successor, and back from one that does not come: the sockets have it meanwhile."""
+    node = of_code_of_its_own(world, tmp_path / "code")
+    stream = traffic.Stream(world.site, "a1", "b1", (DB, 5054))
+    with world.client("a") as client, stream.running(0.001):
+        before = len(node.lines())
+        client.restart()
+        gets_xdp_again(node, before)
+        forwarder = tmp_path / "code/dataplane/forwarder.py"
+        forwarder.write_text(forwarder.read_text() + "\nForwarder.__init__ = None\n")
+        before = len(node.lines())
+        with pytest.raises(DataplaneError):
+            client.restart(patience=0)
+        gets_xdp_again(node, before)
+        assert answers(world, "a1", DB)
+    assert stream.lost == 0 and stream.sent > 100
+
+
+def answers(world: World, source: str, address: str) -> bool:
+    return traffic.ping(world.site, source, address, "-c", "2", "-i", "0.05")[0] == 0
 
 
 def test_an_upgrade_in_place(world: World, tmp_path: Path) -> None:
