@@ -73,9 +73,15 @@ def _read_pcap(file: BinaryIO, order: str, tick_ns: int, name: str) -> Iterator[
     while head := file.read(16):
         if len(head) != 16:
             raise DataplaneError(f"{name}: cut at byte {file.tell()}")
-        seconds, ticks, size, _ = struct.unpack(order + "IIII", head)
+        seconds, ticks, size, length = struct.unpack(order + "IIII", head)
         data = _exactly(file, size, name)
-        yield Packet(seconds * 1_000_000_000 + ticks * tick_ns, data, linktype)
+        time_ns = seconds * 1_000_000_000 + ticks * tick_ns
+        yield Packet(time_ns, data, linktype, length=_cut(size, length))
+
+
+def _cut(size: int, length: int) -> int:
+    """`Packet.length` of what a file says."""
+    return length if length > size else 0
 
 
 def _options(data: bytes, order: str) -> dict[int, bytes]:
@@ -101,7 +107,7 @@ def _interface(body: bytes, order: str) -> _Interface:
 
 
 def _enhanced(body: bytes, order: str, interfaces: list[_Interface]) -> Packet:
-    index, high, low, size, _ = struct.unpack_from(order + "IIIII", body)
+    index, high, low, size, length = struct.unpack_from(order + "IIIII", body)
     interface = interfaces[index]
     data = body[20 : 20 + size]
     if len(data) != size:
@@ -111,7 +117,7 @@ def _enhanced(body: bytes, order: str, interfaces: list[_Interface]) -> Packet:
     time_ns = (high << 32 | low) * 1_000_000_000 // interface.ticks
     time_ns += interface.offset * 1_000_000_000
     comment = options.get(_OPT_COMMENT, b"").decode(errors="replace")
-    return Packet(time_ns, data, interface.linktype, interface.name, comment)
+    return Packet(time_ns, data, interface.linktype, interface.name, comment, _cut(size, length))
 
 
 def _read_pcapng(file: BinaryIO, name: str) -> Iterator[Packet]:

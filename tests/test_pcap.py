@@ -19,6 +19,7 @@ CAPTURES = Path(os.environ.get("DATAPLANE_CAPTURES", ROOT / "../shared/captures"
 FRAME = bytes(range(60))
 NOW = 1_700_000_000_123_456_789
 
+CUT = st.just(0) | st.integers(201, 1 << 18)  # above any data here
 packets = st.builds(
     Packet,
     st.integers(0, 2**62),
@@ -26,6 +27,7 @@ packets = st.builds(
     st.sampled_from([1, 101]),
     st.text(max_size=15),
     st.text(max_size=50),
+    CUT,
 )
 classic = st.builds(
     Packet,
@@ -34,6 +36,7 @@ classic = st.builds(
     st.just(1),
     st.just(""),
     st.just(""),
+    CUT,
 )
 
 
