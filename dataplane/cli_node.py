@@ -191,6 +191,20 @@ def top(node: str | None, socket: str | None, plain: bool, count: int, **options
 
 
 @click.command()
+@click.option(
+    "--listen", default="127.0.0.1:0", metavar="ADDRESS:PORT", help="Of a loopback; 0: any port."
+)
+@click.option("--snapshot", metavar="FILE", help="Write the page with what the node says now.")
+@_node_options
+def ui(node: str | None, socket: str | None, listen: str, snapshot: str | None) -> None:
+    """Show the node in a browser of this host: topology, layers, drops, flows, rates.
+
+    Prints an address with a token; who has it may look, not change. Ends with an interrupt.
+    """
+    call("ui", node, socket, listen, snapshot)
+
+
+@click.command()
 @_node_options
 @_output("json", "yaml")
 def status(node: str | None, socket: str | None, form: str) -> None:
@@ -325,6 +339,7 @@ def register(group: click.Group, epilog: str) -> None:
         capture,
         stats,
         top,
+        ui,
         status,
         restart,
         doctor,

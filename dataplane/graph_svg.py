@@ -31,8 +31,9 @@ svg.graph:root{color:#222}
 .graph .node rect{stroke-dasharray:3 3;opacity:.6}
 .graph path{fill:none;stroke:currentColor;opacity:.45}
 .graph .name{font-weight:bold}
-.graph .label{font-size:10px;opacity:.8}
-.graph .silent{stroke:#e5484d;color:#e5484d;opacity:1}
+.graph .label{font-size:10px;paint-order:stroke;stroke:Canvas;stroke-width:3px}
+.graph .silent,.graph .silent rect{color:#e5484d;stroke:currentColor;opacity:1}
+.graph .silent text{stroke:none}
 """
 
 
@@ -71,13 +72,13 @@ class _Drawing:
         hosts = [f"host {node.host}" for node in shown.nodes]
         self._endpoint_width = _width(endpoints)
         self._network_width = _width([*networks, *hosts])
-        self._network_x = 2 * PAD + self._endpoint_width + 5 * GAP
+        self._network_x = 2 * PAD + self._endpoint_width + 8 * GAP
         inner = self._network_x + self._network_width + PAD
         self._inner = max(inner, *(PAD + _width([_title(node)]) for node in shown.nodes), 0)
         bottom = float(GAP)
         for node in shown.nodes:
             bottom = self._node(node, bottom) + 2 * GAP
-        self.width = self._peers(shown) + GAP
+        self.width = self._peers(shown, bottom) + GAP
         self._edges(shown)
         self.height = max(bottom, *(box.y + box.height + GAP for box in self._boxes.values()), 0)
 
@@ -115,14 +116,15 @@ class _Drawing:
             )
         return top + height
 
-    def _peers(self, shown: Graph) -> float:
-        """The right edge of all."""
+    def _peers(self, shown: Graph, height: float) -> float:
+        """In the middle of the nodes' height. The right edge of all."""
         names = [f"VTEP {peer.name}" for peer in shown.peers]
         names += [f"{shown.more} more VTEPs"] * bool(shown.more)
-        x = PAD + self._inner + ROOM
+        x, row = PAD + self._inner + ROOM, LINE + PAD + 2 * GAP
+        top = max((height - row * len(names)) / 2 + GAP, GAP)
         states = [peer.state for peer in shown.peers] + [""]
         for i, (name, state) in enumerate(zip(names, states, strict=False)):
-            box = Box(x, GAP + i * (LINE + PAD + 2 * GAP), _width(names), LINE + PAD)
+            box = Box(x, top + i * row, _width(names), LINE + PAD)
             self._box(name.removeprefix("VTEP "), box, [name], state)
         return x + _width(names) if names else PAD + self._inner + 1.5 * ROOM * bool(shown.edges)
 

@@ -4,6 +4,7 @@ import itertools
 import os
 import re
 import subprocess
+import threading
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
@@ -16,7 +17,7 @@ from dataplane import demo_net
 from dataplane.api.client import Client
 from dataplane.document import dump
 from dataplane.model import Document
-from tests.live_node import Process, Wire, policy
+from tests.live_node import DENIED, Process, Wire, policy
 
 ROOT = Path(__file__).resolve().parent.parent
 CAPTURES = Path(os.environ.get("DATAPLANE_CAPTURES", ROOT / "../shared/captures"))
@@ -153,6 +154,24 @@ def wire(running: Process, node: Client) -> Iterator[Callable[[str], bytes]]:
     made = Wire(running)
     yield lambda words: made.send(words, router)
     made.socket.close()
+
+
+@pytest.fixture
+def traffic(wire: Callable[[str], bytes]) -> Iterator[None]:
+    """Allowed and denied packets, until the test is over."""
+    over = threading.Event()
+
+    def send() -> None:
+        while not over.wait(0.02):
+            for n in range(3):
+                wire(f"udp 10.1.1.2:4{n:03} > 10.1.2.9:53 len {100 * (n + 1)}")
+            wire(DENIED)
+
+    sender = threading.Thread(target=send)
+    sender.start()
+    yield
+    over.set()
+    sender.join()
 
 
 # ---- strictness --------------------------------------------------------------------------------

@@ -1,9 +1,10 @@
 """A running node for tests: `dataplane run` in a network namespace, and who sends frames to it.
 
-Its fixtures are in conftest.py: `running`, `node`, `wire`.
+Its fixtures are in conftest.py: `running`, `node`, `wire`, `traffic`.
 """
 
 import json
+import os
 import signal
 import socket
 import subprocess
@@ -22,6 +23,8 @@ from dataplane.packet import build, parse
 
 ROOT = Path(__file__).resolve().parent.parent
 PATIENCE = 15.0
+DENIED = "udp 10.1.1.2:4000 > 10.1.77.1:53"  # by the policy: nobody is there
+PICTURES = os.environ.get("DATAPLANE_PICTURES") == "1"  # take those of docs/ anew
 
 
 def policy(*endpoints: str, **fields: Any) -> Node:

@@ -41,7 +41,7 @@ from dataplane.model import (
     Underlay,
 )
 from dataplane.pcap import read
-from tests.live_node import PATIENCE, ROOT, Process, policy
+from tests.live_node import DENIED, PATIENCE, ROOT, Process, policy
 
 KILLS = int(os.environ.get("DATAPLANE_KILLS", "8"))  # 200 by hand
 
@@ -488,7 +488,6 @@ def until(events: Iterator[dict[str, Any]], condition: Callable[[dict[str, Any]]
     return next(event for event in events if condition(event))
 
 
-DENIED = "udp 10.1.1.2:4000 > 10.1.77.1:53"
 ALLOWED = "udp 10.1.1.2:4{n:03} > 10.1.2.9:53"
 
 

@@ -7,6 +7,7 @@ import importlib.util
 import io
 import re
 import subprocess
+import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -153,6 +154,29 @@ def test_package_list_is_complete() -> None:
     }
     assert set(PROJECT["tool"]["setuptools"]["packages"]) == found
     assert not (ROOT / "policies/__init__.py").exists()
+
+
+DATA_FILES = """
+from setuptools import Distribution
+made = Distribution()
+made.parse_config_files()
+command = made.get_command_obj("build_py")
+command.ensure_finalized()
+for _, source, _, names in command.data_files:
+    print(*(f"{source}/{name}" for name in names), sep="\\n")
+"""
+
+
+def test_data_is_packaged() -> None:
+    """What setuptools puts into the wheel besides Python is all there is."""
+    done = subprocess.run(
+        [sys.executable, "-c", DATA_FILES], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    built = {".py", ".pyc", ".so", ".c"}
+    files = (p for p in (ROOT / "dataplane").rglob("*") if p.is_file() and p.suffix not in built)
+    data = {str(path.relative_to(ROOT)) for path in files}
+    assert "dataplane/api/page.html" in data
+    assert set(done.stdout.split()) == data
 
 
 def test_installed_metadata() -> None:

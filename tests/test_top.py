@@ -5,10 +5,8 @@ The screen's picture is taken here; with DATAPLANE_PICTURES=1 it replaces the on
 
 import asyncio
 import json
-import os
 import re
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -20,10 +18,9 @@ from dataplane import top
 from dataplane.api.client import Client
 from dataplane.cli import cli
 from dataplane.errors import NoNodeError
-from tests.live_node import PATIENCE, ROOT, Process
+from tests.live_node import PATIENCE, PICTURES, ROOT, Process
 
 PICTURE = ROOT / "docs" / "top.svg"
-DENIED = "udp 10.1.1.2:4000 > 10.1.77.1:53"
 
 
 def reading(now_ns: int, scale: int, **flow: Any) -> top.Reading:
@@ -69,24 +66,6 @@ def test_what_was_not_there_counts_from_zero_and_what_was_reset_counts_nothing()
 )  # fmt: skip
 def test_quantities(number: float, said: str) -> None:
     assert top.quantity(number, "pps") == said
-
-
-@pytest.fixture
-def traffic(wire: Callable[[str], bytes]) -> Iterator[None]:
-    """Allowed and denied packets, until the test is over."""
-    over = threading.Event()
-
-    def send() -> None:
-        while not over.wait(0.02):
-            for n in range(3):
-                wire(f"udp 10.1.1.2:4{n:03} > 10.1.2.9:53 len {100 * (n + 1)}")
-            wire(DENIED)
-
-    sender = threading.Thread(target=send)
-    sender.start()
-    yield
-    over.set()
-    sender.join()
 
 
 def test_plain(running: Process, traffic: None) -> None:
@@ -157,7 +136,7 @@ def test_screen(running: Process, traffic: None) -> None:
 
     picture = re.sub(r"@font-face\s*{[^}]*}", "", asyncio.run(used()))
     assert "url(http" not in picture and "@import" not in picture
-    if os.environ.get("DATAPLANE_PICTURES") == "1":
+    if PICTURES:
         PICTURE.write_text(picture)
     shown = texts(picture)
     titles = {w for columns in top.TABLES.values() for c in columns for w in c.title.split()}

@@ -194,6 +194,11 @@ class Client:
 
     # ---- requests ------------------------------------------------------------------------------
 
+    def ask(self, path: str) -> Any:
+        """What GET of a path answers: of JSON the value, else text."""
+        text = self._raw("GET", path)
+        return json.loads(text) if text.startswith((b"{", b"[")) else text.decode()
+
     def _value(self, *request: Any, **extra: Any) -> Value:
         value: Value = json.loads(self._raw(*request, **extra))
         return value

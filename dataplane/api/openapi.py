@@ -174,6 +174,8 @@ OPERATIONS = (
         True,
     ),
     Operation("POST", "/v1/restart", "restart", "Have a new process take over", (), None, (202,)),
+    Operation("GET", "/", "get_page", "The web page", (), None, (200,), "text/html"),
+    Operation("GET", "/ui", "get_page", "The web page", (), None, (200,), "text/html"),
     Operation("GET", "/v1/openapi.json", "get_openapi", "This document"),
     Operation("GET", "/healthz", "get_health", "Whether it forwards", (), None, (200, 503)),
     Operation(
@@ -238,7 +240,7 @@ def _described(operation: Operation, path: str) -> Value:
     ]
     told: Value = {
         "summary": operation.summary,
-        "operationId": f"{operation.handler}_{operation.method}_{len(names)}".lower(),
+        "operationId": re.sub(r"\W+", "_", f"{operation.method}{path}").strip("_").lower(),
         "parameters": parameters,
         "responses": {str(code): _answer(operation, code) for code in operation.answers},
     }

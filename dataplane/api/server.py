@@ -18,7 +18,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from dataplane.api import edits, filters, flow_table, health, metrics, resources
+from dataplane.api import edits, filters, flow_table, health, metrics, page, resources
 from dataplane.api.call import Call
 from dataplane.api.openapi import OPERATIONS, Operation, describe
 from dataplane.api.streams import Streams
@@ -268,6 +268,9 @@ class Api:
     def restart(self, call: Call) -> Response:
         os.kill(os.getpid(), signal.SIGUSR2)
         return _json({"pid": os.getpid()}, 202)
+
+    def get_page(self, call: Call) -> Response:
+        return Response(page.text(), media_type="text/html", headers=page.headers())
 
     def get_openapi(self, call: Call) -> Response:
         return _json(self._description)
