@@ -169,7 +169,6 @@ struct dp_network {
     uint32_t vni;
     uint16_t mtu;         /* largest inner IP packet */
     uint8_t dr_mac[6];    /* distributed router */
-    struct dp_span vteps; /* of addresses: the allow-list of provider addresses; count 0 = nobody */
     uint32_t routes;      /* index into dp_policy.routes */
     uint32_t domain;      /* networks of one routing domain may route into each other; 0 = alone */
     uint8_t ttl;          /* outer TTL or hop limit; 0 = 64 */
@@ -190,7 +189,8 @@ struct dp_endpoint {
     uint32_t stamp;     /* generation that last changed what this endpoint may do */
     uint32_t max_flows; /* pairs it began; at most so many, 0 = no quota */
 };
-/* A VTEP of one network as this node reaches it. Ids are stable from commit to commit. */
+/* A VTEP of one network as this node reaches it, and takes packets from. Ids are stable from commit
+ * to commit. */
 struct dp_adjacency {
     uint32_t network;
     uint16_t port;        /* underlay port */
@@ -272,15 +272,20 @@ struct dp_timers {
     uint32_t path_mtu;        /* 600: how long a learned one holds (RFC 1191 section 6.3) */
 };
 
+/* base: NULL, or a snapshot whose adjacencies this one has too, but for those that are named; if it
+ * is the newest one made so, they are shared and not copied. Its networks are the first ones here.
+ */
 struct dp_policy {
     uint32_t generation; /* above every earlier one */
+    struct dp_snapshot *base;
     const struct dp_port *ports;
     uint32_t n_ports;
     const struct dp_network *networks;
     uint32_t n_networks;
     const struct dp_endpoint *endpoints;
     uint32_t n_endpoints;
-    const struct dp_adjacency *adjacencies;
+    const struct dp_adjacency *adjacencies; /* without a port (DP_PORT_NONE): there is none */
+    const uint32_t *adjacency_ids;          /* ascending; NULL: 0, 1, … */
     uint32_t n_adjacencies;
     const struct dp_pool *pools;
     uint32_t n_pools;
@@ -312,6 +317,11 @@ struct dp_group *dp_group_create(uint8_t layer, uint32_t name, const struct dp_r
                                  uint32_t n_ranges, struct dp_error *err);
 void dp_group_release(struct dp_group *group);
 struct dp_routes *dp_routes_create(const struct dp_route *routes, uint32_t n, struct dp_error *err);
+/* The table of base without some prefixes (what else their routes say does not matter), then with
+ * others. It costs what changes: all else is shared. */
+struct dp_routes *dp_routes_edit(const struct dp_routes *base, const struct dp_route *gone,
+                                 uint32_t n_gone, const struct dp_route *come, uint32_t n_come,
+                                 struct dp_error *err);
 void dp_routes_release(struct dp_routes *routes);
 /* Maglev (Eisenbud et al., NSDI 2016): removing one of n backends moves about 1/n of new flows. */
 struct dp_balance *dp_balance_create(const struct dp_backend *backends, uint32_t n,

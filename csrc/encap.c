@@ -56,6 +56,7 @@ void dp_tunnel_init(struct dp_tunnel *t, const struct dp_adjacency *a, const str
     t->mtu = n->mtu;
     t->vni = n->vni;
     memcpy(t->own_mac, n->dr_mac, sizeof t->own_mac);
+    t->trusted = !(n->dr_mac[0] & 1) && !(n->wire & DP_WIRE_DSCP_BACK);
     t->tos_copy = n->dscp == DP_DSCP_COPY ? 0xff : ECN_BITS;
     t->tos_fixed = n->dscp == DP_DSCP_COPY ? 0 : (uint8_t)(n->dscp << DSCP_SHIFT);
     if (dp_addr_is_v4(&t->remote)) {

@@ -282,7 +282,7 @@ static uint32_t stamp_of(const struct dp_snapshot *s, uint16_t port) {
 }
 
 static bool adjacency_stands(const struct dp_snapshot *s, uint32_t i) {
-    return i == DP_NONE || (i < s->n_adjacencies && s->adjacencies[i].port != DP_PORT_NONE);
+    return i == DP_NONE || dp_vteps_have(&s->vteps, i);
 }
 
 /* Nothing the flow depends on has changed since it was composed. */

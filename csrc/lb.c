@@ -11,13 +11,13 @@ static uint64_t spread(const struct dp_walk *w, const struct dp_service *v) {
     return dp_hash(w->spread, m);
 }
 
-static const struct dp_route *route_to(const struct dp_walk *w, const struct dp_backend *b) {
+static const struct dp_hop *route_to(const struct dp_walk *w, const struct dp_backend *b) {
     const struct dp_addr a = dp_addr_load(b->addr);
     return dp_routes_lookup(w->policy->routes[w->policy->networks[w->network].routes], &a);
 }
 
 static bool is_remote(const struct dp_walk *w, const struct dp_backend *b) {
-    const struct dp_route *r = route_to(w, b);
+    const struct dp_hop *r = route_to(w, b);
     return r && r->kind == DP_TO_REMOTE;
 }
 

@@ -10,23 +10,17 @@ enum {
     OVERLAY_MTU_MAX = 65535 - 14 - (int)sizeof(struct dp_outer6), /* the outer length has 16 bits */
 };
 
-static uint32_t vtep_hash(uint32_t network, const struct dp_addr *a) {
-    uint64_t h = (a->word[0] ^ (uint64_t)network << 32) * 0x9e3779b97f4a7c15u;
-    h = (h ^ h >> 32 ^ a->word[1]) * 0xbf58476d1ce4e5b9u;
-    h = (h ^ h >> 29) * 0x94d049bb133111ebu;
-    return (uint32_t)(h >> 32);
-}
-
 bool dp_snapshot_has_vtep(const struct dp_snapshot *s, uint32_t network, const struct dp_addr *a) {
-    for (uint32_t at = vtep_hash(network, a);; at++) {
-        const struct dp_vtep_slot *slot = &s->vteps[at & s->vtep_mask];
-        if (slot->network == 0) {
-            return false;
-        }
-        if (slot->network == network + 1 && dp_addr_equal(&slot->addr, a)) {
+    const uint32_t domain = s->networks[network].domain;
+    if (dp_vteps_find(&s->vteps, network, a)) {
+        return true;
+    }
+    for (uint32_t i = 0; domain && i < s->n_networks; i++) {
+        if (s->networks[i].domain == domain && dp_vteps_find(&s->vteps, i, a)) {
             return true;
         }
     }
+    return false;
 }
 
 /* ---- checks ------------------------------------------------------------------------------- */
@@ -92,24 +86,14 @@ static bool check_networks(struct dp_snapshot *s, struct dp_error *err) {
             (n->wire & DP_WIRE_DF_CLEAR && n->wire & DP_WIRE_DF_INHERIT)) {
             return fault(err, DP_EINVAL, "network", i, "no such DSCP or wire option");
         }
-        if (n->routes >= s->n_routes || !dp_span_fits(n->vteps, s->n_addrs)) {
-            return fault(err, DP_EREF, "network", i, "routes or provider addresses out of range");
+        if (n->routes >= s->n_routes) {
+            return fault(err, DP_EREF, "network", i, "routes out of range");
         }
         uint32_t at = n->vni * 0x9e3779b1u >> 7;
         while (s->vnis[at & s->vni_mask].network) {
             at++;
         }
         s->vnis[at & s->vni_mask] = (struct dp_vni_slot){n->vni, i + 1};
-        for (uint32_t a = 0; a < n->vteps.count; a++) {
-            const struct dp_addr *addr = &s->addrs[n->vteps.first + a];
-            if (!dp_snapshot_has_vtep(s, i, addr)) {
-                uint32_t v = vtep_hash(i, addr);
-                while (s->vteps[v & s->vtep_mask].network) {
-                    v++;
-                }
-                s->vteps[v & s->vtep_mask] = (struct dp_vtep_slot){*addr, i + 1};
-            }
-        }
     }
     return true;
 }
@@ -153,29 +137,68 @@ static bool check_endpoints(struct dp_snapshot *s, struct dp_error *err) {
     return true;
 }
 
-static bool check_adjacencies(struct dp_snapshot *s, struct dp_error *err) {
-    for (uint32_t i = 0; i < s->n_adjacencies; i++) {
-        const struct dp_adjacency *a = &s->adjacencies[i];
-        if (a->port == DP_PORT_NONE) {
-            continue; /* a hole: the id is not in use */
+/* ---- adjacencies -------------------------------------------------------------------------- */
+
+static bool open_tunnel(struct dp_snapshot *s, uint32_t id, struct dp_error *err) {
+    const struct dp_adjacency *a = &s->adjacencies[id];
+    if (a->network >= s->n_networks || !is_underlay(s, a->port)) {
+        return fault(err, DP_EREF, "adjacency", id, "no such network or underlay port");
+    }
+    if (a->mtu < 68 || a->mtu > OVERLAY_MTU_MAX) {
+        return fault(err, DP_EINVAL, "adjacency", id, "MTU is not in 68-65451");
+    }
+    const struct dp_addr remote = dp_addr_load(a->remote);
+    const struct dp_port *port = s->slots[a->port].port;
+    const struct dp_addr own = dp_addr_load(dp_addr_is_v4(&remote) ? port->ip4 : port->ip6);
+    if (dp_addr_is_zero(&remote) || dp_addr_is_zero(&own)) {
+        return fault(err, DP_EINVAL, "adjacency", id, "no provider address of the remote's family");
+    }
+    dp_tunnel_init(&s->vteps.arrays->tunnels[id], a, &s->networks[a->network], port);
+    return true;
+}
+
+/* Whether tunnels of the same adjacencies are the same. */
+static bool tunnels_alike(const struct dp_snapshot *s, const struct dp_snapshot *base) {
+    if (s->n_ports < base->n_ports || s->n_networks < base->n_networks) {
+        return false;
+    }
+    for (uint32_t i = 0; i < base->n_ports; i++) {
+        const struct dp_port *p = &base->ports[i];
+        if (p->kind == DP_PORT_UNDERLAY &&
+            (!is_underlay(s, p->id) || memcmp(s->slots[p->id].port, p, sizeof *p) != 0)) {
+            return false;
         }
-        if (a->network >= s->n_networks || !is_underlay(s, a->port)) {
-            return fault(err, DP_EREF, "adjacency", i, "no such network or underlay port");
+    }
+    for (uint32_t i = 0; i < base->n_networks; i++) {
+        const struct dp_network *a = &s->networks[i];
+        const struct dp_network *b = &base->networks[i];
+        if (a->vni != b->vni || a->mtu != b->mtu || a->ttl != b->ttl || a->dscp != b->dscp ||
+            a->wire != b->wire || memcmp(a->dr_mac, b->dr_mac, sizeof a->dr_mac) != 0) {
+            return false;
         }
-        if (a->mtu < 68 || a->mtu > OVERLAY_MTU_MAX) {
-            return fault(err, DP_EINVAL, "adjacency", i, "MTU is not in 68-65451");
-        }
-        const struct dp_addr remote = dp_addr_load(a->remote);
-        const struct dp_port *port = s->slots[a->port].port;
-        const struct dp_addr own = dp_addr_load(dp_addr_is_v4(&remote) ? port->ip4 : port->ip6);
-        if (dp_addr_is_zero(&remote) || dp_addr_is_zero(&own)) {
-            return fault(err, DP_EINVAL, "adjacency", i,
-                         "no provider address of the remote's family");
-        }
-        dp_tunnel_init(&s->tunnels[i], a, &s->networks[a->network], port);
     }
     return true;
 }
+
+static bool open_vteps(struct dp_snapshot *s, const struct dp_policy *p, struct dp_error *err) {
+    const struct dp_vteps *known = p->base ? &p->base->vteps : NULL;
+    if (!dp_vteps_init(&s->vteps, known, p->base && tunnels_alike(s, p->base), p->adjacency_ids,
+                       p->adjacencies, p->n_adjacencies)) {
+        return fault(err, DP_ENOMEM, "adjacency", 0, "no memory");
+    }
+    s->adjacencies = s->vteps.arrays->adjacencies;
+    s->tunnels = s->vteps.arrays->tunnels;
+    const uint32_t n = s->vteps.shared ? p->n_adjacencies : s->vteps.n;
+    for (uint32_t i = 0; i < n; i++) {
+        const uint32_t id = s->vteps.shared && p->adjacency_ids ? p->adjacency_ids[i] : i;
+        if (dp_vteps_have(&s->vteps, id) && !open_tunnel(s, id, err)) {
+            return false;
+        }
+    }
+    return true;
+}
+
+/* ---- ports -------------------------------------------------------------------------------- */
 
 static bool is_group_mac(const uint8_t mac[6]) {
     return mac[0] & 1;
@@ -211,14 +234,9 @@ static void open_express(struct dp_snapshot *s) {
         slot->express =
             slot->port->kind == DP_PORT_UNDERLAY || !is_group_mac(router) ? slot->port->kind : 0;
     }
-    for (uint32_t i = 0; i < s->n_adjacencies; i++) {
-        const uint32_t n = s->adjacencies[i].network;
-        struct dp_tunnel *t = &s->tunnels[i];
-        t->trusted = s->adjacencies[i].port != DP_PORT_NONE && !is_group_mac(t->own_mac) &&
-                     !(s->networks[n].wire & DP_WIRE_DSCP_BACK) &&
-                     dp_snapshot_has_vtep(s, n, &t->remote);
-    }
 }
+
+/* ---- routes ------------------------------------------------------------------------------- */
 
 /* A network reaches into another one of its routing domain only. */
 static bool reaches(const struct dp_snapshot *s, uint32_t from, uint32_t to) {
@@ -226,16 +244,16 @@ static bool reaches(const struct dp_snapshot *s, uint32_t from, uint32_t to) {
     return from == to || (domain && domain == s->networks[to].domain);
 }
 
-static const char *route_fault(const struct dp_snapshot *s, uint32_t network,
-                               const struct dp_route *r) {
-    switch (r->kind) {
+static const char *hop_fault(const struct dp_snapshot *s, uint32_t network,
+                             const struct dp_hop *h) {
+    switch (h->kind) {
     case DP_TO_ENDPOINT:
-        return r->target < s->n_endpoints && reaches(s, network, s->endpoints[r->target].network)
+        return h->target < s->n_endpoints && reaches(s, network, s->endpoints[h->target].network)
                    ? NULL
                    : "its target is not of the network";
     case DP_TO_REMOTE:
-        return r->target < s->n_adjacencies && s->adjacencies[r->target].port != DP_PORT_NONE &&
-                       reaches(s, network, s->adjacencies[r->target].network)
+        return dp_vteps_have(&s->vteps, h->target) &&
+                       reaches(s, network, s->adjacencies[h->target].network)
                    ? NULL
                    : "its target is not of the network";
     case DP_TO_HOST:
@@ -245,18 +263,74 @@ static const char *route_fault(const struct dp_snapshot *s, uint32_t network,
     }
 }
 
-static bool check_routes(const struct dp_snapshot *s, struct dp_error *err) {
-    for (uint32_t n = 0; n < s->n_networks; n++) {
-        const struct dp_routes *t = s->routes[s->networks[n].routes];
-        for (uint32_t i = 0; i < t->n; i++) {
-            const char *why = route_fault(s, n, &t->routes[i]);
-            if (why) {
-                return fault(err, DP_EREF, "route", i, why);
-            }
+struct hop_check {
+    const struct dp_snapshot *policy;
+    uint32_t network;
+    uint32_t done;
+    struct dp_error *err;
+};
+
+static bool check_hop(void *context, const struct dp_hop *h) {
+    struct hop_check *c = context;
+    const char *why = hop_fault(c->policy, c->network, h);
+    return why ? fault(c->err, DP_EREF, "route", c->done, why) : ++c->done;
+}
+
+/* Whether what base was right about, but for adjacencies that are gone, is right here, too. */
+static bool targets_stand(const struct dp_snapshot *s, const struct dp_snapshot *base) {
+    if (!base || !s->vteps.shared || s->host != base->host || s->n_endpoints < base->n_endpoints) {
+        return false;
+    }
+    for (uint32_t i = 0; i < base->n_endpoints; i++) {
+        if (s->endpoints[i].network != base->endpoints[i].network) {
+            return false;
+        }
+    }
+    for (uint32_t i = 0; i < base->n_networks; i++) {
+        if (s->networks[i].domain != base->networks[i].domain) {
+            return false;
         }
     }
     return true;
 }
+
+/* Whether nothing leads to an adjacency that is gone. */
+static bool check_gone(const struct dp_policy *p, const struct dp_routes *t, struct dp_error *err) {
+    for (uint32_t i = 0; i < p->n_adjacencies; i++) {
+        const uint32_t id = p->adjacency_ids ? p->adjacency_ids[i] : i;
+        if (p->adjacencies[i].port == DP_PORT_NONE && dp_routes_uses(t, id)) {
+            return fault(err, DP_EREF, "route", 0, "its target is not of the network");
+        }
+    }
+    return true;
+}
+
+/* Of a table that base has, or that was edited from it, only what is new is looked at. */
+static bool check_routes(const struct dp_snapshot *s, const struct dp_policy *p,
+                         struct dp_error *err) {
+    const struct dp_snapshot *base = targets_stand(s, p->base) ? p->base : NULL;
+    for (uint32_t n = 0; n < s->n_networks; n++) {
+        const struct dp_routes *t = s->routes[s->networks[n].routes];
+        const struct dp_routes *known =
+            base && n < base->n_networks ? base->routes[base->networks[n].routes] : NULL;
+        struct hop_check c = {s, n, 0, err};
+        if (known && (t == known || t->base == known->serial)) {
+            for (uint32_t i = 0; i < t->n_fresh; i++) {
+                if (!check_hop(&c, &t->fresh[i])) {
+                    return false;
+                }
+            }
+            if (!check_gone(p, t, err)) {
+                return false;
+            }
+        } else if (!dp_trie_each(t->root, check_hop, &c)) {
+            return false;
+        }
+    }
+    return true;
+}
+
+/* ---- services and rules ------------------------------------------------------------------- */
 
 static const char *service_fault(const struct dp_snapshot *s, const struct dp_service *v) {
     if (v->met_at == DP_PORT_UNUSED || v->met_at > DP_PORT_HOST ||
@@ -323,30 +397,21 @@ static bool copy_policy(struct dp_snapshot *s, const struct dp_policy *p) {
     s->ports = dp_array_copy(p->ports, p->n_ports, sizeof *p->ports);
     s->networks = dp_array_copy(p->networks, p->n_networks, sizeof *p->networks);
     s->endpoints = dp_array_copy(p->endpoints, p->n_endpoints, sizeof *p->endpoints);
-    s->adjacencies = dp_array_copy(p->adjacencies, p->n_adjacencies, sizeof *p->adjacencies);
     s->pools = dp_array_copy(p->pools, p->n_pools, sizeof *p->pools);
     s->addrs = dp_array_copy(p->addrs, p->n_addrs, sizeof *s->addrs);
     s->groups = calloc((size_t)p->n_groups + 1, sizeof *s->groups);
     s->routes = calloc((size_t)p->n_routes + 1, sizeof *s->routes);
     s->balances = calloc((size_t)p->n_balances + 1, sizeof *s->balances);
     const bool services = dp_services_init(&s->services, p->services, p->n_services);
-    s->tunnels = calloc((size_t)p->n_adjacencies + 1, sizeof *s->tunnels);
     s->n_slots = 1;
     for (uint32_t i = 0; i < p->n_ports; i++) {
         s->n_slots = p->ports[i].id >= s->n_slots ? p->ports[i].id + 1u : s->n_slots;
     }
     s->slots = calloc(s->n_slots, sizeof *s->slots);
     s->vni_mask = power_above(p->n_networks) - 1;
-    uint32_t vteps = 0;
-    for (uint32_t i = 0; i < p->n_networks; i++) {
-        vteps += p->networks[i].vteps.count;
-    }
-    s->vtep_mask = power_above(vteps) - 1;
     s->vnis = calloc((size_t)s->vni_mask + 1, sizeof *s->vnis);
-    s->vteps = calloc((size_t)s->vtep_mask + 1, sizeof *s->vteps);
-    if (!s->ports || !s->networks || !s->endpoints || !s->adjacencies || !s->pools || !s->addrs ||
-        !s->groups || !s->routes || !services || !s->balances || !s->tunnels || !s->slots ||
-        !s->vnis || !s->vteps) {
+    if (!s->ports || !s->networks || !s->endpoints || !s->pools || !s->addrs || !s->groups ||
+        !s->routes || !services || !s->balances || !s->slots || !s->vnis) {
         return false;
     }
     for (; s->n_groups < p->n_groups; s->n_groups++) {
@@ -361,7 +426,6 @@ static bool copy_policy(struct dp_snapshot *s, const struct dp_policy *p) {
     s->n_ports = p->n_ports;
     s->n_networks = p->n_networks;
     s->n_endpoints = p->n_endpoints;
-    s->n_adjacencies = p->n_adjacencies;
     s->n_pools = p->n_pools;
     s->n_addrs = p->n_addrs;
     return true;
@@ -395,12 +459,10 @@ static bool check_items(const struct dp_policy *p, struct dp_error *err) {
             return fault(err, DP_EINVAL, "port", i, "port id 65535 is no port");
         }
     }
-    uint64_t vteps = 0;
-    for (uint32_t i = 0; i < p->n_networks; i++) {
-        vteps += p->networks[i].vteps.count;
-        if (vteps > ITEMS_MAX) {
-            return fault(err, DP_ELIMIT, "network", i,
-                         "more provider addresses than can be numbered");
+    for (uint32_t i = 0; p->adjacency_ids && i < p->n_adjacencies; i++) {
+        const uint32_t id = p->adjacency_ids[i];
+        if (id >= ITEMS_MAX || (i > 0 && id <= p->adjacency_ids[i - 1])) {
+            return fault(err, DP_EINVAL, "adjacency", i, "ids ascend, and are below 16,777,216");
         }
     }
     for (uint32_t i = 0; i < p->n_groups; i++) {
@@ -440,7 +502,7 @@ struct dp_snapshot *dp_snapshot_create(const struct dp_policy *policy, struct dp
     s->host = DP_PORT_NONE;
     s->icmp = policy->icmp;
     if (!check_icmp_rate(&s->icmp, err) || !check_ports(s, err) || !check_networks(s, err) ||
-        !check_endpoints(s, err) || !check_adjacencies(s, err) || !check_routes(s, err) ||
+        !check_endpoints(s, err) || !open_vteps(s, policy, err) || !check_routes(s, policy, err) ||
         !check_rules(s, err) || !check_services(s, err)) {
         dp_snapshot_release(s);
         return NULL;
@@ -471,8 +533,7 @@ void dp_snapshot_release(struct dp_snapshot *s) {
     free(s->ports);
     free(s->networks);
     free(s->endpoints);
-    free(s->adjacencies);
-    free(s->tunnels);
+    dp_vteps_fini(&s->vteps);
     free(s->pools);
     free(s->addrs);
     free(s->groups);
@@ -481,6 +542,5 @@ void dp_snapshot_release(struct dp_snapshot *s) {
     free(s->balances);
     free(s->slots);
     free(s->vnis);
-    free(s->vteps);
     free(s);
 }

@@ -4,17 +4,13 @@
 #ifndef DP_SNAPSHOT_H
 #define DP_SNAPSHOT_H
 #include "balance.h"
-#include "encap.h"
 #include "group.h"
 #include "routes.h"
 #include "services.h"
+#include "vteps.h"
 
 struct dp_vni_slot {
     uint32_t vni;
-    uint32_t network; /* index + 1, 0 = free */
-};
-struct dp_vtep_slot {
-    struct dp_addr addr;
     uint32_t network; /* index + 1, 0 = free */
 };
 
@@ -46,13 +42,14 @@ struct dp_port_slot {
 struct dp_snapshot {
     atomic_uint references;
     uint32_t generation;
-    uint32_t n_ports, n_networks, n_endpoints, n_adjacencies, n_pools, n_addrs, n_groups, n_routes;
+    uint32_t n_ports, n_networks, n_endpoints, n_pools, n_addrs, n_groups, n_routes;
     uint32_t n_balances;
     struct dp_port *ports;
     struct dp_network *networks;
     struct dp_endpoint *endpoints;
-    struct dp_adjacency *adjacencies;
-    struct dp_tunnel *tunnels; /* by adjacency */
+    struct dp_vteps vteps;
+    const struct dp_adjacency *adjacencies; /* of vteps */
+    const struct dp_tunnel *tunnels;        /* by adjacency */
     struct dp_pool *pools;
     struct dp_addr *addrs;
     struct dp_group **groups;
@@ -63,8 +60,6 @@ struct dp_snapshot {
     struct dp_port_slot *slots;
     uint32_t vni_mask;
     struct dp_vni_slot *vnis;
-    uint32_t vtep_mask;
-    struct dp_vtep_slot *vteps;
     uint16_t host;     /* port id of the way out, or DP_PORT_NONE */
     uint16_t udp_port; /* VXLAN's, on the underlay */
     uint32_t max_rule; /* highest rule id */
@@ -96,7 +91,8 @@ static inline const struct dp_port_slot *dp_snapshot_ingress(const struct dp_sna
     return whole ? slot : NULL;
 }
 
-/* Whether the address is a provider address the network accepts packets from. */
+/* Whether the network accepts packets from the provider address: it has an adjacency with it, or
+ * another one of its routing domain has. */
 bool dp_snapshot_has_vtep(const struct dp_snapshot *s, uint32_t network, const struct dp_addr *a);
 
 /* Whether the endpoint owns the address. */

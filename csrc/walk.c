@@ -31,7 +31,7 @@ static void expect_answers(const struct dp_walk *w, const struct dp_key *id, uin
 }
 
 /* As far as the route of the destination tells, before any layer has changed it. */
-static dp_hint void expect(struct dp_walk *w, const struct dp_route *r) {
+static dp_hint void expect(struct dp_walk *w, const struct dp_hop *r) {
     const struct dp_snapshot *s = w->policy;
     struct dp_key id = w->id;
     if (!r) {
@@ -62,7 +62,7 @@ static enum dp_reason guard_out(struct dp_walk *w) {
         return dp_layer_leave(w, DP_LAYER_GUARD, DP_OUT, DP_R_guard_dhcp);
     }
     const struct dp_network *n = &w->policy->networks[w->network];
-    const struct dp_route *r = dp_routes_lookup(w->policy->routes[n->routes], &id->dst);
+    const struct dp_hop *r = dp_routes_lookup(w->policy->routes[n->routes], &id->dst);
     expect(w, r);
     const bool gateway = r && r->kind == DP_TO_GATEWAY;
     return dp_layer_leave(w, DP_LAYER_GUARD, DP_OUT, gateway ? DP_R_to_gateway : DP_R_none);
@@ -98,7 +98,7 @@ static enum dp_reason acl(struct dp_walk *w, const struct dp_place *at,
 
 /* ---- vnet --------------------------------------------------------------------------------- */
 
-static const struct dp_route *route_to(const struct dp_walk *w, const struct dp_addr *a) {
+static const struct dp_hop *route_to(const struct dp_walk *w, const struct dp_addr *a) {
     return dp_routes_lookup(w->policy->routes[w->policy->networks[w->network].routes], a);
 }
 
@@ -107,12 +107,12 @@ static enum dp_reason to_host(struct dp_walk *w) {
     return w->policy->host == DP_PORT_NONE ? DP_R_no_host_port : DP_R_none;
 }
 
-static struct dp_place at_remote(const struct dp_walk *w, const struct dp_route *r) {
+static struct dp_place at_remote(const struct dp_walk *w, const struct dp_hop *r) {
     return (struct dp_place){DP_PORT_UNDERLAY, w->policy->adjacencies[r->target].port, r->target};
 }
 
 /* Where the route leads, on its own network: of one routing domain, that may be another VNI. */
-static enum dp_reason to_route(struct dp_walk *w, const struct dp_route *r) {
+static enum dp_reason to_route(struct dp_walk *w, const struct dp_hop *r) {
     const struct dp_snapshot *s = w->policy;
     if (!r) {
         return DP_R_no_route;
@@ -158,7 +158,7 @@ static enum dp_reason vnet_in(struct dp_walk *w) {
     if (dp_addr_is_multicast(&w->id.dst)) {
         return dp_layer_leave(w, DP_LAYER_VNET, DP_IN, DP_R_multicast);
     }
-    const struct dp_route *r = route_to(w, &w->id.dst);
+    const struct dp_hop *r = route_to(w, &w->id.dst);
     expect(w, r);
     const bool away = !r || r->kind == DP_TO_REMOTE;
     return dp_layer_leave(w, DP_LAYER_VNET, DP_IN, away ? DP_R_not_local : to_route(w, r));
@@ -169,7 +169,7 @@ static enum dp_reason vnet_in(struct dp_walk *w) {
 /* The inner source must live behind the VTEP that sent it; a client whose balancer left the rest to
  * us (DSR) anywhere but here. Our answers go to where it lives. */
 static bool source_stands(struct dp_walk *w) {
-    const struct dp_route *r = route_to(w, &w->id.src);
+    const struct dp_hop *r = route_to(w, &w->id.src);
     const bool remote = r && r->kind == DP_TO_REMOTE;
     w->from.index = remote ? r->target : DP_NONE;
     w->back = remote ? at_remote(w, r) : (struct dp_place){DP_PORT_HOST, w->policy->host, 0};
@@ -318,8 +318,8 @@ static enum dp_reason walk_from_underlay(struct dp_walk *w) {
 /* A network that the host has a route to: the source is the host, the destination lives there. */
 static bool host_route(struct dp_walk *w) {
     for (w->network = 0; w->network < w->policy->n_networks; w->network++) {
-        const struct dp_route *src = route_to(w, &w->id.src);
-        const struct dp_route *dst = route_to(w, &w->id.dst);
+        const struct dp_hop *src = route_to(w, &w->id.src);
+        const struct dp_hop *dst = route_to(w, &w->id.dst);
         if (src && src->kind == DP_TO_HOST && dst &&
             (dst->kind == DP_TO_ENDPOINT || dst->kind == DP_TO_REMOTE)) {
             return true;
@@ -341,7 +341,7 @@ static enum dp_reason admit_from_host(struct dp_walk *w) {
     if (!w->service && w->to.kind != DP_PORT_ENDPOINT && !host_route(w)) {
         return DP_R_no_route;
     }
-    const struct dp_route *src = route_to(w, &w->id.src);
+    const struct dp_hop *src = route_to(w, &w->id.src);
     return src && src->kind != DP_TO_HOST ? DP_R_guard_ip : DP_R_none;
 }
 

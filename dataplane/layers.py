@@ -326,7 +326,6 @@ class _Policy:
                 n.vni,
                 n.mtu,
                 n.dr_mac,
-                _append(self.addresses, n.vteps),
                 i,
                 n.domain,
                 *_wire(n.wire),

@@ -1,4 +1,4 @@
-"""Routing: who lives where: adjacencies, provider addresses and routes of a network."""
+"""Routing: who lives where: adjacencies and routes of a network."""
 
 import hashlib
 from collections.abc import Iterable, Sequence
@@ -23,8 +23,7 @@ class Ways(NamedTuple):
     """Remote subnets as columns of equal length, and the VTEPs that they are behind."""
 
     names: tuple[AdjacencyName, ...]  # of VTEPs, each once
-    addresses: tuple[bytes, ...]  # of those
-    places: dict[AdjacencyName, int]  # among them
+    places: dict[AdjacencyName, int]  # of those, among them
     way: "NDArray[np.uint32]"  # by subnet: the place of its VTEP
     prefix: "NDArray[np.uint8]"  # [n, 16]
     length: "NDArray[np.uint8]"
@@ -48,22 +47,21 @@ def _make_ways(vni: int, subnets: Sequence[RemoteSubnet]) -> Ways:
     way = np.array([places.setdefault(name, len(places)) for name in named], np.uint32)
     flags = np.array([s.dsr for s in subnets], np.uint16)
     columns = _columns([s.prefix for s in subnets])
-    return Ways(tuple(places), tuple(n.address for n in places), places, way, *columns, flags)
+    return Ways(tuple(places), places, way, *columns, flags)
 
 
 def _splice(old: Ways, head: int, new: Ways, tail: int) -> Ways:
     import numpy as np
 
-    names, addresses, places = old[:3]
+    names, places = old[:2]
     fresh = [n for n in new.names if n not in places]
     if fresh:
-        names, addresses = (*names, *fresh), (*addresses, *(n.address for n in fresh))
+        names = (*names, *fresh)
         places = places | {n: len(places) + i for i, n in enumerate(fresh)}
     way = np.array([places[n] for n in new.names], np.uint32)[new.way]
     return _without_gaps(
         Ways(
             names,
-            addresses,
             places,
             _column(old.way, head, way, tail),
             _column(old.prefix, head, new.prefix, tail),
@@ -83,7 +81,6 @@ def _without_gaps(ways: Ways) -> Ways:
     names = tuple(compress(ways.names, used))
     return ways._replace(
         names=names,
-        addresses=tuple(compress(ways.addresses, used)),
         places=dict(zip(names, range(len(names)), strict=True)),
         way=(np.cumsum(used, dtype=np.uint32) - np.uint32(1))[ways.way],
     )
@@ -224,25 +221,17 @@ def _among(prefix: Span, ways: Ways) -> bool:
 
 def network_row(network: Network, node: Node, ids: Ids, memo: Memo) -> NetworkRow:
     assert network.dr_mac is not None
-    domain = domain_of(network, node)
     return NetworkRow(
         vni=network.vni,
         mtu=mtu_of(network),
         dr_mac=network.dr_mac.packed,
         gateway4=of_version(network.gateways, 4),
         gateway6=of_version(network.gateways, 6),
-        vteps=_allowed(tuple(ways_of(n, memo).addresses for n in domain)),
         routes=_routes(network, node, ids, memo),
         domain=_domain_number(network, node),
         max_flows=network.max_flows,
         wire=network.wire,
     )
-
-
-def _allowed(of_networks: tuple[tuple[bytes, ...], ...]) -> tuple[bytes, ...]:
-    if len(of_networks) == 1:
-        return of_networks[0]
-    return tuple(dict.fromkeys(chain.from_iterable(of_networks)))
 
 
 def _domain_number(network: Network, node: Node) -> int:

@@ -105,7 +105,6 @@ class NetworkRow(NamedTuple):
     dr_mac: bytes
     gateway4: bytes
     gateway6: bytes
-    vteps: tuple[bytes, ...]
     routes: RouteTable
     domain: int  # 0: alone
     max_flows: int  # 0 for no quota

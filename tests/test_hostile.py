@@ -49,7 +49,7 @@ RIGHT: dict[str, list[dict[str, Any]]] = {
         *({"id": n, "kind": lib.DP_PORT_ENDPOINT, "mtu": 1450} for n in (WEB, DB, TWIN)),
     ],
     "networks": [
-        {"vni": vni, "mtu": 1450, "dr_mac": ROUTER, "vteps": (3, 1), "routes": i,
+        {"vni": vni, "mtu": 1450, "dr_mac": ROUTER, "routes": i,
          "gateway4": ip("10.1.0.1")} for i, vni in enumerate((4096, 4097))
     ],
     "endpoints": [  # web, db, and a twin of web in the other network
@@ -179,9 +179,6 @@ WRONG_POLICIES = [  # field, place, what is changed there, status, object, why
     ("networks", 0, {"mtu": 67}, EINVAL, "network", "MTU"),
     ("networks", 0, {"mtu": 65_535}, EINVAL, "network", "MTU"),
     ("networks", 0, {"routes": 2}, EREF, "network", "out of range"),
-    ("networks", 0, {"vteps": (3, 2)}, EREF, "network", "out of range"),
-    ("networks", 0, {"vteps": (0xFFFFFFFF, 2)}, EREF, "network", "out of range"),
-    ("networks", 0, {"vteps": (0, 0xFFFFFFFF)}, ELIMIT, "network", "provider addresses"),
     ("ports", 1, {"kind": lib.DP_PORT_UNUSED}, EINVAL, "port", "kind"),
     ("ports", 1, {"kind": 4}, EINVAL, "port", "kind"),
     ("ports", 2, {"kind": lib.DP_PORT_HOST}, EDUP, "port", "second host"),

@@ -34,15 +34,13 @@ static const struct dp_port fuzz_ports[] = {
     {.id = FUZZ_DB, .kind = DP_PORT_ENDPOINT, .mtu = 1450},
 };
 static const uint8_t fuzz_addrs[][16] = {
-    V4(10, 1, 1, 2),  FD00(1, 2), /* web */
-    V4(10, 1, 1, 3),  FD00(1, 3), /* db */
-    V4(192, 0, 2, 2), DB8(2),     /* provider addresses */
+    V4(10, 1, 1, 2), FD00(1, 2), /* web */
+    V4(10, 1, 1, 3), FD00(1, 3), /* db */
 };
 static const struct dp_network fuzz_networks[] = {
     {.vni = 4096,
      .mtu = 1450,
      .dr_mac = {2, 0, 0, 0, 0, 1},
-     .vteps = {4, 2},
      .gateway4 = V4(10, 1, 0, 1),
      .gateway6 = FD00(0, 1)},
 };
