@@ -167,7 +167,9 @@ int dp_commit(struct dp_engine *e, struct dp_snapshot *snapshot, struct dp_error
     if (!fits(e, snapshot, err)) {
         return err->status;
     }
+    pthread_mutex_lock(&e->lock); /* who holds it may look at the policy without being a worker */
     struct dp_snapshot *old = atomic_exchange(&e->policy, dp_snapshot_retain(snapshot));
+    pthread_mutex_unlock(&e->lock);
     for (uint32_t i = 0; i <= e->n_workers; i++) {
         while (atomic_load(&e->workers[i].reading) == old) {
             sched_yield(); /* a burst is under way on it: some microseconds */

@@ -322,6 +322,8 @@ struct dp_routes *dp_routes_create(const struct dp_route *routes, uint32_t n, st
 struct dp_routes *dp_routes_edit(const struct dp_routes *base, const struct dp_route *gone,
                                  uint32_t n_gone, const struct dp_route *come, uint32_t n_come,
                                  struct dp_error *err);
+/* How many routes lead to an adjacency. */
+uint32_t dp_routes_uses(const struct dp_routes *routes, uint32_t adjacency);
 void dp_routes_release(struct dp_routes *routes);
 /* Maglev (Eisenbud et al., NSDI 2016): removing one of n backends moves about 1/n of new flows. */
 struct dp_balance *dp_balance_create(const struct dp_backend *backends, uint32_t n,

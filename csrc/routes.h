@@ -19,9 +19,6 @@ struct dp_routes {
 
 struct dp_routes *dp_routes_retain(struct dp_routes *r);
 
-/* How many routes lead to an adjacency. */
-uint32_t dp_routes_uses(const struct dp_routes *r, uint32_t adjacency);
-
 /* The hop of the longest prefix that holds the address, or NULL. */
 static inline const struct dp_hop *dp_routes_lookup(const struct dp_routes *r,
                                                     const struct dp_addr *a) {

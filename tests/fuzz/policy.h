@@ -141,8 +141,17 @@ static struct dp_group *fuzz_group(uint8_t layer, uint32_t name, const struct dp
                            LEN(fuzz_ranges), err);
 }
 
+/* Adjacencies as a policy takes them. */
+struct fuzz_vteps {
+    struct dp_snapshot *base;
+    const struct dp_adjacency *adjacencies;
+    const uint32_t *ids;
+    uint32_t n;
+};
+
 /* The policy of a generation; odd ones are stricter. NULL, with the error set, if it is refused. */
-static struct dp_snapshot *fuzz_policy(uint32_t generation, struct dp_error *err) {
+static struct dp_snapshot *fuzz_policy_of(uint32_t generation, struct dp_routes *routes,
+                                          const struct fuzz_vteps *vteps, struct dp_error *err) {
     const struct dp_span out = {ACL_OUT, 2};
     const struct dp_span in = {ACL_IN_STRICT, 2};
     const struct dp_span lax = {ACL_IN, 1};
@@ -167,17 +176,18 @@ static struct dp_snapshot *fuzz_policy(uint32_t generation, struct dp_error *err
             fuzz_group(DP_LAYER_ACL, ACL_IN_STRICT, acl_in_strict, LEN(acl_in_strict), err),
         [ACL_IN] = fuzz_group(DP_LAYER_ACL, ACL_IN, acl_in, LEN(acl_in), err),
     };
-    struct dp_routes *routes = dp_routes_create(fuzz_routes, LEN(fuzz_routes), err);
     struct dp_balance *balance = dp_balance_create(fuzz_backends, LEN(fuzz_backends), err);
     const struct dp_policy policy = {.generation = generation,
+                                     .base = vteps->base,
                                      .ports = fuzz_ports,
                                      .n_ports = LEN(fuzz_ports),
                                      .networks = fuzz_networks,
                                      .n_networks = LEN(fuzz_networks),
                                      .endpoints = endpoints,
                                      .n_endpoints = LEN(endpoints),
-                                     .adjacencies = fuzz_adjacencies,
-                                     .n_adjacencies = LEN(fuzz_adjacencies),
+                                     .adjacencies = vteps->adjacencies,
+                                     .adjacency_ids = vteps->ids,
+                                     .n_adjacencies = vteps->n,
                                      .pools = fuzz_pools,
                                      .n_pools = LEN(fuzz_pools),
                                      .addrs = fuzz_addrs[0],
@@ -194,8 +204,15 @@ static struct dp_snapshot *fuzz_policy(uint32_t generation, struct dp_error *err
     for (int i = 0; i < GROUPS; i++) {
         dp_group_release(groups[i]);
     }
-    dp_routes_release(routes);
     dp_balance_release(balance);
+    return snapshot;
+}
+
+static struct dp_snapshot *fuzz_policy(uint32_t generation, struct dp_error *err) {
+    const struct fuzz_vteps vteps = {NULL, fuzz_adjacencies, NULL, LEN(fuzz_adjacencies)};
+    struct dp_routes *routes = dp_routes_create(fuzz_routes, LEN(fuzz_routes), err);
+    struct dp_snapshot *snapshot = fuzz_policy_of(generation, routes, &vteps, err);
+    dp_routes_release(routes);
     return snapshot;
 }
 

@@ -160,15 +160,49 @@ static void *work(void *number) {
     return NULL;
 }
 
+/* The policy with one VTEP under another number: that of the odd generations, or of the even ones.
+ * The table is replaced by its edited one. */
+static struct dp_snapshot *edited(struct dp_snapshot *base, struct dp_routes **routes,
+                                  uint32_t generation, struct dp_error *err) {
+    enum { VTEP = LEN(fuzz_adjacencies) - 1 };
+    const uint32_t ids[] = {VTEP, VTEP + 1};
+    struct dp_adjacency rows[] = {{.port = DP_PORT_NONE}, {.port = DP_PORT_NONE}};
+    const uint32_t to = generation % 2 ? 0 : 1;
+    rows[to] = fuzz_adjacencies[VTEP];
+    struct dp_route moved[LEN(fuzz_routes)];
+    uint32_t n = 0;
+    for (uint32_t i = 0; i < LEN(fuzz_routes); i++) {
+        if (fuzz_routes[i].kind == DP_TO_REMOTE && fuzz_routes[i].target == VTEP) {
+            moved[n] = fuzz_routes[i];
+            moved[n++].target = ids[to];
+        }
+    }
+    CHECK(n > 0);
+    struct dp_routes *next = dp_routes_edit(*routes, moved, n, moved, n, err);
+    CHECK(next);
+    dp_routes_release(*routes);
+    *routes = next;
+    const struct fuzz_vteps vteps = {base, rows, ids, 2};
+    return fuzz_policy_of(generation, next, &vteps, err);
+}
+
+/* Of eight generations one is made from scratch, the others from the one before. */
 static void *commit(void *unused) {
     (void)unused;
     struct dp_error error;
-    for (uint32_t generation = 2; !atomic_load(&over); generation++) {
-        struct dp_snapshot *policy = fuzz_policy(generation, &error);
+    struct dp_snapshot *last = NULL;
+    struct dp_routes *routes = dp_routes_create(fuzz_routes, LEN(fuzz_routes), &error);
+    for (uint32_t generation = 3; !atomic_load(&over); generation++) {
+        struct dp_snapshot *policy = last && generation % 8 != 1
+                                         ? edited(last, &routes, generation, &error)
+                                         : fuzz_policy(generation, &error);
         CHECK(policy && dp_commit(engine, policy, &error) == 0);
-        dp_snapshot_release(policy);
+        dp_snapshot_release(last);
+        last = policy;
         sched_yield();
     }
+    dp_snapshot_release(last);
+    dp_routes_release(routes);
     return NULL;
 }
 
