@@ -26,7 +26,7 @@ README = HERE.parent / "README.md"
 BEGIN, END = "<!-- figures: made by `make figures` -->\n", "<!-- end of figures -->\n"
 HEAD = ("command", "date", "quick", "rounds", "seconds", "failures")
 MACHINE = ("cpu", "cores", "tsc_mhz", "kernel", "python", "build", "load")
-ONE_MORE = ", one changed"
+ONE_MORE, EDITED = ", one changed", ", one edited"
 SHOWN = ("dataplane", "busy", "xdp", "ovs", "naive", "scapy")
 
 
@@ -130,10 +130,14 @@ def _rest(told: Figures) -> Iterator[str]:
     memory = [f"{number(n)} bytes each of {_count(what)}" for what, n in told["memory"].items()]
     yield f"- Memory: {', '.join(memory)}, index and Python's model included."
     for what, seconds in told["commits"].items():
-        if not what.endswith(ONE_MORE):
+        if not what.endswith((ONE_MORE, EDITED)):
+            again = [
+                f"{how} in {number(1e3 * told['commits'][what + how])} ms"
+                for how in (ONE_MORE, EDITED)
+                if what + how in told["commits"]
+            ]
             once = f"{number(1e3 * seconds)} ms"
-            again = f"{number(1e3 * told['commits'][what + ONE_MORE])} ms"
-            yield f"- {_count(what)}: planned and committed in {once}{ONE_MORE} in {again}."
+            yield f"- {_count(what)}: planned and committed in {once}{''.join(again)}."
     quiet, busy = (number(told["p99_us"][meanwhile]) for meanwhile in ("quiet", "commits"))
     yield (
         f"- 256 packets with NAT take {quiet} µs at the 99th percentile, {busy} µs "

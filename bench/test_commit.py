@@ -31,6 +31,21 @@ def test_commit_one_more(benchmark: BenchmarkFixture) -> None:
         benchmark.pedantic(engine.commit, setup=setup, rounds=3)
 
 
+def test_edit(benchmark: BenchmarkFixture) -> None:
+    """One remote subnet comes beside 100,000, and goes again."""
+    with Engine(max_flows=1024) as engine:
+        engine.commit(bench_commit.large_policy(bench_commit.REMOTE_SUBNETS))
+        more = bench_commit.remote_subnet(bench_commit.REMOTE_SUBNETS)
+
+        def come_and_go() -> None:
+            with engine.edit() as draft:
+                draft.add("bench", more)
+            with engine.edit() as draft:
+                draft.remove("bench", more.prefix)
+
+        benchmark(come_and_go)
+
+
 @pytest.mark.parametrize("each", [bench_commit.PER_SERVICE, bench_commit.BACKENDS])
 def test_commit_services(benchmark: BenchmarkFixture, each: int) -> None:
     """2,000 services over 5,000 backends, some or all of them each."""

@@ -17,6 +17,7 @@ if TYPE_CHECKING:  # the same list again, for those who check types
     from dataplane.document import dump as dump
     from dataplane.document import load as load
     from dataplane.document import loads as loads
+    from dataplane.draft import Draft as Draft
     from dataplane.engine import Engine as Engine
     from dataplane.engine import Outcome as Outcome
     from dataplane.errors import BusyError as BusyError
@@ -45,6 +46,7 @@ _HOMES = {
     "Lab": "lab",
     "Outcome": "engine",
     "PacketError": "errors",
+    "Draft": "draft",
     "Plan": "plan",
     "PortError": "errors",
     "Reason": "reasons",

@@ -340,7 +340,7 @@ def _attack_cells(row: Row) -> tuple[str, ...]:
 
 def _commit_cells(row: Row) -> tuple[str, ...]:
     seconds = ("seconds", "median_seconds", *(f"{part}_seconds" for part in PARTS))
-    return row["work"], *(f"{row[key]:.3f}" for key in seconds)
+    return row["work"], *(f"{row[key]:.5f}" for key in seconds)
 
 
 @dataclass

@@ -7,7 +7,8 @@ import os
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any, Protocol, TypedDict
 
@@ -21,18 +22,22 @@ from dataplane.draft import Draft
 from dataplane.errors import BusyError, DataplaneError, DocumentError, EngineError, Fault, PortError
 from dataplane.garbage import no_collection
 from dataplane.ids import Ids
-from dataplane.layers import NOTHING, Built, build, idle_seconds
+from dataplane.layers import NOTHING, Built, build
 from dataplane.memo import Memo
 from dataplane.model import Document, IcmpRate, Node, Timers
 from dataplane.observe import SNAP, Reader, Seen, mask
 from dataplane.plan import Plan
 from dataplane.reasons import Reason, Verdict, check, text
+from dataplane.remotes import Remotes, Step
 from dataplane.rows import Tables
-from dataplane.rules import compile_node, stamps
+from dataplane.rules import compile_node, stamps, stamps_of_edit
 from dataplane.saved import Saved
+from dataplane.snapshot import icmp_rate as icmp_limits
+from dataplane.snapshot import idle_seconds
 from dataplane.stats import Counters, Stats
 from dataplane.trace import Walk, walk_of
 from dataplane.tree import path_text
+from dataplane.version import Version
 
 if TYPE_CHECKING:
     import numpy as np
@@ -66,15 +71,20 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class _Committed:
-    """What the next plan and commit start from."""
+    """What the next plan and commit start from.
+
+    After edits `tables` and `checked` are still those of the policy that was edited: `remotes`
+    knows what is different.
+    """
 
     generation: int
-    source: Node | None
-    resolved: Node | None
-    tables: Tables | None
-    stamps: dict[int, int]
-    built: Built
-    checked: Memo | None
+    version: Version | None = None
+    tables: Tables | None = None
+    stamps: dict[int, int] = field(default_factory=dict)
+    built: Built = NOTHING
+    checked: Memo | None = None
+    remotes: Remotes | None = None
+    is_edited: bool = False
 
 
 class _Turn:
@@ -146,7 +156,7 @@ class Engine:
         self.max_flows = max_flows
         self._workers = {worker: _Turn() for worker in range(max(workers, 1))}
         self._control = threading.Lock()
-        self._at = _Committed(generation, None, None, None, {}, NOTHING, None)
+        self._at = _Committed(generation)
         self._generations: dict[int, Ids] = {generation: Ids(ports=dict(ports or {}))}
         limits: dict[str, Any] = {
             "max_flows": max_flows,
@@ -156,7 +166,7 @@ class Engine:
             "max_datagrams": max_datagrams,
             "max_kept": max_kept,
             "max_workers": workers,
-            "icmp": layers.icmp_rate(icmp_rate),
+            "icmp": icmp_limits(icmp_rate),
         }
         self._handle = _create(limits, timers, key)
         self._counters = Counters(self._handle, max_ports, max_rules)
@@ -181,7 +191,7 @@ class Engine:
             if self._handle is not None:
                 ffi.release(self._handle)
                 self._handle = None
-                self._at = _Committed(0, None, None, None, {}, NOTHING, None)
+                self._at = _Committed(0)
 
     def __enter__(self) -> "Engine":
         return self
@@ -206,29 +216,35 @@ class Engine:
     @property
     def node(self) -> Node | None:
         """The committed policy as it was given."""
-        return self._at.source
+        return self.committed[0]
 
     @property
     def committed(self) -> tuple[Node | None, int]:
         """The policy as it was given, and its generation."""
         at = self._at
-        return at.source, at.generation
+        return (at.version.given if at.version is not None else None), at.generation
 
     @property
     def resolved(self) -> Node | None:
         """The committed policy with all defaults filled in."""
-        return self._at.resolved
+        version = self._at.version
+        return version.resolved if version is not None else None
 
-    def plan(self, policy: Document | Node, node: str | None = None) -> Plan:
+    def plan(self, policy: Document | Node | Draft, node: str | None = None) -> Plan:
         """What committing the policy would change. `node` chooses among the nodes of a document.
 
         Raises DocumentError with all faults. Changes nothing.
         """
         with no_collection():
+            if isinstance(policy, Draft):
+                return self._plan_edits(policy) or replace(
+                    self._plan(policy.node), base=policy.base
+                )
             return self._plan(policy if isinstance(policy, Node) else choose(policy, node))
 
     def _plan(self, target: Node) -> Plan:
-        at, checked = self._at, Memo(self._at.checked)
+        at = self._settled()
+        checked = Memo(at.checked)
         faults = [
             Fault(f"node {target.name}", 0, path_text(f.path), f.message, f.fix)
             for f in validate.check(Document(node=target), memo=checked)
@@ -237,11 +253,59 @@ class Engine:
             raise DocumentError(tuple(faults))
         resolved = resolve(target)
         tables = compile_node(resolved, at.tables, self.ids)
-        return Plan(at.generation, at.resolved, target, resolved, tables, checked, self._publish)
+        publish = partial(self._publish, tables=tables, checked=checked)
+        return Plan(at.generation, at.version, Version(target, resolved), None, publish)
 
-    def commit(self, policy: Document | Node, node: str | None = None) -> int:
+    def _plan_edits(self, draft: Draft) -> Plan | None:
+        """Where it is sure what they change, and nobody has committed since."""
+        edits = draft.edits
+        with self._control:
+            at = self._at
+            if edits is None or at.generation != draft.base:
+                return None
+            assert at.remotes is not None and at.version is not None
+            step = at.remotes.step(edits, at.generation, partial(layers.uses, at.built))
+        if step is None:
+            return None
+        publish = partial(self._publish_edits, step=step)
+        return Plan(at.generation, at.version, at.version.edited(edits), edits, publish)
+
+    def _settled(self) -> _Committed:
+        """What is committed, as if it had come as a whole."""
+        with self._control:
+            at = self._at
+            if not at.is_edited:
+                return at
+            assert at.remotes is not None and at.version is not None and at.tables is not None
+            ids, checked = at.remotes.whole()
+        tables = compile_node(at.version.resolved, replace(at.tables, ids=ids))
+        settled = replace(
+            at,
+            tables=tables,
+            built=layers.named(at.built, tables),
+            checked=checked,
+            remotes=Remotes(at.version.resolved, tables.ids, checked, KEPT_GENERATIONS),
+            is_edited=False,
+        )
+        with self._control:
+            if self._at is at:
+                self._at = settled
+        return settled
+
+    def commit(self, policy: Document | Node | Draft, node: str | None = None) -> int:
         """Plans and commits in one go; returns the generation."""
         return self.plan(policy, node).commit()
+
+    def draft(self) -> Draft:
+        """A draft of the committed policy, to be planned or committed before anything else is.
+
+        Raises DataplaneError where nothing is committed.
+        """
+        at = self._at
+        if at.version is None:
+            raise DataplaneError("nothing is committed yet: there is nothing to edit")
+        assert at.remotes is not None
+        return Draft(at.version, at.generation, at.remotes.find)
 
     @contextmanager
     def edit(self) -> Iterator[Draft]:
@@ -249,32 +313,54 @@ class Engine:
 
         Raises EngineError where another commit came in between: the draft knows nothing of it.
         """
-        at = self._at
-        if at.source is None:
-            raise DataplaneError("nothing is committed yet: there is nothing to edit")
-        draft = Draft(at.source)
+        draft = self.draft()
         yield draft
-        replace(self.plan(draft.node), base=at.generation).commit()
+        self.commit(draft)
 
-    def _publish(self, plan: Plan) -> int:
+    def _publish(self, plan: Plan, *, tables: Tables, checked: Memo) -> int:
         with self._control:
-            _ = self.handle  # raises where the engine is closed, before anything reads it
-            at = self._at
-            if plan.base != at.generation:
-                raise EngineError(
-                    -1, f"planned on generation {plan.base}, but {at.generation} is committed"
-                )
+            at = self._start(plan)
             if plan.is_empty:
                 return at.generation
             generation = at.generation + 1
-            stamped = stamps(plan.tables, at.tables, at.stamps, generation)
-            built = build(plan.tables, generation, stamped, at.built)
-            self._counters.rebase(self._generations[at.generation], plan.tables.ids)
-            self._swap(generation, built, plan.tables.ids)
-            self._at = _Committed(
-                generation, plan.target, plan.resolved, plan.tables, stamped, built, plan.checked
+            stamped = stamps(tables, at.tables, at.stamps, generation)
+            built = build(tables, generation, stamped, at.built)
+            remotes = Remotes(plan.resolved, tables.ids, checked, KEPT_GENERATIONS)
+            self._counters.rebase(self._generations[at.generation], tables.ids)
+            self._swap(generation, built, tables.ids)
+            self._at = _Committed(generation, plan.now, tables, stamped, built, checked, remotes)
+            return generation
+
+    def _publish_edits(self, plan: Plan, *, step: Step) -> int:
+        with self._control:
+            at = self._start(plan)
+            if plan.is_empty:
+                return at.generation
+            assert at.remotes is not None and at.tables is not None
+            generation = at.generation + 1
+            vnis = {change.vni for change in step.routes}
+            stamped = stamps_of_edit(at.tables, vnis, at.stamps, generation)
+            built = layers.edit(step, generation, stamped, at.built)
+            at.remotes.announce(step)
+            self._swap(generation, built, at.remotes.ids)
+            at.remotes.apply(step, generation)
+            self._at = replace(
+                at,
+                generation=generation,
+                version=plan.now,
+                stamps=stamped,
+                built=built,
+                is_edited=True,
             )
             return generation
+
+    def _start(self, plan: Plan) -> _Committed:
+        _ = self.handle  # raises where the engine is closed, before anything reads it
+        if plan.base != self._at.generation:
+            raise EngineError(
+                -1, f"planned on generation {plan.base}, but {self._at.generation} is committed"
+            )
+        return self._at
 
     def _swap(self, generation: int, built: Built, ids: Ids) -> None:
         """Names first: a frame may come out judged by the new policy before this returns."""

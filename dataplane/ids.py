@@ -60,6 +60,10 @@ class AdjacencyName(bytes):
         return self[3:19]
 
     @property
+    def dr_mac(self) -> bytes:
+        return self[19:]
+
+    @property
     def provider(self) -> IP:
         return ip_from16(self.address)
 
@@ -75,6 +79,7 @@ class Ids:
     groups: Mapping[GroupName, int] = field(default_factory=dict)
     rules: Mapping[RuleName, int] = field(default_factory=dict)
     adjacencies: Mapping[AdjacencyName, int] = field(default_factory=dict)
+    lineage: int = 0  # another one where adjacencies have numbers that `allot` did not give
 
     def port(self, name: str) -> int | None:
         """`underlay`, `host`, `NETWORK/ENDPOINT`, or an endpoint's name where only one has it."""

@@ -10,7 +10,6 @@ from msgspec.structs import asdict, replace
 
 from dataplane import lint
 from dataplane.address import IP
-from dataplane.memo import Memo
 from dataplane.model import (
     Acl,
     Document,
@@ -21,8 +20,8 @@ from dataplane.model import (
     RemoteSubnet,
     Wire,
 )
-from dataplane.rows import Tables
 from dataplane.tree import path_text
+from dataplane.version import Edit, Version
 
 SHOWN_PREFIXES = 3
 
@@ -54,18 +53,28 @@ class Change(NamedTuple):
 
 @dataclass(frozen=True)
 class Plan:
-    """A policy ready to be committed on top of generation `base`.
-
-    `target` is the node as given, `tables` are made of it with all defaults filled in (`resolved`).
-    """
+    """A policy ready to be committed on top of generation `base`."""
 
     base: int
-    source: Node | None
-    target: Node
-    resolved: Node
-    tables: Tables = field(repr=False)
-    checked: Memo = field(repr=False)  # that nothing is wrong with the target
+    was: Version | None
+    now: Version
+    edits: tuple[Edit, ...] | None  # all that was changed; None: anything may have been
     publish: Callable[["Plan"], int] = field(repr=False)
+
+    @property
+    def target(self) -> Node:
+        """The policy as given."""
+        return self.now.given
+
+    @property
+    def resolved(self) -> Node:
+        """The policy with all defaults filled in."""
+        return self.now.resolved
+
+    @property
+    def source(self) -> Node | None:
+        """The committed policy, with all defaults filled in."""
+        return self.was.resolved if self.was is not None else None
 
     @cached_property
     def changes(self) -> tuple[Change, ...]:
@@ -74,6 +83,8 @@ class Plan:
 
     @cached_property
     def is_empty(self) -> bool:
+        if self.edits is not None:
+            return not self.edits
         return self.source == self.resolved
 
     @cached_property

@@ -110,7 +110,7 @@ def adjacencies_of(network: Network, ids: Ids, memo: Memo) -> Adjacencies:
         columns = zip(old.columns, new.columns, strict=True)
         return Adjacencies(network.vni, mtu, *(_column(o, head, n, tail) for o, n in columns))
 
-    key = "adjacencies", network.name, network.vni, mtu
+    key = "adjacencies", network.name, network.vni, mtu, ids.lineage
     return memo.spliced(key, ways_of(network, memo).names, make, splice)
 
 
@@ -154,7 +154,7 @@ def _routes(network: Network, node: Node, ids: Ids, memo: Memo) -> RouteTable:
     host = node.host_port.peer if node.host_port and network.host_route else None
     vips = tuple(vip_spans(n, memo) for n in domain)
     remotes = tuple((n.vni, n.prefixes, n.remote_subnets) for n in domain)
-    source = ends, network.gateways, host, vips, remotes
+    source = ends, network.gateways, host, vips, remotes, ids.lineage
     return memo(
         ("routes", network.name),
         source,

@@ -3,7 +3,7 @@
 Pure: no C object is made here.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from itertools import chain
 
 from dataplane.address import IP, Mac
@@ -75,6 +75,14 @@ def stamps(
     return changed
 
 
+def stamps_of_edit(
+    tables: Tables, vnis: Collection[int], known: dict[int, int], generation: int
+) -> dict[int, int]:
+    """As `stamps`, where routes of networks have changed and nothing else."""
+    touched = {row.port: generation for row in tables.endpoints if row.vni in vnis}
+    return known | touched | {HOST_PORT: generation}
+
+
 def _common(tables: Tables) -> list[PortRow]:
     return [p for p in tables.ports if p.kind != "endpoint"]
 
@@ -116,8 +124,11 @@ def _number(node: Node, old: Ids, memo: Memo) -> Ids:
         groups=allot(old.groups, _group_names(node)),
         rules=_allot_rules(node, old, memo),
         adjacencies=memo(
-            "adjacencies", vteps, lambda: allot(old.adjacencies, chain.from_iterable(vteps))
+            ("adjacencies", old.lineage),
+            vteps,
+            lambda: allot(old.adjacencies, chain.from_iterable(vteps)),
         ),
+        lineage=old.lineage,
     )
 
 

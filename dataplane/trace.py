@@ -7,9 +7,10 @@ from typing import Any, Protocol
 from dataplane._engine import ffi, lib
 from dataplane.address import IP, ip_from16
 from dataplane.ids import Ids
-from dataplane.layers import ACTIONS, LAYERS
+from dataplane.layers import LAYERS
 from dataplane.model import PROTOCOLS
 from dataplane.reasons import Reason, Verdict
+from dataplane.snapshot import ACTIONS
 
 KINDS = {
     lib.DP_STEP_PARSE: "parse",

@@ -12,58 +12,65 @@ from dataplane.validate_values import station, taken, unicast
 from dataplane.vips import vip_spans
 
 
-class _Sound(NamedTuple):
+class Sound(NamedTuple):
     """Remote subnets that nothing is wrong with, and what more of them must not contradict."""
 
     underlay: Underlay | None
     subnets: tuple[RemoteSubnet, ...]
-    prefixes: set[Span]
-    dr_macs: dict[IP, Mac]
+    by_prefix: dict[Span, RemoteSubnet]
+    dr_macs: dict[IP, Mac]  # of all, and maybe of some that are gone
 
 
-_NOTHING = _Sound(None, (), set(), {})
+NOTHING = Sound(None, (), {}, {})
 
 
 def remote_subnets(network: Network, node: Node, path: Path, memo: Memo) -> Iterator[Complaint]:
     """Those that were sound before are not looked at again, unless others contradict them."""
-    sound = memo.kept(path, _NOTHING)
+    sound = memo.kept(path, NOTHING)
     if sound.underlay != node.underlay:
-        sound = _NOTHING
+        sound = NOTHING
     complaints, found = _judge(sound, network.remote_subnets, node.underlay, path)
-    if complaints and sound is not _NOTHING:
-        complaints, found = _judge(_NOTHING, network.remote_subnets, node.underlay, path)
+    if complaints and sound is not NOTHING:
+        complaints, found = _judge(NOTHING, network.remote_subnets, node.underlay, path)
     if not complaints:
         memo.keep(path, found)
     yield from complaints
-    yield from _stolen(network, node, found.prefixes, path, memo)
+    yield from _stolen(network, node, found, path, memo)
     yield from _shared(network, node, path, memo)
 
 
 def _judge(
-    sound: _Sound, subnets: tuple[RemoteSubnet, ...], underlay: Underlay, path: Path
-) -> tuple[list[Complaint], _Sound]:
+    sound: Sound, subnets: tuple[RemoteSubnet, ...], underlay: Underlay, path: Path
+) -> tuple[list[Complaint], Sound]:
     head, tail = same_ends(sound.subnets, subnets)
     fresh = subnets[head : len(subnets) - tail]
     gone = sound.subnets[head : len(sound.subnets) - tail]
-    prefixes = sound.prefixes.difference([prefix16(s.prefix) for s in gone])
-    prefixes.update([prefix16(s.prefix) for s in fresh])
-    found = _Sound(underlay, subnets, prefixes, dict(sound.dr_macs))
+    by_prefix = dict(sound.by_prefix)
+    for subnet in gone:
+        del by_prefix[prefix16(subnet.prefix)]
+    by_prefix.update((prefix16(s.prefix), s) for s in fresh)
+    found = Sound(underlay, subnets, by_prefix, dict(sound.dr_macs))
     complaints: list[Complaint] = []
-    if len(prefixes) != len(subnets):
+    if len(by_prefix) != len(subnets):
         places = ((s.prefix, (*path, i)) for i, s in enumerate(subnets))
         complaints += taken("remote subnet", places)
-    own = [a for a in (underlay.address, underlay.address6) if a is not None]
     for i, subnet in enumerate(fresh, head):
         provider, mac = subnet.provider_address, subnet.dr_mac
         known = found.dr_macs.setdefault(provider, mac)
         if known is mac:
-            complaints += _provider(provider, own, (*path, i, "provider_address"))
-            complaints += station(mac, (*path, i, "dr_mac"))
+            complaints += vtep(subnet, underlay, (*path, i))
         elif known != mac:
             message = f"{provider} has the DR MAC {known} in an earlier remote subnet, {mac} here"
             fix = "one DR MAC a VTEP and network"
             complaints.append(Complaint((*path, i, "dr_mac"), message, fix))
     return complaints, found
+
+
+def vtep(subnet: RemoteSubnet, underlay: Underlay, path: Path) -> Iterator[Complaint]:
+    """What is wrong with where it leads."""
+    own = [a for a in (underlay.address, underlay.address6) if a is not None]
+    yield from _provider(subnet.provider_address, own, (*path, "provider_address"))
+    yield from station(subnet.dr_mac, (*path, "dr_mac"))
 
 
 def _provider(provider: IP, own: list[IP], path: Path) -> Iterator[Complaint]:
@@ -77,22 +84,27 @@ def _provider(provider: IP, own: list[IP], path: Path) -> Iterator[Complaint]:
 
 
 def _stolen(
-    network: Network, node: Node, prefixes: set[Span], path: Path, memo: Memo
+    network: Network, node: Node, found: Sound, path: Path, memo: Memo
 ) -> Iterator[Complaint]:
-    taken_by: dict[Span, str] = {}
-    for other in (network, *_domain(network, node)):
-        taken_by |= dict.fromkeys(vip_spans(other, memo), "VIP")
-        taken_by |= {(ip16(a), 128): "endpoint" for e in other.endpoints for a in e.addresses}
-    if network.host_route and node.host_port is not None:
-        taken_by[ip16(node.host_port.peer), 128] = "host"
-    taken_by |= {(ip16(a), 128): "gateway" for a in defaults.gateways(network)}
-    if prefixes.isdisjoint(taken_by):
+    owners = local_owners(network, node, memo)
+    if found.by_prefix.keys().isdisjoint(owners):
         return
     for i, subnet in enumerate(network.remote_subnets):
-        whose = taken_by.get(prefix16(subnet.prefix))
+        whose = owners.get(prefix16(subnet.prefix))
         if whose:
             message = f"{subnet.prefix} is the address of a local {whose}"
             yield Complaint((*path, i, "prefix"), message)
+
+
+def local_owners(network: Network, node: Node, memo: Memo) -> dict[Span, str]:
+    """Who has an address here that no remote subnet of the network may be."""
+    owners: dict[Span, str] = {}
+    for other in (network, *_domain(network, node)):
+        owners |= dict.fromkeys(vip_spans(other, memo), "VIP")
+        owners |= {(ip16(a), 128): "endpoint" for e in other.endpoints for a in e.addresses}
+    if network.host_route and node.host_port is not None:
+        owners[ip16(node.host_port.peer), 128] = "host"
+    return owners | {(ip16(a), 128): "gateway" for a in defaults.gateways(network)}
 
 
 def _domain(network: Network, node: Node) -> Iterator[Network]:

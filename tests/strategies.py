@@ -405,7 +405,7 @@ def nodes(draw: st.Draw) -> Node:
 
 FIELDS = [
     *("acls", "endpoints", "remote_subnets", "outbound_nat", "mtu", "max_flows", "wire"),
-    *("load_balancers", "backends", "backends", "host_route"),
+    *("load_balancers", "backends", "backends", "host_route", "subnet", "subnet"),
 ]
 
 
@@ -418,6 +418,8 @@ def edits(draw: st.Draw, node: Node) -> Node:
     field = draw(st.sampled_from(FIELDS))
     if field == "backends" and old.load_balancers:
         changed = draw(_with_other_backends(old))
+    elif field == "subnet":
+        changed = draw(_with_other_subnet(old, node.underlay.address6 is not None))
     else:
         new = draw(networks(int(old.vni), node, old.routing_domain))
         field = "load_balancers" if field == "backends" else field
@@ -427,6 +429,18 @@ def edits(draw: st.Draw, node: Node) -> Node:
 
 def _replaced(node: Node, old: Network, new: Network) -> Node:
     return apart(replace(node, networks=tuple(new if n is old else n for n in node.networks)))
+
+
+@st.composite
+def _with_other_subnet(draw: st.Draw, network: Network, family6: bool) -> Network:
+    """Of its remote subnets one goes, or one comes, maybe in place of one."""
+    ground = GROUNDS[[g.prefixes for g in GROUNDS].index(network.prefixes)]
+    come = draw(remote_subnets(family6, ground.behind))[:1]
+    prefixes = [s.prefix for s in come]
+    kept = [s for s in network.remote_subnets if s.prefix not in prefixes]
+    if kept and draw(st.booleans()):
+        kept.remove(draw(st.sampled_from(kept)))
+    return replace(network, remote_subnets=(*kept, *come))
 
 
 @st.composite

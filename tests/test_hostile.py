@@ -128,7 +128,9 @@ def snapshot(policy: dict[str, list[dict[str, Any]]], generation: int = 1, nat: 
     return snapshot_of(policy | {"endpoints": stamped}, generation, made, tables)
 
 
-def snapshot_of(policy: dict[str, Any], generation: int, groups: list[Any], tables: list[Any]):
+def snapshot_of(
+    policy: dict[str, Any], generation: int, groups: list[Any], tables: list[Any], **given: Any
+) -> Any:
     structs = ("dp_port", "dp_network", "dp_endpoint", "dp_adjacency", "dp_pool")
     held = {}
     for field, struct in zip(policy, structs, strict=True):
@@ -137,7 +139,7 @@ def snapshot_of(policy: dict[str, Any], generation: int, groups: list[Any], tabl
     held["groups"] = ffi.new("struct dp_group *[]", groups)
     held["routes"] = ffi.new("struct dp_routes *[]", tables)
     counts = {"n_addrs": len(ADDRESSES), "n_groups": len(groups), "n_routes": len(tables)}
-    c_policy = ffi.new("struct dp_policy *", {"generation": generation, **counts, **held})
+    c_policy = ffi.new("struct dp_policy *", {"generation": generation, **counts, **held, **given})
     return called(lib.dp_snapshot_create, lib.dp_snapshot_release, c_policy)
 
 
@@ -233,6 +235,74 @@ def test_missing_groups_and_routes_are_missed() -> None:
         with pytest.raises(EngineError) as caught:
             snapshot_of(RIGHT, 1, groups, tables)
         assert caught.value.status == EREF
+
+
+# ---- snapshots made from others ----------------------------------------------------------------
+
+HOLE = {"port": lib.DP_PORT_NONE}
+THIRD = {**RIGHT["adjacencies"][0], "remote": ip("192.0.2.3")}
+
+
+def edited(
+    adjacencies: dict[int, dict[str, Any]],
+    gone: list[dict[str, Any]],
+    come: list[dict[str, Any]],
+    ids: list[int] | None = None,
+) -> Any:
+    """The right policy with other adjacencies, and other routes in its first network."""
+    old = [routes(routes_of(0)), routes(routes_of(1))]
+    made = [group(ACL_OUT), group(NAT, lib.DP_LAYER_NAT), group(ACL_IN)]
+    base = snapshot_of(RIGHT, 1, made, old)
+    change = *array("dp_route", gone), *array("dp_route", come)
+    new = called(lib.dp_routes_edit, lib.dp_routes_release, old[0], *change)
+    rows = {"adjacencies": list(adjacencies.values())}
+    given = {"base": base, "adjacency_ids": ffi.new("uint32_t[]", ids or list(adjacencies))}
+    return snapshot_of(RIGHT | rows, 2, made, [new, old[1]], **given)
+
+
+def remote_route(prefix: str, adjacency: int) -> dict[str, Any]:
+    return route(prefix, 24, lib.DP_TO_REMOTE, adjacency)
+
+
+GONE = remote_route("10.1.2.0", 0)
+
+
+def test_a_right_edit_is_taken() -> None:
+    edited({}, [], [])
+    edited({2: THIRD}, [], [remote_route("10.1.3.0", 2)])
+    edited({0: HOLE}, [GONE], [])
+    edited({0: HOLE, 2: THIRD}, [GONE], [remote_route("10.1.2.0", 2)])
+    edited({0: THIRD}, [], [])
+
+
+WRONG_EDITS = [  # adjacencies, routes that go, routes that come, ids, status, object, why
+    ({0: HOLE}, [], [], None, EREF, "route", "not of the network"),
+    ({0: HOLE, 1: HOLE}, [GONE], [], None, EREF, "route", "not of the network"),
+    ({}, [], [remote_route("10.1.3.0", 2)], None, EREF, "route", "not of the network"),
+    ({}, [], [remote_route("10.1.3.0", 1)], None, EREF, "route", "not of the network"),
+    ({0: HOLE}, [], [remote_route("10.1.3.0", 0)], None, EREF, "route", "not of the network"),
+    ({2: THIRD | {"network": 1}}, [], [remote_route("10.1.3.0", 2)], None, EREF, "route", "not of"),
+    ({0: THIRD | {"network": 1}}, [], [], None, EREF, "route", "not of the network"),
+    ({2: THIRD | {"network": 2}}, [], [], None, EREF, "adjacency", "network"),
+    ({2: THIRD | {"mtu": 1}}, [], [], None, EINVAL, "adjacency", "MTU"),
+    ({2: THIRD, 3: THIRD}, [], [], [3, 2], EINVAL, "adjacency", "ascend"),
+    ({2: THIRD, 3: THIRD}, [], [], [3, 3], EINVAL, "adjacency", "ascend"),
+    ({2: THIRD}, [], [], [1 << 24], EINVAL, "adjacency", "below"),
+    ({}, [remote_route("10.1.3.0", 0)], [], None, EREF, "route", "no such prefix"),
+    ({}, [GONE, GONE], [], None, EREF, "route", "no such prefix"),
+    ({}, [], [GONE], None, EDUP, "route", "twice"),
+    ({}, [], [GONE | {"kind": 6}], None, EINVAL, "route", "kind"),
+]
+
+
+@pytest.mark.parametrize(
+    ("adjacencies", "gone", "come", "ids", "status", "what", "why"), WRONG_EDITS
+)
+def test_a_wrong_edit_is_refused(adjacencies, gone, come, ids, status, what, why) -> None:
+    with pytest.raises(EngineError) as caught:
+        edited(adjacencies, gone, come, ids)
+    assert (caught.value.status, caught.value.what) == (status, what)
+    assert why in caught.value.message
 
 
 ACL = lib.DP_LAYER_ACL
