@@ -301,6 +301,21 @@ int dp_seen(struct dp_engine *e, uint8_t *out, uint32_t size, uint64_t *lost) {
 
 /* ---- counters ----------------------------------------------------------------------------- */
 
+static dp_cold void note_egress_drop(struct dp_engine *e, uint32_t worker, uint16_t port,
+                                     uint8_t reason, uint32_t packets) {
+    pthread_mutex_lock(&e->lock);
+    struct dp_seen seen = {.now_ns = e->workers[worker].now_ns,
+                           .point = DP_AT_DROP,
+                           .reason = reason,
+                           .packets = packets,
+                           .rule = DP_NONE,
+                           .generation = atomic_load(&e->policy)->generation,
+                           .in_port = DP_PORT_NONE,
+                           .egress = port};
+    pthread_mutex_unlock(&e->lock);
+    dp_observe_note(&e->observer, &seen, NULL, 0);
+}
+
 void dp_egress_drop(struct dp_engine *e, uint32_t worker, uint16_t port, uint8_t reason,
                     uint32_t packets, uint64_t bytes) {
     if (worker >= e->n_workers || reason >= DP_REASONS || port >= e->limits.max_ports) {
@@ -313,15 +328,7 @@ void dp_egress_drop(struct dp_engine *e, uint32_t worker, uint16_t port, uint8_t
     dp_count(&c->ports[port].tx_frames, (uint64_t)0 - packets);
     dp_count(&c->ports[port].tx_bytes, (uint64_t)0 - bytes);
     if (dp_observed(&e->observer, DP_AT_DROP)) {
-        struct dp_seen seen = {.now_ns = e->workers[worker].now_ns,
-                               .point = DP_AT_DROP,
-                               .reason = reason,
-                               .packets = packets,
-                               .rule = DP_NONE,
-                               .generation = atomic_load(&e->policy)->generation,
-                               .in_port = DP_PORT_NONE,
-                               .egress = port};
-        dp_observe_note(&e->observer, &seen, NULL, 0);
+        note_egress_drop(e, worker, port, reason, packets);
     }
 }
 
