@@ -88,6 +88,7 @@ def _count(name: str) -> Callable[[Value], object]:
 
 
 NAME = field("NAME")
+ORIGIN = field("ORIGIN")
 KINDS: Mapping[str, Columns] = {
     "networks": Columns(
         (
@@ -98,7 +99,13 @@ KINDS: Mapping[str, Columns] = {
             field("ENDPOINTS"),
             field("SUBNETS", "remote_subnets"),
         ),
-        (field("GATEWAYS"), field("DR MAC", "dr_mac"), field("ACLS"), field("HOST", "host_route")),
+        (
+            field("GATEWAYS"),
+            field("DR MAC", "dr_mac"),
+            field("ACLS"),
+            field("HOST", "host_route"),
+            ORIGIN,
+        ),
     ),
     "endpoints": Columns(
         (
@@ -115,10 +122,12 @@ KINDS: Mapping[str, Columns] = {
             field("VNI"),
             field("IN", "default_in"),
             field("OUT", "default_out"),
+            ORIGIN,
         ),
     ),
     "remote-subnets": Columns(
-        (NAME, field("PEER", "provider_address"), field("DR MAC", "dr_mac"), field("VNI"))
+        (NAME, field("PEER", "provider_address"), field("DR MAC", "dr_mac"), field("VNI")),
+        (field("DSR"), ORIGIN),
     ),
     "peers": Columns(
         (
@@ -144,7 +153,7 @@ KINDS: Mapping[str, Columns] = {
             Column("MATCH", _conditions),
             field("HITS"),
         ),
-        (field("STATEFUL"), field("TERMINATING")),
+        (field("STATEFUL"), field("TERMINATING"), ORIGIN),
     ),
     "nats": Columns(
         (
@@ -170,6 +179,7 @@ KINDS: Mapping[str, Columns] = {
         (
             field("NODE PORT", "node_port"),
             Column("ADDRESSES", lambda b: cell([x["address"] for x in b["backends"]])),
+            ORIGIN,
         ),
     ),
     "layers": Columns((NAME, field("WALKED"), field("DROPPED"))),

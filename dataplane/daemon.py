@@ -4,6 +4,7 @@
 """
 
 import contextlib
+import json
 import logging
 import threading
 import time
@@ -23,7 +24,8 @@ from dataplane.model import Document, Node
 from dataplane.node_ports import NodePorts
 from dataplane.plan import Plan
 from dataplane.saved import Saved as SavedFlows
-from dataplane.state_dir import Saved, StateDir
+from dataplane.shares import DOCUMENT, Composer, Share, Shares
+from dataplane.state_dir import Saved, StateDir, told_shares
 
 TURN = 0.1  # seconds between looks at whether it is worth to wait
 
@@ -37,6 +39,22 @@ class Tuning(NamedTuple):
     busy_poll_us: int = 0  # how long to look for frames before sleeping
     workers: int = 1  # threads that forward
     xdp: str | None = None  # the interface of AF_XDP, whatever the policy says
+
+
+class Proposal(NamedTuple):
+    """A policy that may be committed: the document's own part of it, the shares, and the plan."""
+
+    own: Node
+    shares: Shares
+    plan: Plan
+
+
+class Committed(NamedTuple):
+    """The document's own policy, what front doors add, and the generation of both together."""
+
+    own: Node
+    shares: Shares
+    generation: int
 
 
 class Applied(NamedTuple):
@@ -65,24 +83,24 @@ class Daemon:
 
     def __init__(
         self,
-        node: Node,
+        begin: Saved,
         *,
-        generation: int = 1,
-        released: ipam.Released | None = None,
         state: StateDir | None = None,
         limits: Limits | None = None,
         tuning: Tuning | None = None,
         inherited: Inherited | None = None,
     ) -> None:
-        """`generation`: of the policy it begins with, `released`: addresses before it. `state`:
-        where each one is saved; it stays the caller's. `limits` of the engine. `inherited`: from a
-        predecessor, which hands its ports and flows over. Raises DataplaneError."""
+        """`begin`: the policy it begins with. `state`: where each one is saved; it stays the
+        caller's. `limits` of the engine. `inherited`: from a predecessor, which hands its ports and
+        flows over. Raises DataplaneError."""
         self.tuning = tuning = tuning or Tuning()
         self._state = state
+        self._composer = Composer()
         self._table: HostTable | None = None
         self._gone: set[str] = set()  # ports whose device was missed, and said so
         self._changing = threading.RLock()
-        self.released = released or {}
+        self.released = begin.released
+        self.committed = Committed(begin.node, begin.shares, begin.generation - 1)
         self._leaving = False  # a successor takes over, or has
         self.began = time.time()
         self.on_commit: list[Callable[[Applied], None]] = []  # told of each, on its thread
@@ -91,12 +109,13 @@ class Daemon:
                 Engine(
                     clock=MonotonicClock(),
                     workers=tuning.workers,
-                    generation=generation - 1,
+                    generation=begin.generation - 1,
                     ports=inherited.state["numbers"] if inherited else None,
                     **(limits or {}),
                 )
             )
-            plan = self.engine.plan(node)
+            proposal = self._proposed(begin.node, begin.shares)
+            plan = proposal.plan
             self._ports = made.enter_context(
                 contextlib.closing(
                     NodePorts(tuning.offload, tuning.workers, state is not None, tuning.xdp)
@@ -109,9 +128,10 @@ class Daemon:
                 flows = inherited.await_flows()
                 self._ports.inherit(plan.resolved, inherited.state["ports"])
             made.callback(self._release_host)
-            self._prepare_host(node)
-            with self._saving(plan):
+            self._prepare_host(plan.target)
+            with self._saving(proposal):
                 plan.commit()
+            self.committed = Committed(begin.node, begin.shares, self.engine.generation)
             if flows:
                 self._restore(flows)
             self._forwarding = contextlib.ExitStack()
@@ -180,53 +200,83 @@ class Daemon:
             self._changing.release()
 
     def apply(self, node: Node, *, base: int | None = None, dry_run: bool = False) -> Applied:
-        """Commits a policy while frames pass, all or nothing; what it says of ports, too.
+        """Commits a document's policy while frames pass, all or nothing; what it says of ports,
+        too. What front doors have stays.
 
         `base`: the generation that it was made of. Raises DataplaneError: DocumentError with every
         fault, StaleError where another generation came in between.
         """
-        begin = time.monotonic()
         with self.changing():
-            now = self.engine.generation
-            if base is not None and base != now:
-                raise StaleError(f"made of generation {base}, but {now} holds: look at it again")
-            plan = self.plan(node)
-            if not dry_run:
-                self.commit(plan)
-            return Applied(plan, self.engine.generation, time.monotonic() - begin)
+            self._check_name(node)
+            return self._applied(lambda now: (node, now.shares), base, dry_run)
 
-    def plan(self, node: Node) -> Plan:
+    def contribute(
+        self, origin: str, share: Share, *, base: int | None = None, dry_run: bool = False
+    ) -> Applied:
+        """As `apply`, for a front door: all that it has, in place of what it had."""
+        with self.changing():
+            return self._applied(lambda now: (now.own, _with(now, origin, share)), base, dry_run)
+
+    def share(self, origin: str) -> Share:
+        """What a front door has; nothing, if it never came."""
+        return self.committed.shares.get(origin) or Share()
+
+    def _applied(
+        self, change: Callable[[Committed], tuple[Node, Shares]], base: int | None, dry_run: bool
+    ) -> Applied:
+        begin = time.monotonic()
+        now = self.engine.generation
+        if base is not None and base != now:
+            raise StaleError(f"made of generation {base}, but {now} holds: look at it again")
+        proposal = self._proposed(*change(self.committed))
+        if not dry_run:
+            self.commit(proposal)
+        return Applied(proposal.plan, self.engine.generation, time.monotonic() - begin)
+
+    def plan(self, node: Node) -> Proposal:
         """What `apply` would change. Raises DocumentError."""
+        self._check_name(node)
+        return self._proposed(node, self.committed.shares)
+
+    def _check_name(self, node: Node) -> None:
         name = self.policy.name
         if node.name != name:
             fault = Fault("policy", 0, "$.node.name", f"is {node.name!r}, but this is node {name}")
             raise DocumentError((fault,))
-        return self.engine.plan(node)
 
-    def commit(self, plan: Plan) -> None:
+    def _proposed(self, own: Node, shares: Shares) -> Proposal:
+        return Proposal(own, shares, self.engine.plan(self._composer.compose(own, shares)))
+
+    def commit(self, proposal: Proposal) -> None:
         """Raises DataplaneError: nothing is changed then."""
-        begin = time.monotonic()
+        begin, plan = time.monotonic(), proposal.plan
         with self.changing():
-            self._commit(plan)
+            self._commit(proposal)
             applied = Applied(plan, self.engine.generation, time.monotonic() - begin)
         for tell in self.on_commit if not plan.is_empty else ():
             tell(applied)
 
-    def _commit(self, plan: Plan) -> None:
+    def _commit(self, proposal: Proposal) -> None:
+        plan = proposal.plan
         with self._ports.change(plan.resolved) as change:
             self._prepare_host(plan.target)
             before = self.engine.node
-            with self._saving(plan):
+            with self._saving(proposal):
                 plan.commit()
             self.released = ipam.after(self.released, before, plan.target)
+            self.committed = Committed(proposal.own, proposal.shares, self.engine.generation)
             if change:
                 self._restart()
 
-    def _saving(self, plan: Plan) -> contextlib.AbstractContextManager[None]:
-        if self._state is None or plan.is_empty:
+    def _saving(self, proposal: Proposal) -> contextlib.AbstractContextManager[None]:
+        own, shares, plan = proposal
+        if self._state is None or (plan.is_empty and self._holds(own, shares)):
             return contextlib.nullcontext()
         released = ipam.after(self.released, self.engine.node, plan.target)
-        return self._state.saving(Saved(plan.base + 1, plan.target, released))
+        return self._state.saving(Saved(plan.base + (not plan.is_empty), own, released, shares))
+
+    def _holds(self, own: Node, shares: Shares) -> bool:
+        return (own, shares) == (self.committed.own, self.committed.shares)
 
     def _prepare_host(self, node: Node) -> None:
         """What NAT asks of the host."""
@@ -263,8 +313,10 @@ class Daemon:
         with self.changing(), self._departure():
             numbers = dict(self.engine.ids.ports)
             state = {"ports": self._ports.state(), "numbers": numbers, **also}
-            state |= {"generation": self.engine.generation, "policy": self._source()}
-            state |= {"released": dict(self.released)}
+            own, shares, generation = self.committed
+            policy = dump_json(Document(node=own)).decode()
+            state |= {"generation": generation, "policy": policy, "released": dict(self.released)}
+            state |= {"shares": json.loads(told_shares(shares))}
             all_fds = [*self._ports.fds(), *fds]
             with Successor(state, all_fds) as successor:
                 successor.await_ready()
@@ -288,10 +340,6 @@ class Daemon:
         except BaseException:
             self._leaving = False
             raise
-
-    def _source(self) -> str:
-        assert self.engine.node is not None
-        return dump_json(Document(node=self.engine.node)).decode()
 
     def _restore(self, flows: bytes) -> None:
         """What the predecessor had; without it they begin anew."""
@@ -361,3 +409,11 @@ class Daemon:
             **self.engine.stats().to_dict(),
             "io": self.forwarder.stats(),
         }
+
+
+def _with(now: Committed, origin: str, share: Share) -> Shares:
+    """The shares with this one in place of the origin's. Raises DataplaneError."""
+    if origin == DOCUMENT:
+        raise DataplaneError(f"{origin!r} is no front door: use apply")
+    rest = {name: each for name, each in now.shares.items() if name != origin}
+    return rest | ({origin: share} if share != Share() else {})

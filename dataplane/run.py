@@ -25,7 +25,7 @@ from dataplane.handover import Inherited
 from dataplane.model import Document
 from dataplane.reasons import REASON_NAMES
 from dataplane.service import notify
-from dataplane.state_dir import Saved, StateDir
+from dataplane.state_dir import Saved, StateDir, shares_of
 
 STOPS = (signal.SIGINT, signal.SIGTERM)
 SIGNALS = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, *STOPS)
@@ -123,9 +123,10 @@ class Run:
             begin = time.monotonic()
             with daemon.changing():
                 with _stoppable():
-                    plan = daemon.plan(choose(_load_again(self._places.policy), daemon.policy.name))
-                    text = plan.text()
-                daemon.commit(plan)
+                    again = choose(_load_again(self._places.policy), daemon.policy.name)
+                    proposal = daemon.plan(again)
+                    text = proposal.plan.text()
+                daemon.commit(proposal)
         except DataplaneError as error:
             log.error("%s", error)
             log.error("nothing applied, generation still %d", daemon.engine.generation)
@@ -167,15 +168,7 @@ def run(
         begin = _inheritance(told) if inherited else _beginning(places, node, state)
         made.enter_context(_pid_file(places.pid, inherited is not None))
         daemon = made.enter_context(
-            Daemon(
-                begin.node,
-                generation=begin.generation,
-                released=begin.released,
-                state=state,
-                limits=limits,
-                tuning=tuning,
-                inherited=inherited,
-            )
+            Daemon(begin, state=state, limits=limits, tuning=tuning, inherited=inherited)
         )
         controls = {
             name: made.enter_context(
@@ -199,7 +192,7 @@ def _inheritance(told: dict[str, Any]) -> Saved:
     """The policy that the predecessor has committed."""
     node = loads(told["policy"], "predecessor").node
     assert node is not None
-    return Saved(told["generation"], node, told["released"])
+    return Saved(told["generation"], node, told["released"], shares_of(told.get("shares", {})))
 
 
 def _sockets(places: Places, node: str) -> Iterator[tuple[str, str | Path]]:

@@ -11,23 +11,29 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 from types import MappingProxyType
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
+import msgspec
+
+from dataplane.convert import decode, encode
 from dataplane.document import dump_json, loads
 from dataplane.errors import DataplaneError, DocumentError, Fault, PortError
 from dataplane.ipam import Released
 from dataplane.model import Document, Node
+from dataplane.shares import Share, Shares
 
 FORMAT = 1
 POLICY, LOCK = "policy.json", "lock"
 
 
 class Saved(NamedTuple):
-    """The policy as it was given, its generation, and the addresses that it has released."""
+    """The policy as it was given, its generation, the addresses that it has released, and what
+    front doors have added."""
 
     generation: int
     node: Node
     released: Released = MappingProxyType({})
+    shares: Shares = MappingProxyType({})
 
 
 class StateDir:
@@ -80,6 +86,7 @@ class StateDir:
             state = json.loads(place.read_bytes())
             form, generation, policy = state["format"], int(state["generation"]), state["policy"]
             released = {name: tuple(each) for name, each in state.get("released", {}).items()}
+            shares = shares_of(state.get("shares", {}))
         except FileNotFoundError:
             return None
         except OSError as error:
@@ -91,7 +98,7 @@ class StateDir:
         node = loads(json.dumps(policy), str(place)).node
         if node is None:
             raise _fault(place, "is not of one node")
-        return Saved(generation, node, released)
+        return Saved(generation, node, released, shares)
 
     @contextlib.contextmanager
     def saving(self, saved: Saved) -> Iterator[None]:
@@ -114,8 +121,18 @@ class StateDir:
 
 def _text(saved: Saved) -> bytes:
     head = {"format": FORMAT, "generation": saved.generation, "released": dict(saved.released)}
-    policy = dump_json(Document(node=saved.node))
-    return b'%b, "policy": %b}\n' % (json.dumps(head)[:-1].encode(), policy)
+    parts = json.dumps(head)[:-1].encode(), told_shares(saved.shares)
+    return b'%b, "shares": %b, "policy": %b}\n' % (*parts, dump_json(Document(node=saved.node)))
+
+
+def told_shares(shares: Shares) -> bytes:
+    """As JSON; `shares_of` reads it back."""
+    return msgspec.json.encode(dict(shares), enc_hook=encode)
+
+
+def shares_of(value: Any) -> dict[str, Share]:
+    """Of decoded JSON. Raises ValueError."""
+    return msgspec.convert(value, dict[str, Share], dec_hook=decode)
 
 
 def _flushed(path: Path, data: bytes) -> None:

@@ -56,6 +56,7 @@ PYTHON_TIERS = (
         "merge",
         "names",
         "schema",
+        "shares",
         "packet_build",
         "validate_values",
         "version",

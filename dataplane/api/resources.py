@@ -15,6 +15,7 @@ from dataplane.ids import UNDERLAY_PORT
 from dataplane.layers import LAYERS
 from dataplane.model import Model, Network, Node
 from dataplane.reasons import Reason
+from dataplane.shares import DOCUMENT, KEYS, Shares, owners
 
 Resource = dict[str, Any]
 
@@ -233,6 +234,16 @@ KINDS: Mapping[str, Callable[[Engine], Iterator[Resource]]] = {
     "fdb": fdb,
     "neigh": neighbours,
 }
+
+
+def listed(kind: str, engine: Engine, shares: Shares) -> Iterator[Resource]:
+    """Resources of a kind; what documents and front doors put in tells by whom: `origin`."""
+    found = KINDS[kind](engine)
+    field = kind.replace("-", "_")
+    if field not in (*KEYS, "networks"):
+        return found
+    owned = owners(shares)
+    return (each | {"origin": owned.get((field, each["name"]), DOCUMENT)} for each in found)
 
 
 def _policy(engine: Engine) -> Node:

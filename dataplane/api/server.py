@@ -136,7 +136,8 @@ class Api:
     # policy
 
     def get_policy(self, call: Call) -> Response:
-        document, generation = self._committed()
+        own, _, generation = self._daemon.committed
+        document = Document(node=own)
         if call.choice("format", ("json", "yaml"), "json") == "yaml":
             response = Response(dump(document), media_type="application/yaml")
         else:
@@ -199,7 +200,7 @@ class Api:
         if kind not in resources.KINDS:
             raise HTTPException(404)
         generation = self._engine.generation
-        items = list(resources.KINDS[kind](self._engine))
+        items = list(resources.listed(kind, self._engine, self._daemon.committed.shares))
         return _tagged(_json({"kind": kind, "items": items}), generation)
 
     def get_one(self, call: Call) -> Response:
@@ -208,7 +209,7 @@ class Api:
             raise HTTPException(404)
         found = [
             item
-            for item in resources.KINDS[kind](self._engine)
+            for item in resources.listed(kind, self._engine, self._daemon.committed.shares)
             if name in (item["name"], item["name"].partition("/")[2])
         ]
         exact = [item for item in found if item["name"] == name]
@@ -253,7 +254,7 @@ class Api:
 
     def trace(self, call: Call) -> Response:
         asked = _fields(call.body, {"packet": str, "in": str, "vni": int, "frame": str})
-        document, _ = self._committed()
+        document = Document(node=self._engine.node)
         if ("packet" in asked) == ("frame" in asked):
             raise DataplaneError("give either a packet in words or a frame in hex")
         if "packet" in asked:
@@ -279,17 +280,12 @@ class Api:
 
     @property
     def _node(self) -> Node:
-        node = self._engine.node
-        assert node is not None, "a running node has a policy"
-        return node
+        """The document's own."""
+        return self._daemon.committed.own
 
     @property
     def _name(self) -> str:
         return self._node.name
-
-    def _committed(self) -> tuple[Document, int]:
-        node, generation = self._engine.committed
-        return Document(node=node), generation
 
 
 def _fields(body: bytes, kinds: dict[str, type]) -> Value:
