@@ -103,7 +103,8 @@ void dp_xdp_forget(struct dp_xdp *xdp, const uint8_t remote[16]);
 /* The underlay of that port id gets every queues-th queue, from queue on. */
 int dp_loop_add_xdp(struct dp_loop *loop, uint16_t port, struct dp_xdp *xdp, uint32_t queue,
                     uint32_t queues, struct dp_error *err);
-/* From now on a turn looks for frames for so long before it sleeps; 0: not at all. */
+/* From now on a turn looks for frames for so long before it sleeps; 0: only where packets come one
+ * by one within 0.1 ms. */
 void dp_loop_busy_poll(struct dp_loop *loop, uint64_t ns);
 /* Moves frames until stopped (1), or until the timeout or a signal (0); < 0 is a status. Negative:
  * no timeout. */

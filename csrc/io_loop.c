@@ -14,6 +14,7 @@
 #include <unistd.h>
 
 enum { EVENTS = 64, TURN_MS = 100, EXPIRE_BUDGET = 8192, ERRORS_A_TURN = 16 };
+enum { FEW = 2, IN_A_ROW = 4, SOON_NS = 100000 };
 enum { ON_STOP = INT32_MAX, ON_V6 = 1, ERRORS = 32 };
 #define ON_XDP (1ull << 63)
 /* epoll data: port id * 2 + family, or the stop; from bit ERRORS on the place + 1 of a sending
@@ -28,7 +29,9 @@ struct dp_loop {
     int stop;            /* eventfd */
     atomic_flag inside;  /* a thread is in dp_loop_run or dp_loop_step */
     uint64_t expired_ns; /* when idle flows were last looked for */
-    uint64_t busy_ns;    /* how long to look for frames before sleeping */
+    uint64_t busy_ns;    /* how long to look for frames before sleeping, whatever came before */
+    uint32_t lone;       /* how many turns in a row had one packet or two, and soon */
+    uint32_t served;     /* packets of this turn */
     struct io_burst burst;
     struct io_port *xdp;                 /* the one that has some, or NULL */
     struct io_port *ports[DP_PORT_NONE]; /* by id */
@@ -107,6 +110,9 @@ static int more(struct dp_loop *l) {
 static void forward_burst(struct dp_loop *l) {
     struct io_burst *b = &l->burst;
     int status;
+    for (uint32_t i = 0; i < b->n; i++) {
+        l->served += b->frames[i].gso_size ? FEW + 1 : 1;
+    }
     while ((status = dp_process(l->engine, l->worker, b->arena, ARENA, b->frames, b->n,
                                 clock_ns())) == DP_EBUSY) {
         sched_yield(); /* somebody traces or lists flows: a moment */
@@ -173,18 +179,33 @@ static void housekeeping(struct dp_loop *l, uint64_t now) {
     }
 }
 
-/* Sleeps only after it has looked for a while: waking up costs more than a packet. */
-static int wait_for_events(const struct dp_loop *l, struct epoll_event *events, int wait_ms) {
-    if (l->busy_ns && wait_ms) {
-        const uint64_t end = clock_ns() + l->busy_ns;
-        do {
-            const int n = epoll_wait(l->epoll, events, EVENTS, 0);
-            if (n) {
-                return n;
-            }
-        } while (clock_ns() < end);
+/* Looks for frames, without sleep, for up to so long. */
+static int look(const struct dp_loop *l, struct epoll_event *events, uint64_t begin, uint64_t ns) {
+    do {
+        const int n = epoll_wait(l->epoll, events, EVENTS, 0);
+        if (n) {
+            return n;
+        }
+        sched_yield();
+    } while (clock_ns() - begin < ns);
+    return 0;
+}
+
+/* Sleeps only after it has looked for a while, where that was asked for, or where packets came one
+ * by one, each soon after the one before: waking up costs more than a packet. Who sends many at
+ * once does not wait for each, so then it is no use. */
+static int wait_for_events(struct dp_loop *l, struct epoll_event *events, int wait_ms) {
+    const uint64_t begin = clock_ns();
+    const bool few = l->served > 0 && l->served <= FEW;
+    const bool likely = few && l->lone >= IN_A_ROW && l->busy_ns < SOON_NS;
+    const uint64_t patience = likely ? SOON_NS : l->busy_ns;
+    int n = patience && wait_ms ? look(l, events, begin, patience) : 0;
+    if (!n) {
+        n = epoll_wait(l->epoll, events, EVENTS, wait_ms);
     }
-    return epoll_wait(l->epoll, events, EVENTS, wait_ms);
+    l->lone = few && n > 0 && clock_ns() - begin < SOON_NS ? l->lone + 1 : 0;
+    l->served = 0;
+    return n;
 }
 
 /* One turn: what is ready is served. GO_ON, STOPPED, INTERRUPTED, or a status. */

@@ -131,7 +131,8 @@ def cli() -> None:
     type=click.IntRange(0, 1_000_000),
     default=0,
     metavar="MICROSECONDS",
-    help="Look for frames so long before sleeping.",
+    help="Look for frames so long before sleeping.  [default: 100 where they come one by one,"
+    " each within that time; else 0]",
 )
 @click.option(
     "--workers",

@@ -36,7 +36,8 @@ class Forwarder:
     `ports` maps the engine's port names (`underlay`, `host`, `NETWORK/ENDPOINT`) or port ids to
     open ports, which stay the caller's: they are closed after the forwarder. One thread at a time
     forwards, a second one gets BusyError; `stop`, `pause` and `stats` are for all threads.
-    `busy_poll_us`: how long it looks for frames before it sleeps, for shorter round trips.
+    `busy_poll_us`: how long it looks for frames before it sleeps, for shorter round trips; 0: only
+    while packets come one by one, each within 0.1 ms.
     `workers`: threads that forward, as many as the engine has or fewer; ports of as many queues
     give each of them a share of the flows.
     """

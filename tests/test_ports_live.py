@@ -203,6 +203,29 @@ def live(request: pytest.FixtureRequest) -> Iterator[Running]:
         yield r
 
 
+def test_it_sleeps_unless_the_next_packet_is_near() -> None:
+    """Round trips make it look for the next packet; later, or for slow ones, it takes no time."""
+    with running() as r, contextlib.ExitStack() as made:
+        client = made.enter_context(udp(r.site.pod, POD))
+        server = made.enter_context(udp(r.site.peer, REMOTE, 7000))
+
+        def round_trip() -> None:
+            client.sendto(b"ping", (REMOTE, 7000))
+            server.sendto(b"pong", server.recvfrom(100)[1])
+            assert client.recv(100) == b"pong"
+
+        for _ in range(500):
+            round_trip()
+        begin = time.process_time()
+        time.sleep(0.5)
+        assert time.process_time() - begin < 0.1
+        begin = time.process_time()
+        for _ in range(50):
+            round_trip()
+            time.sleep(0.01)
+        assert time.process_time() - begin < 0.1
+
+
 # ---- traffic -----------------------------------------------------------------------------------
 
 
