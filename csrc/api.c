@@ -267,11 +267,10 @@ int dp_flows(struct dp_engine *e, uint32_t *cursor, struct dp_flow_info *out, ui
     if (!e || !cursor || (n && !out) || n > INT32_MAX) {
         return DP_EINVAL;
     }
-    struct dp_worker *w = &e->workers[e->n_workers];
-    if (!dp_enter(w)) {
+    struct dp_worker *w = dp_enter_looker(e);
+    if (!w) {
         return DP_EBUSY;
     }
-    dp_hold(e, w);
     uint32_t count = 0;
     for (; *cursor < e->flows.size && count < n; ++*cursor) {
         const struct dp_pair *p = &e->flows.pairs[*cursor];

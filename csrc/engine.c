@@ -920,6 +920,15 @@ const struct dp_snapshot *dp_hold(struct dp_engine *e, struct dp_worker *w) {
     return s;
 }
 
+struct dp_worker *dp_enter_looker(struct dp_engine *e) {
+    struct dp_worker *w = &e->workers[e->n_workers];
+    if (!dp_enter(w)) {
+        return NULL;
+    }
+    dp_hold(e, w);
+    return w;
+}
+
 static struct pass pass_over(struct dp_engine *e, struct dp_worker *w, uint8_t *arena,
                              size_t arena_len) {
     if (!w->holds) {
@@ -1003,13 +1012,12 @@ int dp_trace(struct dp_engine *e, uint8_t *arena, size_t arena_len, struct dp_fr
     if (!e || !arena || !frame || (n && !steps)) {
         return DP_EINVAL;
     }
-    struct dp_worker *w = &e->workers[e->n_workers];
-    if (!dp_enter(w)) {
+    struct dp_worker *w = dp_enter_looker(e);
+    if (!w) {
         return DP_EBUSY;
     }
     const uint64_t before = w->now_ns;
     struct dp_trace trace = {steps, n, 0};
-    dp_hold(e, w);
     struct pass x = pass_over(e, w, arena, arena_len);
     x.count = &e->scratch;
     x.trace = &trace;

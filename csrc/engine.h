@@ -11,6 +11,9 @@ void dp_leave(struct dp_engine *e, struct dp_worker *w);
  * policy, which is not released until then, and its timers are set. */
 const struct dp_snapshot *dp_hold(struct dp_engine *e, struct dp_worker *w);
 
+/* The worker that looks and judges nothing, entered, with the lock held, or NULL: another looks. */
+struct dp_worker *dp_enter_looker(struct dp_engine *e);
+
 /* For whoever holds the lock: drops what waits in datagrams that are overdue or ended; all: in any,
  * and what is queued. */
 void dp_engine_drop_kept(struct dp_engine *e, struct dp_worker *w, bool all);

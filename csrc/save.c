@@ -31,11 +31,10 @@ int dp_save_flows(struct dp_engine *e, uint32_t *cursor, struct dp_saved_flow *o
     if (!e || !cursor || (n && !out) || n > INT32_MAX) {
         return DP_EINVAL;
     }
-    struct dp_worker *w = &e->workers[e->n_workers];
-    if (!dp_enter(w)) {
+    struct dp_worker *w = dp_enter_looker(e);
+    if (!w) {
         return DP_EBUSY;
     }
-    dp_hold(e, w);
     uint32_t count = 0;
     for (; *cursor < e->flows.size && count < n; ++*cursor) {
         const struct dp_pair *p = &e->flows.pairs[*cursor];
@@ -57,11 +56,10 @@ int dp_save_bindings(struct dp_engine *e, uint32_t *cursor, struct dp_saved_bind
     if (!e || !cursor || (n && (!out || !places)) || n > INT32_MAX) {
         return DP_EINVAL;
     }
-    struct dp_worker *w = &e->workers[e->n_workers];
-    if (!dp_enter(w)) {
+    struct dp_worker *w = dp_enter_looker(e);
+    if (!w) {
         return DP_EBUSY;
     }
-    dp_hold(e, w);
     uint32_t count = 0;
     for (; *cursor < e->bindings.max && count < n; ++*cursor) {
         const struct dp_binding *b = &e->bindings.items[*cursor];
@@ -188,12 +186,11 @@ int dp_restore(struct dp_engine *e, const struct dp_saved_binding *bindings, con
     if (!now) {
         return DP_ENOMEM;
     }
-    struct dp_worker *w = &e->workers[e->n_workers];
-    if (!dp_enter(w)) {
+    struct dp_worker *w = dp_enter_looker(e);
+    if (!w) {
         free(now);
         return DP_EBUSY;
     }
-    dp_hold(e, w);
     for (uint32_t i = 0; i < n_bindings; i++) {
         now[i] = restore_binding(e, &bindings[i], now_ns);
     }

@@ -105,32 +105,15 @@ class Daemon:
         self.began = time.time()
         self.on_commit: list[Callable[[Applied], None]] = []  # told of each, on its thread
         with contextlib.ExitStack() as made:
-            self.engine = made.enter_context(
-                Engine(
-                    clock=MonotonicClock(),
-                    workers=tuning.workers,
-                    generation=begin.generation - 1,
-                    ports=inherited.state["numbers"] if inherited else None,
-                    **(limits or {}),
-                )
-            )
+            self.engine = made.enter_context(self._new_engine(begin, limits or {}, inherited))
             proposal = self._proposed(begin.node, begin.shares)
-            plan = proposal.plan
-            self._ports = made.enter_context(
-                contextlib.closing(
-                    NodePorts(tuning.offload, tuning.workers, state is not None, tuning.xdp)
-                )
-            )
-            flows = b""
-            if inherited is None:
-                self._ports.open(plan.resolved)
-            else:
-                flows = inherited.await_flows()
-                self._ports.inherit(plan.resolved, inherited.state["ports"])
+            ports = NodePorts(tuning.offload, tuning.workers, state is not None, tuning.xdp)
+            self._ports = made.enter_context(contextlib.closing(ports))
+            flows = self._open_ports(proposal.plan.resolved, inherited)
             made.callback(self._release_host)
-            self._prepare_host(plan.target)
+            self._prepare_host(proposal.plan.target)
             with self._saving(proposal):
-                plan.commit()
+                proposal.plan.commit()
             self.committed = Committed(begin.node, begin.shares, self.engine.generation)
             if flows:
                 self._restore(flows)
@@ -138,6 +121,24 @@ class Daemon:
             made.callback(self.stop)
             self._start()
             self._made = made.pop_all()
+
+    def _new_engine(self, begin: Saved, limits: Limits, inherited: Inherited | None) -> Engine:
+        return Engine(
+            clock=MonotonicClock(),
+            workers=self.tuning.workers,
+            generation=begin.generation - 1,
+            ports=inherited.state["numbers"] if inherited else None,
+            **limits,
+        )
+
+    def _open_ports(self, resolved: Node, inherited: Inherited | None) -> bytes:
+        """The predecessor's flows, once it has left the ports to us."""
+        if inherited is None:
+            self._ports.open(resolved)
+            return b""
+        flows = inherited.await_flows()
+        self._ports.inherit(resolved, inherited.state["ports"])
+        return flows
 
     def __enter__(self) -> Self:
         return self
