@@ -10,7 +10,7 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,6 +30,8 @@ from dataplane.state_dir import Saved, StateDir, shares_of
 STOPS = (signal.SIGINT, signal.SIGTERM)
 SIGNALS = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, *STOPS)
 PATIENCE = 0.5  # seconds between looks at the forwarding thread
+
+Door = Callable[[Daemon], contextlib.AbstractContextManager[object]]
 
 log = logging.getLogger("dataplane")
 
@@ -153,9 +155,15 @@ class Run:
 
 
 def run(
-    places: Places, node: str | None, limits: Limits, tuning: Tuning, successor: int | None = None
+    places: Places,
+    node: str | None,
+    limits: Limits,
+    tuning: Tuning,
+    successor: int | None = None,
+    doors: Iterable[Door] = (),
 ) -> None:
-    """What the command does; `successor`: the descriptor by which a predecessor hands over.
+    """What the command does; `successor`: the descriptor by which a predecessor hands over;
+    `doors`: front doors that change the policy while the daemon runs.
 
     Raises DataplaneError.
     """
@@ -178,6 +186,8 @@ def run(
         }
         if inherited is not None:
             inherited.done()
+        for door in doors:
+            made.enter_context(door(daemon))
         for line in daemon.told():
             log.info(line)
         notify("READY=1", f"MAINPID={os.getpid()}", f"STATUS={daemon.ready()}")
