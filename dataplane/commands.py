@@ -15,6 +15,7 @@ from dataplane.expect import Finding, prove
 from dataplane.graph_forms import FORMS
 from dataplane.ids import UNDERLAY
 from dataplane.ingress import frame_at, owner_of, place_of
+from dataplane.ipam import completed_document
 from dataplane.lab import Journey, Lab
 from dataplane.model import Document, Node
 from dataplane.names import nodes_of
@@ -37,7 +38,7 @@ def check(files: tuple[str, ...], form: str) -> int:
     broken = False
     for file in files:
         try:
-            document = load(file, REASON_NAMES)
+            document = completed_document(load(file, REASON_NAMES))
             proved[file], warned[file] = prove(document), list(lint.check(document))
         except DataplaneError as error:
             print(error, file=sys.stderr)
@@ -142,7 +143,7 @@ def trace(
     mermaid: bool,
 ) -> int:
     """0 if the packet is forwarded or answered, 1 if it is dropped."""
-    document = load(file, REASON_NAMES)
+    document = completed_document(load(file, REASON_NAMES))
     if mermaid and form == "json":
         raise PacketError("--mermaid and -o json exclude each other")
     if bool(packet) == bool(pcap):
@@ -185,7 +186,7 @@ def _captured(pcap: str, number: int) -> bytes:
 
 def graph(file: str, node: str | None, form: str) -> int:
     """All nodes of a document, or one."""
-    document = load(file, REASON_NAMES)
+    document = completed_document(load(file, REASON_NAMES))
     nodes = nodes_of(document) if node is None else (choose(document, node),)
     print(FORMS[form](graphs.graph(nodes, {})).rstrip())
     return 0

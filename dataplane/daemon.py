@@ -246,7 +246,12 @@ class Daemon:
             raise DocumentError((fault,))
 
     def _proposed(self, own: Node, shares: Shares) -> Proposal:
-        return Proposal(own, shares, self.engine.plan(self._composer.compose(own, shares)))
+        target = self._composer.compose(own, shares)
+        given = ipam.missing(target, self.engine.node, self.released)
+        if given:
+            own, shares = ipam.filled(own, given), ipam.filled_shares(shares, given)
+            target = self._composer.compose(own, shares)
+        return Proposal(own, shares, self.engine.plan(target))
 
     def commit(self, proposal: Proposal) -> None:
         """Raises DataplaneError: nothing is changed then."""

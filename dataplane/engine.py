@@ -22,6 +22,7 @@ from dataplane.draft import Draft
 from dataplane.errors import BusyError, DataplaneError, DocumentError, EngineError, Fault, PortError
 from dataplane.garbage import no_collection
 from dataplane.ids import Ids
+from dataplane.ipam import completed
 from dataplane.layers import NOTHING, Built, build
 from dataplane.memo import Memo
 from dataplane.model import Document, IcmpRate, Node, Timers
@@ -244,6 +245,7 @@ class Engine:
 
     def _plan(self, target: Node) -> Plan:
         at = self._settled()
+        target = completed(target, at.version.given if at.version is not None else None)
         checked = Memo(at.checked)
         faults = [
             Fault(f"node {target.name}", 0, path_text(f.path), f.message, f.fix)

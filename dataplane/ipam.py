@@ -1,71 +1,170 @@
-"""IPAM: addresses for endpoints that name none, out of their network's own prefixes.
+"""IPAM: addresses for endpoints that name none, out of their network's pool, or its prefixes.
 
 A free address is one that no endpoint has, no gateway, no service, and that lies behind no other
 node. What was released is given again last, the longest released first, so that whoever still
 remembers an address does not meet somebody else there at once.
 """
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from ipaddress import ip_address
+from types import MappingProxyType
+
+from msgspec.structs import replace
 
 from dataplane.address import IP, Prefix
 from dataplane.defaults import gateways
-from dataplane.errors import DataplaneError
-from dataplane.model import Endpoint, Network, Node, vips_of
+from dataplane.errors import DataplaneError, DocumentError, Fault
+from dataplane.model import Document, Endpoint, Network, Node, vips_of
+from dataplane.shares import Shares
 
 MOST = 4096  # released addresses of a network that are remembered
 
 Released = Mapping[str, tuple[str, ...]]  # by network, the longest released first
+Given = Mapping[tuple[str, str], tuple[IP, ...]]  # by network and endpoint
+NONE: Released = MappingProxyType({})
 
 
 class ExhaustedError(DataplaneError):
     """No address of the network is free."""
 
 
-def assigned(network: Network, released: Collection[str] = ()) -> tuple[IP, ...]:
+class Pool:
+    """The free addresses of one network, given one after the other."""
+
+    def __init__(self, network: Network, released: Iterable[str] = ()) -> None:
+        self._network = network
+        self._taken = {*_taken(network)}
+        self._released = [ip_address(text) for text in released]
+        self._waiting = {*self._released}
+        families = dict.fromkeys(int(prefix.version) for prefix in network.prefixes)
+        self._fresh = {version: self._all(version) for version in families}
+
+    def keep(self, addresses: Iterable[IP]) -> None:
+        """They are somebody's."""
+        self._taken.update(addresses)
+
+    def is_free(self, address: IP) -> bool:
+        own = self._network.prefixes
+        return address not in self._taken and any(address in prefix for prefix in own)
+
+    def take(self) -> tuple[IP, ...]:
+        """One of each family that the network has prefixes of. Raises ExhaustedError."""
+        if not self._fresh:
+            name = self._network.name
+            raise ExhaustedError(f"network {name} has no prefixes to take addresses of")
+        return tuple(map(self._one, self._fresh))
+
+    def _one(self, version: int) -> IP:
+        for address in self._fresh[version]:
+            if address not in self._taken and address not in self._waiting:
+                self._taken.add(address)
+                return address
+        own = self._ranges(version)
+        for address in self._released:
+            if address not in self._taken and any(address in prefix for prefix in own):
+                self._taken.add(address)
+                return address
+        raise ExhaustedError(f"network {self._network.name}: no IPv{version} address is free")
+
+    def _ranges(self, version: int) -> list[Prefix]:
+        pool = [prefix for prefix in self._network.pool if prefix.version == version]
+        return pool or [p for p in self._network.prefixes if p.version == version]
+
+    def _all(self, version: int) -> Iterator[IP]:
+        far = [r.prefix for r in self._network.remote_subnets if r.prefix.version == version]
+        return _hosts(self._ranges(version), far)
+
+
+def assigned(network: Network, released: Iterable[str] = ()) -> tuple[IP, ...]:
     """One free address of each family that the network has prefixes of. Raises ExhaustedError."""
-    families = dict.fromkeys(prefix.version for prefix in network.prefixes)
-    if not families:
-        raise ExhaustedError(f"network {network.name} has no prefixes to take addresses of")
-    return tuple(_one(network, version, released) for version in families)
+    return Pool(network, released).take()
 
 
-def _one(network: Network, version: int, released: Collection[str]) -> IP:
-    taken = {*_taken(network)}
-    far = [r.prefix for r in network.remote_subnets if r.prefix.version == version]
-    own = [prefix for prefix in network.prefixes if prefix.version == version]
-    waiting = {ip_address(text) for text in released}
-    for address in _all(own, far):
-        if address not in taken and address not in waiting:
-            return address
-    for text in released:
-        address = ip_address(text)
-        if address not in taken and any(address in prefix for prefix in own):
-            return address
-    raise ExhaustedError(f"network {network.name}: no IPv{version} address is free")
+def completed(node: Node, before: Node | None = None, released: Released = NONE) -> Node:
+    """The node with addresses for all endpoints; the same object where none lacks them.
+
+    An endpoint that had some in `before` keeps them while they are free. Raises DocumentError.
+    """
+    given = missing(node, before, released)
+    return filled(node, given) if given else node
 
 
-def _taken(network: Network) -> Iterator[IP]:
-    yield from gateways(network)
-    yield from vips_of(network)
-    for endpoint in network.endpoints:
-        yield from endpoint.addresses
+def completed_document(document: Document) -> Document:
+    """All its nodes, as `completed`. Raises DocumentError."""
+    node = completed(document.node) if document.node is not None else None
+    return replace(document, node=node, nodes=tuple(map(completed, document.nodes)))
 
 
-def _all(own: Iterable[Prefix], far: Iterable[Prefix]) -> Iterator[IP]:
-    """Host addresses in their order; what lies behind another node is stepped over whole."""
-    for prefix in own:
-        first, last = int(prefix.network_address), int(prefix.broadcast_address)
-        hosts = prefix.num_addresses > 2
-        number, end = first + hosts, last - (hosts and prefix.version == 4)
-        behind = sorted((int(p.network_address), int(p.broadcast_address)) for p in far)
-        while number <= end:
-            over = [until for since, until in behind if since <= number <= until]
-            if over:
-                number = max(over) + 1
-                continue
-            yield type(prefix.network_address)(number)
-            number += 1
+def missing(node: Node, before: Node | None, released: Released) -> Given:
+    """Addresses for the endpoints that name none. Raises DocumentError."""
+    old = (
+        {(n.name, e.name): e.addresses for n in before.networks for e in n.endpoints}
+        if before
+        else {}
+    )
+    found: dict[tuple[str, str], tuple[IP, ...]] = {}
+    faults = []
+    for i, network in enumerate(node.networks):
+        lacking = [(j, e) for j, e in enumerate(network.endpoints) if not e.addresses]
+        if not lacking:
+            continue
+        pool = Pool(network, released.get(network.name, ()))
+        for _, endpoint in lacking:
+            kept = old.get((network.name, endpoint.name), ())
+            if kept and all(map(pool.is_free, kept)):
+                pool.keep(kept)
+                found[network.name, endpoint.name] = kept
+        for j, endpoint in lacking:
+            try:
+                key = network.name, endpoint.name
+                found[key] = found.get(key) or pool.take()
+            except ExhaustedError as error:
+                path = f"$.networks[{i}].endpoints[{j}].addresses"
+                fix = "name its addresses, or give the network a larger prefix or pool"
+                faults.append(Fault(f"node {node.name}", 0, path, str(error), fix))
+    if faults:
+        raise DocumentError(tuple(faults))
+    return found
+
+
+def filled(node: Node, given: Given) -> Node:
+    """The node whose endpoints without addresses have those that are given."""
+    return replace(
+        node,
+        networks=tuple(
+            replace(n, endpoints=filled_endpoints(n.endpoints, n.name, given))
+            if any(not e.addresses for e in n.endpoints)
+            else n
+            for n in node.networks
+        ),
+    )
+
+
+def filled_endpoints(
+    endpoints: tuple[Endpoint, ...], network: str, given: Given
+) -> tuple[Endpoint, ...]:
+    return tuple(
+        e if e.addresses else replace(e, addresses=given.get((network, e.name), ()))
+        for e in endpoints
+    )
+
+
+def filled_shares(shares: Shares, given: Given) -> Shares:
+    """As `filled`, for what front doors have."""
+    return {
+        origin: replace(
+            share,
+            networks=tuple(
+                replace(n, endpoints=filled_endpoints(n.endpoints, n.name, given))
+                for n in share.networks
+            ),
+            parts=tuple(
+                replace(p, endpoints=filled_endpoints(p.endpoints, p.network, given))
+                for p in share.parts
+            ),
+        )
+        for origin, share in shares.items()
+    }
 
 
 def after(released: Released, before: Node | None, now: Node) -> Released:
@@ -79,6 +178,29 @@ def after(released: Released, before: Node | None, now: Node) -> Released:
         if old or fresh:
             found[name] = tuple(dict.fromkeys([*old, *fresh]))[-MOST:]
     return found
+
+
+def _taken(network: Network) -> Iterator[IP]:
+    yield from gateways(network)
+    yield from vips_of(network)
+    for endpoint in network.endpoints:
+        yield from endpoint.addresses
+
+
+def _hosts(own: Iterable[Prefix], far: Iterable[Prefix]) -> Iterator[IP]:
+    """Host addresses in their order; what lies behind another node is stepped over whole."""
+    behind = sorted((int(p.network_address), int(p.broadcast_address)) for p in far)
+    for prefix in own:
+        first, last = int(prefix.network_address), int(prefix.broadcast_address)
+        hosts = prefix.num_addresses > 2
+        number, end = first + hosts, last - (hosts and prefix.version == 4)
+        while number <= end:
+            over = [until for since, until in behind if since <= number <= until]
+            if over:
+                number = max(over) + 1
+                continue
+            yield type(prefix.network_address)(number)
+            number += 1
 
 
 def _addresses(endpoints: Iterable[Endpoint]) -> dict[str, None]:

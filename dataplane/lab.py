@@ -18,6 +18,7 @@ from dataplane.clock import SimClock
 from dataplane.engine import Engine, Outcome
 from dataplane.errors import DataplaneError, PortError
 from dataplane.ids import HOST, UNDERLAY
+from dataplane.ipam import completed
 from dataplane.model import Document, Endpoint, HostPort, Network, Node, RemoteSubnet, Tap, Underlay
 from dataplane.names import nodes_of
 from dataplane.packet import describe
@@ -126,7 +127,7 @@ class Lab:
         if node.name in self.nodes:
             raise DataplaneError(f"the lab has a node {node.name!r} already")
         engine = Engine(max_flows=self._max_flows, max_bindings=self._max_flows, clock=self.clock)
-        self.nodes[node.name] = LabNode(self, node, engine)
+        self.nodes[node.name] = LabNode(self, completed(node), engine)
         return self.nodes[node.name]
 
     def node(self, name: str, underlay: str, host: tuple[str, str] | None = None) -> "LabNode":

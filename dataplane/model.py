@@ -169,7 +169,7 @@ class Endpoint(Model, frozen=True, kw_only=True):
     """A container or virtual machine: one port, its MAC and its addresses."""
 
     name: str
-    addresses: tuple[IP, ...]
+    addresses: tuple[IP, ...] = ()  # default: free ones of the network's pool, kept by name
     mac: Mac | None = None  # default: 0e:2a + the IPv4 octets, as flannel does on Windows
     tap: Tap | None = None  # default: a TAP named as the endpoint
     acls: tuple[Acl, ...] = ()
@@ -217,6 +217,7 @@ class Network(Model, frozen=True, kw_only=True):
     vni: Vni
     prefixes: tuple[Prefix, ...]
     gateways: tuple[IP, ...] = ()  # default: the first address of each prefix
+    pool: tuple[Prefix, ...] = ()  # where addresses are taken from; default: the prefixes
     dr_mac: Mac | None = None  # default: derived from node name and VNI
     mtu: int | Literal["auto"] = "auto"  # auto: underlay MTU less 50 (IPv4) or 70 (IPv6)
     remote_subnets: tuple[RemoteSubnet, ...] = ()

@@ -181,6 +181,9 @@ def _prefixes(network: Network, path: Path) -> Iterator[Complaint]:
                 yield Complaint((*path, "prefixes", i), f"{prefix} overlaps {other}", fix)
     for i, gateway in enumerate(network.gateways):
         yield from inside(gateway, network, (*path, "gateways", i))
+    for i, pool in enumerate(network.pool):
+        for address in dict.fromkeys((pool.network_address, pool.broadcast_address)):
+            yield from inside(address, network, (*path, "pool", i))
 
 
 def _mtu(network: Network, node: Node, path: Path) -> Iterator[Complaint]:
@@ -231,8 +234,6 @@ def _endpoint(endpoint: Endpoint, network: Network, node: Node, path: Path) -> I
     if endpoint.name in WAYS_OUT:
         fix = f"{' and '.join(WAYS_OUT)} are ways out"
         yield Complaint((*path, "name"), f"{endpoint.name!r} is reserved", fix)
-    if not endpoint.addresses:
-        yield Complaint((*path, "addresses"), "an endpoint needs an address")
     for i, address in enumerate(endpoint.addresses):
         yield from inside(address, network, (*path, "addresses", i))
     if endpoint.mac is not None:

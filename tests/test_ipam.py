@@ -9,7 +9,10 @@ from msgspec.structs import replace
 
 from dataplane import ipam
 from dataplane.address import Mac, Vni, parse_prefix
-from dataplane.model import Endpoint, LoadBalancer, Network, Node, RemoteSubnet, Underlay
+from dataplane.engine import Engine
+from dataplane.errors import DocumentError
+from dataplane.lab import Lab
+from dataplane.model import Document, Endpoint, LoadBalancer, Network, Node, RemoteSubnet, Underlay
 
 
 def network(*prefixes: str, far: tuple[str, ...] = (), **fields: object) -> Network:
@@ -107,3 +110,69 @@ def test_what_was_released_comes_last(steps: list[tuple[bool, int]]) -> None:
         fresh = replace(now, networks=(replace(blue, endpoints=endpoints),))
         released, now = ipam.after(released, now, fresh), fresh
         assert list(released.get("blue", ())) == queue
+
+
+# ---- policies whose endpoints name none --------------------------------------------------------
+
+
+def unnamed(*names: str, **fields: object) -> Node:
+    endpoints = tuple(Endpoint(name=name) for name in names)
+    blue = network("10.0.0.0/24", "fd00::/64", endpoints=endpoints, **fields)
+    return Node(name="a", underlay=Underlay(address=ip_address("192.0.2.1")), networks=(blue,))
+
+
+def held(policy: Node) -> dict[str, list[str]]:
+    return {e.name: texts(e.addresses) for n in policy.networks for e in n.endpoints}
+
+
+def with_endpoint(policy: Node, endpoint: Endpoint) -> Node:
+    (blue,) = policy.networks
+    return replace(policy, networks=(replace(blue, endpoints=(*blue.endpoints, endpoint)),))
+
+
+def test_endpoints_get_addresses_in_their_order() -> None:
+    fixed = Endpoint(name="fixed", addresses=(ip_address("10.0.0.3"),))
+    whole = ipam.completed(with_endpoint(unnamed("x", "y"), fixed))
+    assert held(whole) == {
+        "x": ["10.0.0.2", "fd00::2"],
+        "y": ["10.0.0.4", "fd00::3"],
+        "fixed": ["10.0.0.3"],
+    }
+    assert ipam.completed(whole) is whole
+
+
+def test_they_keep_them_by_name_while_they_are_free() -> None:
+    before = ipam.completed(unnamed("x", "y"))
+    after = ipam.completed(unnamed("new", "y"), before)
+    assert held(after) == {"new": ["10.0.0.2", "fd00::2"], "y": ["10.0.0.3", "fd00::3"]}
+    thief = Endpoint(name="thief", addresses=(ip_address("10.0.0.3"),))
+    robbed = ipam.completed(with_endpoint(unnamed("y"), thief), before)
+    assert held(robbed)["y"] == ["10.0.0.2", "fd00::2"]
+    moved = replace(before, networks=(network("10.9.0.0/24", endpoints=(Endpoint(name="y"),)),))
+    assert held(ipam.completed(moved, before))["y"] == ["10.9.0.2"]
+
+
+def test_they_come_out_of_the_pool() -> None:
+    pool = (parse_prefix("10.0.0.64/30"), parse_prefix("10.0.0.128/25"))
+    found = held(ipam.completed(unnamed("x", "y", "z", pool=pool)))
+    assert [v4 for v4, _ in found.values()] == ["10.0.0.65", "10.0.0.66", "10.0.0.129"]
+    assert [v6 for _, v6 in found.values()] == ["fd00::2", "fd00::3", "fd00::4"]
+
+
+def test_where_none_is_free_the_place_is_told() -> None:
+    with pytest.raises(DocumentError) as caught:
+        ipam.completed(unnamed("x", "y", "z", pool=(parse_prefix("10.0.0.64/31"),)))
+    place = "$.networks[0].endpoints[2].addresses"
+    assert f"{place}: network blue: no IPv4 address is free" in str(caught.value)
+
+
+def test_engine_and_lab_complete_policies() -> None:
+    with Engine(max_flows=64) as engine:
+        engine.commit(unnamed("x", "y"))
+        engine.commit(unnamed("y"))
+        assert engine.node is not None and held(engine.node) == {"y": ["10.0.0.3", "fd00::3"]}
+        assert engine.plan(unnamed("y")).is_empty
+    with Lab.from_document(Document(node=unnamed("x", "y"))) as lab:
+        lab.settle()
+        ends = [lab.nodes["a"].endpoint(name, network="blue") for name in ("x", "y")]
+        assert [end.ip for end in ends] == ["10.0.0.2", "10.0.0.3"]

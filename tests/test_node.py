@@ -34,6 +34,7 @@ from dataplane.errors import DataplaneError, DocumentError, MissingError, NoNode
 from dataplane.model import (
     Acl,
     Document,
+    Endpoint,
     Network,
     Node,
     PortRange,
@@ -164,6 +165,25 @@ def test_objects_one_at_a_time(running: Process, node: Client) -> None:
         node.put("blue", "endpoints", "x", {"name": "y", "addresses": ["10.1.1.30"]})
     with pytest.raises(DocumentError, match="unknown key"):
         node.put("blue", "endpoints", "x", {"adresses": ["10.1.1.30"]})
+
+
+def test_a_document_without_addresses_gets_free_ones_and_keeps_them(
+    running: Process, node: Client
+) -> None:
+    (blue,) = policy().networks
+    unnamed = tuple(Endpoint(name=name) for name in ("x1", "x2"))
+    text = dump(Document(node=replace(policy(), networks=(replace(blue, endpoints=unnamed),))))
+    assert "addresses" not in text
+    shown = dataplane(running, "apply", "-f", "-", "--prune", "--dry-run", text=text)
+    assert dataplane(running, "apply", "-f", "-", "--prune", text=text).exit_code == 0
+    held = {e["name"]: e["addresses"] for e in node.get("endpoints")}
+    assert all(address in shown.output for (address,) in held.values()) and len(held) == 2
+    for again in (text, dataplane(running, "export").output):
+        done = dataplane(running, "apply", "-f", "-", "--prune", text=again)
+        assert "nothing changed" in done.output
+    less = dump(Document(node=replace(policy(), networks=(replace(blue, endpoints=unnamed[1:]),))))
+    assert dataplane(running, "apply", "-f", "-", "--prune", text=less).exit_code == 0
+    assert [e["addresses"] for e in node.get("endpoints")] == [held["blue/x2"]]
 
 
 def test_an_endpoint_without_addresses_gets_free_ones(running: Process, node: Client) -> None:

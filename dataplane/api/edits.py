@@ -1,6 +1,6 @@
 """Single objects of a policy put and deleted, as the API's paths name them. Pure."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from msgspec.structs import replace
@@ -8,7 +8,6 @@ from msgspec.structs import replace
 from dataplane.convert import FAULTY, Converter
 from dataplane.document import read_tree
 from dataplane.errors import DocumentError, Fault, MissingError
-from dataplane.ipam import Released, assigned
 from dataplane.model import Acl, Endpoint, LoadBalancer, Model, Network, Node, RemoteSubnet
 from dataplane.tree import Complaint, Tree, path_text
 
@@ -29,20 +28,16 @@ PARTS = {
 }
 
 
-def put(node: Node, path: Mapping[str, str], body: bytes, released: Released | None = None) -> Node:
+def put(node: Node, path: Mapping[str, str], body: bytes) -> Node:
     """The node with the object as the body says, new or in place of the old one.
 
-    An endpoint that names no addresses keeps those it has, or gets free ones. Raises
-    DocumentError, MissingError, ExhaustedError.
+    Raises DocumentError, MissingError.
     """
     if "part" not in path:
         network = _made(body, Network, "name", path["network"])
         return replace(node, networks=_with(node.networks, network, "name"))
     network, part = _network(node, path["network"]), _part(path["part"])
-    given = {}
-    if part.type is Endpoint:
-        given = {"addresses": _addresses(network, path["name"], released or {})}
-    item = _made(body, part.type, part.key, path["name"], given)
+    item = _made(body, part.type, part.key, path["name"])
     items = _with(getattr(network, part.field), item, part.key)
     return _replaced(node, replace(network, **{part.field: items}))
 
@@ -56,36 +51,13 @@ def delete(node: Node, path: Mapping[str, str]) -> Node:
     return _replaced(node, replace(network, **{part.field: items}))
 
 
-def _addresses(network: Network, name: str, released: Released) -> Callable[[], Tree]:
-    """Those of the endpoint, or free ones. Raises ExhaustedError."""
-
-    def find() -> Tree:
-        own = next((e.addresses for e in network.endpoints if e.name == name), None)
-        found = own or assigned(network, released.get(network.name, ()))
-        return Tree([Tree(str(address), 1) for address in found], 1)
-
-    return find
-
-
-def _made(
-    body: bytes,
-    kind: type[Any],
-    key: str,
-    name: str,
-    given: Mapping[str, Callable[[], Tree]] | None = None,
-) -> Any:
-    """The object of a body, which need not repeat its name; `given`: what it may leave out.
-
-    Raises DocumentError.
-    """
+def _made(body: bytes, kind: type[Any], key: str, name: str) -> Any:
+    """The object of a body, which need not repeat its name. Raises DocumentError."""
     converter = Converter()
     try:
         tree, complaints = read_tree(body)
         if isinstance(tree.value, dict):
             tree.value.setdefault(key, Tree(name, 1))
-            for field, find in (given or {}).items():
-                if field not in tree.value:
-                    tree.value[field] = find()
         made = converter.make(tree, kind)
         complaints += converter.complaints
     except Complaint as stop:

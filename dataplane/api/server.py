@@ -179,9 +179,7 @@ class Api:
     # objects of the policy
 
     def put_object(self, call: Call) -> Response:
-        return self._edit(
-            call, lambda node: edits.put(node, call.path, call.body, self._daemon.released)
-        )
+        return self._edit(call, lambda node: edits.put(node, call.path, call.body))
 
     def delete_object(self, call: Call) -> Response:
         return self._edit(call, lambda node: edits.delete(node, call.path))
