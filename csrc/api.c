@@ -247,6 +247,20 @@ int dp_learn_path(struct dp_engine *e, const uint8_t remote[16], uint32_t vni, u
     return learned;
 }
 
+int dp_path_mtu(struct dp_engine *e, const uint8_t remote[16], uint64_t now_ns) {
+    if (!e || !remote) {
+        return DP_EINVAL;
+    }
+    struct dp_worker *w = dp_enter_looker(e);
+    if (!w) {
+        return DP_EBUSY;
+    }
+    const struct dp_addr to = dp_addr_load(remote);
+    const int mtu = dp_paths_mtu(&e->paths, &to, now_ns);
+    dp_leave(e, w);
+    return mtu;
+}
+
 int dp_flush(struct dp_engine *e) {
     if (!e) {
         return DP_EINVAL;

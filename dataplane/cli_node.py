@@ -205,6 +205,53 @@ def ui(node: str | None, socket: str | None, listen: str, snapshot: str | None) 
 
 
 @click.command()
+@click.argument("peer", required=False)
+@_node_options
+@_output("json", "yaml")
+def mtu(peer: str | None, node: str | None, socket: str | None, form: str) -> None:
+    """Tell how large packets may be on the way to a peer (a provider address), or to all.
+
+    LARGEST inner packet; the network's MTU, what VXLAN adds, the underlay's MTU, and what the
+    kernel (ROUTE) and the engine have learned of the way. Exit code 1 if a network's packets may be
+    larger than the way carries.
+    """
+    call("mtu", node, socket, peer, form)
+
+
+@click.command("ping-peer")
+@click.argument("peer")
+@click.option("--from", "entry", metavar="NETWORK/ENDPOINT", help="Who pings.  [default: any]")
+@click.option("--to", metavar="ADDRESS", help="Behind the peer.  [default: who talks with us]")
+@click.option(
+    "-s", "--size", type=click.IntRange(0, 65000), default=56, show_default=True, help="Of data."
+)
+@click.option(
+    "-c", "--count", type=click.IntRange(0), default=4, show_default=True, help="0: without end."
+)
+@click.option(
+    "-i",
+    "--every",
+    "seconds",
+    type=click.FloatRange(0.01, 3600),
+    default=0.5,
+    show_default=True,
+    metavar="SECONDS",
+    help="Time between requests.",
+)
+@_node_options
+@_output("json")
+def ping_peer(
+    peer: str, entry: str | None, node: str | None, socket: str | None, **rest: Any
+) -> None:
+    """Ping through the overlay what is behind a peer (a provider address).
+
+    The echo request leaves an endpoint's own network namespace, passes its TAP, the layers and
+    VXLAN, and is never fragmented. -o json prints one object a line. Exit code 1 if no answer came.
+    """
+    call("ping_peer", node, socket, peer, **{"from": entry}, **rest)
+
+
+@click.command()
 @_node_options
 @_output("json", "yaml")
 def status(node: str | None, socket: str | None, form: str) -> None:
@@ -340,6 +387,8 @@ def register(group: click.Group, epilog: str) -> None:
         stats,
         top,
         ui,
+        mtu,
+        ping_peer,
         status,
         restart,
         doctor,

@@ -182,6 +182,17 @@ KINDS: Mapping[str, Columns] = {
             ORIGIN,
         ),
     ),
+    "mtus": Columns(
+        (
+            NAME,
+            field("LARGEST"),
+            field("NETWORK"),
+            field("OVERHEAD"),
+            field("UNDERLAY"),
+            field("ROUTE"),
+            field("LEARNED"),
+        )
+    ),
     "layers": Columns((NAME, field("WALKED"), field("DROPPED"))),
     "drops": Columns((NAME, field("LAYER"), field("COUNT"), field("MEANS"))),
     "ports": Columns(

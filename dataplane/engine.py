@@ -500,6 +500,12 @@ class Engine:
         with self.exclusive():
             return bool(check(lib.dp_learn_path(self.handle, address, number, mtu, now)))
 
+    def path_mtu(self, remote: IP | str, now: int | None = None) -> int | None:
+        """What was learned about the underlay's way to a VTEP: bytes of outer packet."""
+        now = self.clock.now_ns() if now is None else now
+        with self._looking:
+            return check(lib.dp_path_mtu(self.handle, ip16(ip_address(remote)), now)) or None
+
     def flush(self) -> None:
         """Forgets all flows and bindings, and drops the frames that wait."""
         with self.exclusive():

@@ -3,28 +3,24 @@
 DATAPLANE_RESTART_MB says how much TCP goes through; by hand 1,000 and more.
 """
 
-import contextlib
 import os
 import shutil
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 from msgspec.structs import replace
 
-from dataplane import demo, demo_live, demo_net
+from dataplane import demo_net
 from dataplane import demo_traffic as traffic
-from dataplane.api.client import Client
 from dataplane.demo_base import DB, OUTSIDE
-from dataplane.demo_net import Site
 from dataplane.demo_node import NodeProcess
-from dataplane.document import dump, dump_json, load
-from dataplane.errors import DataplaneError, NoNodeError
+from dataplane.document import dump_json
+from dataplane.errors import DataplaneError
 from dataplane.model import Acl, Document, Node
+from tests.world import World, world_at
 
 WHY_NOT = demo_net.why_not()
 pytestmark = pytest.mark.skipif(bool(WHY_NOT), reason=f"no network namespaces: {WHY_NOT}")
@@ -33,48 +29,15 @@ MEGABYTES = int(os.environ.get("DATAPLANE_RESTART_MB", "200"))
 ROOT = Path(__file__).resolve().parent.parent
 
 
-class World(NamedTuple):
-    site: Site
-    document: Document
-    nodes: dict[str, NodeProcess]
-    state: Path
-
-    def node(self, name: str) -> Node:
-        return next(node for node in self.document.nodes if node.name == name)
-
-    def client(self, name: str) -> Client:
-        return Client(self.nodes[name].control)
-
-
 @pytest.fixture
 def world(
     tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[World]:
-    """The demo's hosts; nodes a and b with state directories, and by request with AF_XDP."""
+    """By request with AF_XDP."""
     if getattr(request, "param", False):
         monkeypatch.setenv("DATAPLANE_XDP", "uplink")
-    with ExitStack() as stack:
-        site = stack.enter_context(Site())
-        document = demo_live.placed(load(demo.POLICY), site)
-        policy = site.directory / "policy.yaml"
-        policy.write_text(dump(document))
-        nodes = {}
-        for name in ("a", "b"):
-            state = ("--state", str(tmp_path / name))
-            nodes[name] = stack.enter_context(NodeProcess(site, name, name, policy, *state))
-        made = World(site, document, nodes, tmp_path)
-        stack.callback(end_successors, made)
+    with world_at(tmp_path) as made:
         yield made
-
-
-def end_successors(world: World) -> None:
-    """Whoever took over is no child of ours."""
-    for node in world.nodes.values():
-        with contextlib.suppress(NoNodeError), Client(node.control) as client:
-            os.kill(client.status()["pid"], signal.SIGTERM)
-            deadline = time.monotonic() + 10
-            while node.control.exists() and time.monotonic() < deadline:
-                time.sleep(0.02)
 
 
 def numbered(node: Node, n: int) -> bytes:

@@ -106,6 +106,12 @@ class Client:
             "POST", "/v1/trace", body=json.dumps({"frame": frame, "in": at}).encode()
         )
 
+    def ping(self, peer: str, **asked: Any) -> Value:
+        """One echo request to what is behind a peer; `from`, `to`, `size`, `sequence` as the API
+        has them. What became of it: `answer` is reply, too_big, unreachable, refused or none."""
+        told = {k: v for k, v in {"peer": peer, **asked}.items() if v is not None}
+        return self._value("POST", "/v1/ping", body=json.dumps(told).encode())
+
     def events(
         self, kinds: Iterable[str] = (), filters: Iterable[str] = (), *, frames: bool = False
     ) -> Iterator[Value]:

@@ -67,6 +67,18 @@ PACKET: Value = {
         "vni": {"type": "integer", "minimum": 0, "maximum": (1 << 24) - 1},
     },
 }
+PING: Value = {
+    "type": "object",
+    "additionalProperties": False,
+    "required": ["peer"],
+    "properties": {
+        "peer": {"type": "string", "description": "provider address"},
+        "from": {"type": "string", "description": "NETWORK/ENDPOINT in a network namespace"},
+        "to": {"type": "string", "description": "address behind the peer"},
+        "size": {"type": "integer", "minimum": 0, "maximum": 65000},
+        "sequence": {"type": "integer", "minimum": 0, "maximum": 65535},
+    },
+}
 REFUSED = (400, 404, 409, 412, 413, 422)
 
 OPERATIONS = (
@@ -150,6 +162,15 @@ OPERATIONS = (
         (),
         PACKET,
         (200, 400, 404, 413),
+    ),
+    Operation(
+        "POST",
+        "/v1/ping",
+        "ping",
+        "One echo request through the overlay to what is behind a peer, never fragmented",
+        (),
+        PING,
+        (200, 400, 404, 409, 413),
     ),
     Operation(
         "GET",

@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 
+from dataplane.api.mtus import mtus
 from dataplane.convert import encode
 from dataplane.engine import Engine
 from dataplane.ids import UNDERLAY_PORT
@@ -233,6 +234,7 @@ KINDS: Mapping[str, Callable[[Engine], Iterator[Resource]]] = {
     "ports": ports,
     "fdb": fdb,
     "neigh": neighbours,
+    "mtus": mtus,
 }
 
 

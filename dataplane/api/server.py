@@ -18,7 +18,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from dataplane.api import edits, filters, flow_table, health, metrics, page, resources
+from dataplane.api import edits, filters, flow_table, health, metrics, page, reach, resources
 from dataplane.api.call import Call
 from dataplane.api.openapi import OPERATIONS, Operation, describe
 from dataplane.api.streams import Streams
@@ -263,6 +263,10 @@ class Api:
             port, frame = asked.get("in", "underlay"), _octets(asked["frame"])
         walk = self._engine.trace(frame, port)
         return _json(walk.to_dict() | {"text": walk.text(), "mermaid": walk.mermaid()})
+
+    def ping(self, call: Call) -> Response:
+        kinds = {"peer": str, "from": str, "to": str, "size": int, "sequence": int}
+        return _json(reach.echo(self._daemon, _fields(call.body, kinds)))
 
     def restart(self, call: Call) -> Response:
         os.kill(os.getpid(), signal.SIGUSR2)
