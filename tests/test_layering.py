@@ -84,7 +84,7 @@ PYTHON_TIERS = (
     ("daemon", "ingress", "bench_traffic", "demo_base", "demo_net"),
     ("commands", "api.edits", "api.filters", "api.resources", "api.sockets", "api.page", "api"),
     ("api.flow_table", "api.health", "api.client"),
-    ("api.metrics", "api.aio", "api.events", "api.call"),
+    ("api.metrics", "api.aio", "api.events", "api.call", "api.shapes"),
     ("api.openapi", "api.hub"),
     ("api.streams",),
     ("api.server",),
