@@ -221,6 +221,12 @@ bool dp_bindings_may_add(struct dp_bindings *b, uint16_t place, const struct dp_
     return held < most;
 }
 
+bool dp_bindings_has_room(const struct dp_bindings *b, const struct dp_pool *pool, uint8_t proto,
+                          uint16_t port) {
+    const struct dp_binding_outside out = {dp_addr_load(pool->addr), port, proto};
+    return b->free || find_outside(b, &out) != DP_NONE;
+}
+
 uint32_t dp_bindings_add(struct dp_bindings *b, const struct dp_binding_inside *in,
                          const struct dp_pool *pool, uint16_t port, uint64_t now_ns,
                          uint64_t idle_ns) {

@@ -92,6 +92,10 @@ uint32_t dp_bindings_add(struct dp_bindings *b, const struct dp_binding_inside *
                          const struct dp_pool *pool, uint16_t port, uint64_t now_ns,
                          uint64_t idle_ns);
 
+/* Whether it would find room, at an outside port that was chosen. */
+bool dp_bindings_has_room(const struct dp_bindings *b, const struct dp_pool *pool, uint8_t proto,
+                          uint16_t port);
+
 /* Takes back one that no flow came to stand on. */
 void dp_bindings_undo(struct dp_bindings *b, uint32_t i);
 

@@ -51,6 +51,8 @@ enum dp_reason dp_nat_bind(struct dp_walk *w, const struct dp_pool *pool) {
     } else if (!dp_bindings_choose(w->bindings, &in, pool, &w->policy->services, w->now_ns,
                                    &port)) {
         return DP_R_nat_exhausted;
+    } else if (w->trace && !dp_bindings_has_room(w->bindings, pool, in.proto, port)) {
+        return DP_R_nat_table_full;
     } else if (!w->trace) {
         w->binding = dp_bindings_add(w->bindings, &in, pool, port, w->now_ns, idle_ns(w));
         if (w->binding == DP_NONE) {

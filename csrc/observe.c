@@ -6,13 +6,14 @@ enum { ALIGN = 8 };
 
 bool dp_observer_init(struct dp_observer *o, uint32_t size) {
     o->size = size;
-    return pthread_mutex_init(&o->lock, NULL) == 0;
+    return pthread_mutex_init(&o->lock, NULL) == 0 && pthread_mutex_init(&o->reading, NULL) == 0;
 }
 
 void dp_observer_fini(struct dp_observer *o) {
     free(o->ring);
     o->ring = NULL;
     pthread_mutex_destroy(&o->lock);
+    pthread_mutex_destroy(&o->reading);
 }
 
 bool dp_observer_set(struct dp_observer *o, uint32_t points, uint32_t snap) {
@@ -62,27 +63,42 @@ void dp_observe_note(struct dp_observer *o, struct dp_seen *seen, const uint8_t 
     pthread_mutex_unlock(&o->lock);
 }
 
+/* Whole records of [tail, head) that out has room for; where the next one begins. *small: the one
+ * that found none. */
+static uint64_t copy(const struct dp_observer *o, uint64_t tail, uint64_t head, uint8_t *out,
+                     uint32_t size, uint32_t *got, bool *small) {
+    while (tail < head) {
+        uint32_t next;
+        memcpy(&next, o->ring + tail % o->size, sizeof next);
+        if (next == 0) {
+            tail += straight(o, tail);
+            continue;
+        }
+        *small = next > size - *got;
+        if (*small) {
+            break;
+        }
+        memcpy(out + *got, o->ring + tail % o->size, next);
+        *got += next;
+        tail += next;
+    }
+    return tail;
+}
+
 int dp_observer_take(struct dp_observer *o, uint8_t *out, uint32_t size, uint64_t *lost) {
     uint32_t got = 0;
     bool small = false;
+    pthread_mutex_lock(&o->reading);
     pthread_mutex_lock(&o->lock);
-    while (o->tail < o->head) {
-        uint32_t next;
-        memcpy(&next, o->ring + o->tail % o->size, sizeof next);
-        if (next == 0) {
-            o->tail += straight(o, o->tail);
-            continue;
-        }
-        small = next > size - got;
-        if (small) {
-            break;
-        }
-        memcpy(out + got, o->ring + o->tail % o->size, next);
-        got += next;
-        o->tail += next;
-    }
+    const uint64_t tail = o->tail;
+    const uint64_t head = o->head;
     *lost = o->lost;
     o->lost = 0;
     pthread_mutex_unlock(&o->lock);
+    const uint64_t taken = copy(o, tail, head, out, size, &got, &small);
+    pthread_mutex_lock(&o->lock);
+    o->tail = taken;
+    pthread_mutex_unlock(&o->lock);
+    pthread_mutex_unlock(&o->reading);
     return small && got == 0 ? DP_EINVAL : (int)got;
 }

@@ -1,8 +1,9 @@
 /* observe.h: records of what was seen of frames and flows, in a ring that nobody waits for.
  *
- * Any worker writes, one reader takes; both under the ring's own lock, which is held for a copy. A
- * record that finds no room is counted as lost. Nothing is written, and no lock taken, while no
- * point is observed. */
+ * Any worker writes under the ring's own lock, which is held for a copy of a frame; one reader at a
+ * time takes, and holds it for two numbers only: what is between them stays as it is. A record that
+ * finds no room is counted as lost. Nothing is written, and no lock taken, while no point is
+ * observed. */
 #ifndef DP_OBSERVE_H
 #define DP_OBSERVE_H
 #include "base.h"
@@ -12,6 +13,7 @@
 struct dp_observer {
     _Atomic uint32_t points; /* of enum dp_at */
     pthread_mutex_t lock;
+    pthread_mutex_t reading; /* held first */
     uint32_t snap;
     uint32_t size; /* of the ring */
     uint8_t *ring; /* NULL: nothing was ever observed */

@@ -85,7 +85,7 @@ PYTHON_TIERS = (
     ("commands", "api.edits", "api.filters", "api.resources", "api.sockets", "api.page", "api"),
     ("api.flow_table", "api.health", "api.client"),
     ("api.reach",),
-    ("api.metrics", "api.aio", "api.events", "api.call"),
+    ("api.metrics", "api.aio", "api.events", "api.call", "api.shapes"),
     ("api.openapi", "api.hub"),
     ("api.streams",),
     ("api.server",),

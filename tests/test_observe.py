@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from dataplane._engine import lib
 from dataplane.batch import Batch
 from dataplane.engine import Engine
 from dataplane.errors import DataplaneError, EngineError
@@ -61,6 +62,22 @@ def test_drops_tell_reason_rule_and_the_frame_as_it_came() -> None:
         (seen,) = all_seen(engine)
         assert seen.reason is Reason.UNKNOWN_VTEP and seen.frame == stranger
         assert seen.in_port == "underlay"
+
+
+@pytest.mark.parametrize("source", ["203.0.113.7", "2001:db8::77"])
+def test_what_a_socket_gave_is_seen_with_its_checksums(engine: Engine, source: str) -> None:
+    """Its headers are made up without; traced again, the frame is dropped for the same reason."""
+    engine.observe("drop")
+    frame = blue.carried(blue.mirrored(blue.web(OUT)), source)
+    at = 24 if ":" not in source else 60  # of the IPv4 header, or of UDP over IPv6
+    bare = blue.patched(frame, at, b"\0\0")
+    outcome = engine.process_one(bare, "underlay", flags=lib.DP_OUTER_CHECKED)
+    (seen,) = all_seen(engine)
+    assert seen.reason is outcome.reason is Reason.UNKNOWN_VTEP
+    assert (
+        seen.frame != bare and seen.frame[:at] + seen.frame[at + 2 :] == bare[:at] + bare[at + 2 :]
+    )
+    assert engine.trace(seen.frame, "underlay").reason is Reason.UNKNOWN_VTEP
 
 
 def test_a_frame_answered_by_an_icmp_error_is_seen_as_it_came(engine: Engine) -> None:

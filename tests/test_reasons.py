@@ -315,5 +315,18 @@ def test_every_reason_can_be_met(reason: str, monkeypatch: pytest.MonkeyPatch) -
         assert adds_up(totals)
 
 
+@pytest.mark.parametrize("reason", [r for r in CASES if r.startswith(("nat_", "flow_", "frag"))])
+def test_a_trace_knows_what_is_full(reason: str) -> None:
+    """It changes nothing, and yet says what would become of the frame."""
+    case = CASES[reason]
+    with Engine(**{"max_flows": 16, **(case.limits or {})}) as engine:
+        engine.commit(case.node or node())
+        for frames, port in ((case.before, case.port), (case.answers, "underlay")):
+            for frame in frames:
+                assert engine.process_one(frame, port).verdict is Verdict.FORWARD
+        for _ in range(2):
+            assert engine.trace(case.frame, case.port).reason is Reason[reason.upper()]
+
+
 def test_no_recipe_is_left_over() -> None:
     assert {*CASES, *BY_HAND} == {str(r) for r in Reason if r}

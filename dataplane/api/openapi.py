@@ -3,9 +3,12 @@
 import re
 from typing import Any, NamedTuple
 
+from dataplane.api import shapes
+from dataplane.api.edits import PARTS
 from dataplane.api.events import FRAME_POINTS, KINDS
 from dataplane.api.filters import FIELDS
 from dataplane.api.flow_table import MOST, SUMS
+from dataplane.api.resources import KINDS as RESOURCES
 from dataplane.graph_forms import FORMS
 from dataplane.observe import SNAP
 
@@ -21,6 +24,10 @@ class Query(NamedTuple):
     schema: Value
 
 
+JSON, YAML = "application/json", "application/yaml"
+PARSED = (JSON, YAML)
+
+
 class Operation(NamedTuple):
     """One method of one path. `handler` is a method of server.Api."""
 
@@ -31,7 +38,8 @@ class Operation(NamedTuple):
     queries: tuple[Query, ...] = ()
     body: Value | None = None
     answers: tuple[int, ...] = (200,)
-    media_type: str = "application/json"
+    shape: Value = shapes.ANY  # of the answer
+    media_types: tuple[str, ...] = (JSON,)
     streams: bool = False  # a method of streams.Streams, whose answer goes on
 
 
@@ -56,209 +64,159 @@ SNAP_LENGTH = Query(
     "snap", "bytes of a frame that are kept", {"type": "integer", "minimum": 0, "maximum": SNAP}
 )
 CHANGES = (DRY_RUN, UNCHANGED)
-DOCUMENT: Value = {"type": "object", "description": "a policy document of this node, JSON or YAML"}
-PACKET: Value = {
-    "type": "object",
-    "additionalProperties": False,
-    "properties": {
-        "packet": {"type": "string", "description": "tcp 10.1.1.2:40000 > 10.1.2.2:80 syn"},
-        "frame": {"type": "string", "description": "Ethernet frame in hex, instead of packet"},
-        "in": {"type": "string", "description": "NETWORK/ENDPOINT, underlay or host"},
-        "vni": {"type": "integer", "minimum": 0, "maximum": (1 << 24) - 1},
-    },
-}
-PING: Value = {
-    "type": "object",
-    "additionalProperties": False,
-    "required": ["peer"],
-    "properties": {
-        "peer": {"type": "string", "description": "provider address"},
-        "from": {"type": "string", "description": "NETWORK/ENDPOINT in a network namespace"},
-        "to": {"type": "string", "description": "address behind the peer"},
-        "size": {"type": "integer", "minimum": 0, "maximum": 65000},
-        "sequence": {"type": "integer", "minimum": 0, "maximum": 65535},
-    },
-}
 REFUSED = (400, 404, 409, 412, 413, 422)
 
+
+def _change(method: str, path: str, handler: str, summary: str, body: Value | None) -> Operation:
+    """One that commits."""
+    queries = (*CHANGES, NAME) if path == "/v1/policy" else CHANGES
+    return Operation(
+        method, path, handler, summary, queries, body, answers=(200, *REFUSED), shape=shapes.APPLIED
+    )
+
+
 OPERATIONS = (
-    Operation("GET", "/v1/status", "get_status", "The node at one look"),
+    Operation("GET", "/v1/status", "get_status", "The node at one look", shape=shapes.STATUS),
     Operation(
-        "GET", "/v1/policy", "get_policy", "The committed policy", (FORMAT,), None, (200, 400)
+        *("GET", "/v1/policy", "get_policy", "The committed policy", (FORMAT,)),
+        answers=(200, 400),
+        shape=shapes.DOCUMENT,
+        media_types=(JSON, YAML),
     ),
-    Operation(
-        "PUT",
-        "/v1/policy",
-        "put_policy",
-        "Commit a policy in place of the whole one",
-        (*CHANGES, NAME),
-        DOCUMENT,
-        (200, *REFUSED),
+    _change(
+        *("PUT", "/v1/policy", "put_policy", "Commit a policy in place of the whole one"),
+        shapes.DOCUMENT,
     ),
-    Operation(
-        "PATCH",
-        "/v1/policy",
-        "patch_policy",
-        "Commit what a policy names; all else stays",
-        (*CHANGES, NAME),
-        DOCUMENT,
-        (200, *REFUSED),
+    _change(
+        *("PATCH", "/v1/policy", "patch_policy", "Commit what a policy names; all else stays"),
+        shapes.DOCUMENT,
     ),
-    Operation(
-        "PUT",
-        "/v1/networks/{network}",
-        "put_object",
-        "Commit one network",
-        CHANGES,
-        {"type": "object"},
-        (200, *REFUSED),
-    ),
-    Operation(
-        "DELETE",
-        "/v1/networks/{network}",
-        "delete_object",
-        "Remove a network",
-        CHANGES,
-        None,
-        (200, *REFUSED),
-    ),
-    Operation(
-        "PUT",
-        "/v1/networks/{network}/{part}/{name:path}",
-        "put_object",
+    _change("PUT", "/v1/networks/{network}", "put_object", "Commit one network", shapes.NETWORK),
+    _change("DELETE", "/v1/networks/{network}", "delete_object", "Remove a network", None),
+    _change(
+        *("PUT", "/v1/networks/{network}/{part}/{name:path}", "put_object"),
         "Commit one endpoint, remote subnet, ACL or load balancer of a network",
-        CHANGES,
-        {"type": "object"},
-        (200, *REFUSED),
+        shapes.PART,
     ),
-    Operation(
-        "DELETE",
-        "/v1/networks/{network}/{part}/{name:path}",
-        "delete_object",
-        "Remove one",
-        CHANGES,
+    _change(
+        *("DELETE", "/v1/networks/{network}/{part}/{name:path}", "delete_object", "Remove one"),
         None,
-        (200, *REFUSED),
     ),
     Operation(
-        "GET",
-        "/v1/flows",
-        "get_flows",
-        "The flow table, most packets first",
+        *("GET", "/v1/flows", "get_flows", "The flow table, most packets first"),
         (FILTER, LIMIT, BY),
-        None,
-        (200, 400),
+        answers=(200, 400),
+        shape=shapes.FLOWS,
     ),
-    Operation("GET", "/v1/stats", "get_stats", "All counters"),
+    Operation("GET", "/v1/stats", "get_stats", "All counters", shape=shapes.STATS),
     Operation(
-        "GET", "/v1/graph", "get_graph", "Networks, endpoints and peers", (DRAWN,), None, (200, 400)
-    ),
-    Operation("GET", "/v1/findings", "get_findings", "What is wrong, and what mends it"),
-    Operation(
-        "POST",
-        "/v1/trace",
-        "trace",
-        "What would become of a packet",
-        (),
-        PACKET,
-        (200, 400, 404, 413),
+        *("GET", "/v1/graph", "get_graph", "Networks, endpoints and peers", (DRAWN,)),
+        answers=(200, 400),
+        media_types=(JSON, "text/plain", "image/svg+xml"),
     ),
     Operation(
-        "POST",
-        "/v1/ping",
-        "ping",
+        *("GET", "/v1/findings", "get_findings", "What is wrong, and what mends it"),
+        shape=shapes.FINDINGS,
+    ),
+    Operation(
+        *("POST", "/v1/trace", "trace", "What would become of a packet"),
+        body=shapes.TRACED,
+        answers=(200, 400, 404, 409, 413),
+        shape=shapes.WALK,
+    ),
+    Operation(
+        *("POST", "/v1/ping", "ping"),
         "One echo request through the overlay to what is behind a peer, never fragmented",
-        (),
-        PING,
-        (200, 400, 404, 409, 413),
+        body=shapes.PINGED,
+        answers=(200, 400, 404, 409, 413),
+        shape=shapes.ECHO,
     ),
     Operation(
-        "GET",
-        "/v1/events",
-        "events",
+        *("GET", "/v1/events", "events"),
         "Events as they happen: a JSON object a line, or server-sent events if asked for",
         (KIND, FILTER, FRAMES),
-        None,
-        (200, 400),
-        "application/x-ndjson",
-        True,
+        answers=(200, 400),
+        media_types=("application/x-ndjson", "text/event-stream"),
+        streams=True,
     ),
     Operation(
-        "GET",
-        "/v1/capture",
-        "capture",
-        "Frames as they pass, in the pcapng format",
+        *("GET", "/v1/capture", "capture", "Frames as they pass, in the pcapng format"),
         (POINT, FILTER, COUNT, SNAP_LENGTH),
-        None,
-        (200, 400),
-        "application/x-pcapng",
-        True,
+        answers=(200, 400),
+        media_types=("application/x-pcapng",),
+        streams=True,
     ),
-    Operation("POST", "/v1/restart", "restart", "Have a new process take over", (), None, (202,)),
-    Operation("GET", "/", "get_page", "The web page", (), None, (200,), "text/html"),
-    Operation("GET", "/ui", "get_page", "The web page", (), None, (200,), "text/html"),
-    Operation("GET", "/v1/openapi.json", "get_openapi", "This document"),
-    Operation("GET", "/healthz", "get_health", "Whether it forwards", (), None, (200, 503)),
     Operation(
-        "GET", "/readyz", "get_ready", "Whether all of it can do its work", (), None, (200, 503)
+        *("POST", "/v1/restart", "restart", "Have a new process take over"),
+        answers=(202,),
+        shape=shapes.SUCCESSION,
     ),
-    Operation("GET", "/metrics", "get_metrics", "For Prometheus", (), None, (200,), "text/plain"),
-    Operation("GET", "/v1/{kind}", "get_kind", "All of a kind", (), None, (200, 404)),
-    Operation("GET", "/v1/{kind}/{name:path}", "get_one", "One of a kind", (), None, (200, 404)),
+    Operation("GET", "/", "get_page", "The web page", media_types=("text/html",)),
+    Operation("GET", "/ui", "get_page", "The web page", media_types=("text/html",)),
+    Operation("GET", "/v1/openapi.json", "get_openapi", "This document"),
+    Operation(
+        *("GET", "/healthz", "get_health", "Whether it forwards"),
+        answers=(200, 503),
+        shape=shapes.HEALTH,
+    ),
+    Operation(
+        *("GET", "/readyz", "get_ready", "Whether all of it can do its work"),
+        answers=(200, 503),
+        shape=shapes.READINESS,
+    ),
+    Operation("GET", "/metrics", "get_metrics", "For Prometheus", media_types=("text/plain",)),
+    Operation(
+        *("GET", "/v1/{kind:kind}", "get_kind", "All of a kind"),
+        answers=(200, 404, 405),
+        shape=shapes.LISTED,
+    ),
+    Operation(
+        *("GET", "/v1/{kind:kind}/{name:path}", "get_one", "One of a kind"),
+        answers=(200, 404, 405),
+        shape=shapes.NAMED,
+    ),
 )
+PLACES = {"kind": tuple(RESOURCES), "part": tuple(PARTS)}  # what stands in a path
+GENERATION = {"type": "string", "pattern": r'^("?[0-9]{1,18}"?|\*)$'}
+IF_MATCH = {
+    "name": "If-Match",
+    "in": "header",
+    "description": "only if this generation holds, as ETag told it",
+    "schema": GENERATION,
+}
+
+
+def plain(path: str) -> str:
+    """An operation's path as OpenAPI writes it."""
+    return re.sub(r":\w+}", "}", path)
 
 
 def describe() -> Value:
     """The OpenAPI 3.1 document."""
     paths: Value = {}
     for operation in OPERATIONS:
-        path = operation.path.replace(":path}", "}")
+        path = plain(operation.path)
         paths.setdefault(path, {})[operation.method.lower()] = _described(operation, path)
     title = "Control API of a dataplane node"
     return {
         "openapi": "3.1.0",
         "info": {"title": title, "version": VERSION},
         "paths": paths,
-        "components": {"schemas": {"Problem": PROBLEM}},
+        "components": {"schemas": shapes.components()},
     }
 
 
-PROBLEM: Value = {
-    "type": "object",
-    "description": "RFC 9457",
-    "required": ["type", "status", "title"],
-    "properties": {
-        "type": {"type": "string"},
-        "status": {"type": "integer"},
-        "title": {"type": "string"},
-        "faults": {
-            "type": "array",
-            "items": {
-                "type": "object",
-                "required": ["file", "line", "path", "message", "fix"],
-                "properties": {
-                    "file": {"type": "string"},
-                    "line": {"type": "integer"},
-                    "path": {"type": "string"},
-                    "message": {"type": "string"},
-                    "fix": {"type": "string"},
-                },
-            },
-        },
-    },
-}
-
-
 def _described(operation: Operation, path: str) -> Value:
-    names = re.findall(r"{(\w+)}", path)
-    text = {"type": "string", "minLength": 1}
     parameters: list[Value] = [
-        {"name": name, "in": "path", "required": True, "schema": text} for name in names
+        {"name": name, "in": "path", "required": True, "schema": _place(name)}
+        for name in re.findall(r"{(\w+)}", path)
     ]
     parameters += [
         {"name": q.name, "in": "query", "description": q.means, "schema": q.schema}
         for q in operation.queries
     ]
+    if operation.shape is shapes.APPLIED:
+        parameters.append(IF_MATCH)
     told: Value = {
         "summary": operation.summary,
         "operationId": re.sub(r"\W+", "_", f"{operation.method}{path}").strip("_").lower(),
@@ -266,18 +224,22 @@ def _described(operation: Operation, path: str) -> Value:
         "responses": {str(code): _answer(operation, code) for code in operation.answers},
     }
     if operation.body is not None:
-        content = {"application/json": {"schema": operation.body}}
+        content = {JSON: {"schema": operation.body}}
         told["requestBody"] = {"required": True, "content": content}
     return told
 
 
+def _place(name: str) -> Value:
+    known = PLACES.get(name)
+    return {"type": "string", "enum": list(known)} if known else {"type": "string", "minLength": 1}
+
+
 def _answer(operation: Operation, code: int) -> Value:
     if code < 400 or code == 503:
-        plain = operation.media_type != "application/json"
-        schema: Value = {"type": "string"} if plain else {"type": "object"}
-        return {
-            "description": operation.summary,
-            "content": {operation.media_type: {"schema": schema}},
+        content = {
+            kind: {"schema": operation.shape if kind in PARSED else shapes.TEXT}
+            for kind in operation.media_types
         }
-    content = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
+        return {"description": operation.summary, "content": content}
+    content = {"application/problem+json": {"schema": shapes.ref("Problem")}}
     return {"description": "a problem", "content": content}

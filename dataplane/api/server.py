@@ -5,6 +5,7 @@ Handlers run on a thread pool; what they change, the daemon changes one at a tim
 
 import json
 import os
+import re
 import signal
 from collections.abc import Awaitable, Callable
 from http import HTTPStatus
@@ -13,6 +14,7 @@ from typing import Any, cast
 import msgspec
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
+from starlette.convertors import StringConvertor, register_url_convertor
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
@@ -51,6 +53,15 @@ STATUS = {
     StaleError: 412,
 }  # else 400
 Value = dict[str, Any]
+
+
+class _Kind(StringConvertor):
+    """So that a path of another method is not taken for one of an unknown kind."""
+
+    regex = "|".join(map(re.escape, resources.KINDS))
+
+
+register_url_convertor("kind", _Kind())
 
 
 def application(daemon: Daemon, read_only: bool = False) -> Starlette:
@@ -195,16 +206,12 @@ class Api:
 
     def get_kind(self, call: Call) -> Response:
         kind = call.path["kind"]
-        if kind not in resources.KINDS:
-            raise HTTPException(404)
         generation = self._engine.generation
         items = list(resources.listed(kind, self._engine, self._daemon.committed.shares))
         return _tagged(_json({"kind": kind, "items": items}), generation)
 
     def get_one(self, call: Call) -> Response:
         kind, name = call.path["kind"], call.path["name"]
-        if kind not in resources.KINDS:
-            raise HTTPException(404)
         found = [
             item
             for item in resources.listed(kind, self._engine, self._daemon.committed.shares)
@@ -255,6 +262,8 @@ class Api:
         document = Document(node=self._engine.node)
         if ("packet" in asked) == ("frame" in asked):
             raise DataplaneError("give either a packet in words or a frame in hex")
+        if "vni" in asked and not ("packet" in asked and 0 <= asked["vni"] < 1 << 24):
+            raise DataplaneError("vni: goes with a packet in words, from 0 to 2^24 - 1")
         if "packet" in asked:
             spec = parse(asked["packet"])
             at, port = place_of(document, None, asked.get("in") or owner_of(document, None, spec))

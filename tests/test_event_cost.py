@@ -1,0 +1,88 @@
+"""What the event stream costs the path: cycles of new flows in memory, watched and not, in turns.
+
+Amplified, so that neighbours on the machine are not measured instead: every packet begins a flow,
+and while they are watched a thread takes what was seen as fast as it can.
+"""
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any, cast
+
+import numpy as np
+import pytest
+
+from dataplane import bench_traffic
+from dataplane._engine import lib
+from dataplane.api.events import POINTS
+from dataplane.api.streams import EVENT_SNAP, Streams
+from dataplane.bench import engine_for, tsc_mhz
+from dataplane.bench_play import VECTOR, Player
+from dataplane.clock import SimClock
+from dataplane.engine import Engine
+
+FLOWS = VECTOR  # of a window: short, for a window with a pause in it tells nothing
+A_SECOND = 10_000
+PAIRS = 400
+HOUR = 3600
+MOST = 0.02  # of the path's time
+
+
+@contextlib.contextmanager
+def read(engine: Engine) -> Iterator[list[int]]:
+    """Somebody reads the event stream, on a thread of its own, as the node serves it."""
+    daemon = SimpleNamespace(engine=engine, policy=engine.resolved, on_commit=[])
+    streams = Streams(cast(Any, daemon))
+    loop = asyncio.new_event_loop()
+    count = [0]
+
+    async def listen() -> None:
+        async for part in streams._events(POINTS, [], False, False):
+            count[0] += part.count(b"\n")
+
+    def run() -> None:
+        with contextlib.suppress(asyncio.CancelledError):
+            loop.run_until_complete(task)
+        loop.run_until_complete(asyncio.wait(asyncio.all_tasks(loop)))  # the hub's, too
+
+    task = loop.create_task(listen())
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        yield count
+    finally:
+        loop.call_soon_threadsafe(task.cancel)
+        thread.join()
+        loop.close()
+
+
+def windows(engine: Engine, player: Player) -> Iterator[tuple[float, float]]:
+    """Cycles of a flow's beginning and of its end, unwatched and watched by turns."""
+    clock = cast(SimClock, engine.clock)
+    for _ in range(PAIRS):
+        for points in ((), POINTS):
+            engine.observe(*points, snap=EVENT_SNAP)
+            begin = float(player.play(1)[0])
+            clock.advance(seconds=HOUR)
+            start = lib.dp_bench_cycles()
+            assert engine.expire() == FLOWS
+            yield begin, (lib.dp_bench_cycles() - start) / FLOWS
+
+
+@pytest.mark.timeout(120)
+def test_the_event_stream_costs_the_path_little(record_property: Any) -> None:
+    """The beginnings and ends of 10,000 flows a second, as a share of a core that forwards."""
+    with engine_for(0, FLOWS) as engine, read(engine) as count:
+        player = Player(engine, bench_traffic.traffic(engine, "encap", FLOWS))
+        found = np.array(list(windows(engine, player)))[2:]
+        unwatched, watched = found[::2].sum(axis=1), found[1::2].sum(axis=1)
+        assert count[0] > 0
+    least, usual = (float(np.percentile(watched, q) - np.percentile(unwatched, q)) for q in (0, 25))
+    share = usual * A_SECOND / (tsc_mhz() * 1e6)
+    record_property("cycles_per_flow", round(usual))
+    record_property("share_of_the_path", round(share, 5))
+    print(f"{usual:.0f} cycles a flow ({least:.0f} at least), {share:.2%} of the path")
+    assert least > 0, "what is written is not free: nothing was measured"
+    assert share < MOST
