@@ -142,6 +142,13 @@ def cli() -> None:
     envvar="DATAPLANE_WORKERS",
     help="Threads that forward, each with a queue of each port.",
 )
+@click.option(
+    "--sandbox/--no-sandbox",
+    "confined",
+    default=True,
+    show_default=True,
+    help="Give up capabilities and system calls that no node needs.",
+)
 @click.option("--successor", type=int, hidden=True)  # of handover.py
 @limit("--max-flows", 1 << 28, "Most flows at a time; a full table refuses new ones.")
 @limit("--max-bindings", 1 << 28, "Most NAT bindings at a time.")
@@ -157,6 +164,7 @@ def run(
     pid_file: str | None,
     offload: bool,
     xdp: str | None,
+    confined: bool,
     busy_poll: int,
     workers: int,
     successor: int | None,
@@ -180,7 +188,9 @@ def run(
 
     places = runner.Places(file, state, control, not no_control, read_control, stats_file, pid_file)
     limits = Limits(max_flows=max_flows, max_bindings=max_bindings, max_rules=max_rules)
-    runner.run(places, node, limits, Tuning(offload, busy_poll, workers, xdp), successor)
+    runner.run(
+        places, node, limits, Tuning(offload, busy_poll, workers, xdp), successor, (), confined
+    )
 
 
 @cli.command(epilog=EXIT_CODES)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dataplane import report
+from dataplane import report, sandbox
 from dataplane.api.serve import Control
 from dataplane.api.sockets import socket_of
 from dataplane.daemon import Daemon, Tuning
@@ -174,13 +174,17 @@ def run(
     tuning: Tuning,
     successor: int | None = None,
     doors: Iterable[Door] = (),
+    confined: bool = False,
 ) -> None:
     """What the command does; `successor`: the descriptor by which a predecessor hands over;
-    `doors`: front doors that change the policy while the daemon runs.
+    `doors`: front doors that change the policy while the daemon runs; `confined`: the process gives
+    up what it never needs.
 
     Raises DataplaneError.
     """
     logging.basicConfig(format="%(message)s", level=logging.INFO)
+    if confined:
+        log.info(sandbox.enter())
     with contextlib.ExitStack() as made:
         made.enter_context(_signals_held())
         inherited = Inherited(successor) if successor is not None else None

@@ -47,6 +47,7 @@ C_TIERS = (
 
 PYTHON_TIERS = (
     ("_engine", "clock", "errors", "garbage", "memo", "service", "tables"),
+    ("sandbox",),
     ("address", "regions", "tree"),
     ("model", "ids", "jsontree", "yamltree", "netns", "pcap", "packet_spec", "reasons", "records"),
     (
