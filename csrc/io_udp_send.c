@@ -95,6 +95,10 @@ static void set_control(struct msghdr *h, uint8_t *control, const struct way *w,
 /* ---- sending ------------------------------------------------------------------------------ */
 
 static void refuse(struct io_outbox *o, const struct message *m, int error) {
+    if (error == EINVAL) {
+        error =
+            EADDRNOTAVAIL; /* of a single packet: its source address is no interface's any more */
+    }
     dp_count(&o->port->count.tx_errors, m->count);
     if (m->forwarded) {
         dp_egress_drop(o->engine, 0, o->port->id, (uint8_t)io_reason_of(error), m->forwarded,

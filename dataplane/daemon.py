@@ -102,7 +102,7 @@ class Daemon:
         self.released = begin.released
         self.committed = Committed(begin.node, begin.shares, begin.generation - 1)
         self._leaving = False  # a successor takes over, or has
-        self.began = time.time()
+        self.began = time.monotonic()
         self.on_commit: list[Callable[[Applied], None]] = []  # told of each, on its thread
         with contextlib.ExitStack() as made:
             self.engine = made.enter_context(self._new_engine(begin, limits or {}, inherited))
@@ -392,7 +392,8 @@ class Daemon:
         """Says once of each that it is gone; AF_XDP gets its interface back, if that came back."""
         lost = self.lost_devices()
         for name in sorted(lost.keys() - self._gone):
-            log.error("%s: %s is gone, was it deleted? SIGHUP makes it again", name, lost[name])
+            fix = "an interface has to get it" if name == UNDERLAY else "SIGHUP makes it again"
+            log.error("%s: %s is gone, was it deleted? %s", name, lost[name], fix)
         if wanted := self._ports.lacks_xdp:
             with contextlib.suppress(BusyError):
                 self._renew_xdp()

@@ -71,5 +71,9 @@ class PortError(DataplaneError):
     """A port could not be opened, or stopped working."""
 
 
+class StorageError(DataplaneError):
+    """The disk takes no more, so nothing is changed."""
+
+
 class PacketError(DataplaneError, ValueError):
     """A packet in words that cannot be read or built."""

@@ -169,12 +169,16 @@ class NodePorts:
         return port.xdp if isinstance(port, VxlanSocket) else None
 
     def lost(self) -> dict[str, str]:
-        """Ports whose device is no more, and its name."""
-        return {
+        """Ports whose device is no more, and its name; of the underlay, whose address."""
+        found = {
             name: str(port)
             for name, port in list(self._ports.items())
             if isinstance(port, TapPort) and not port.is_there
         }
+        underlay = self._ports.get(UNDERLAY)
+        if isinstance(underlay, VxlanSocket) and (gone := underlay.lost()):
+            found[UNDERLAY] = f"address {', '.join(map(str, gone))}"
+        return found
 
     @property
     def _underlay(self) -> VxlanSocket:

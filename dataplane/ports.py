@@ -396,6 +396,12 @@ class VxlanSocket(_Owner):
                 if version == 4 and checksum4:
                     sock.setsockopt(socket.SOL_SOCKET, _SO_NO_CHECK, 0)
 
+    def lost(self) -> list[IP]:
+        """Its addresses that no interface of its namespace has any more."""
+        with contextlib.suppress(PortError):  # the namespace has no name any more, but lives on
+            return inside(self._netns, lambda: [a for a in self._own.values() if _is_gone(a)])
+        return []
+
     def open_xdp(self, interface: str) -> Xdp:
         """To be set as `xdp`, while no loop has this port; the one before is closed by whoever sets
         it. Raises PortError."""
@@ -468,6 +474,16 @@ class VxlanSocket(_Owner):
         self._receive, self._send = {}, {}
         for sock in (s for sockets in all_sockets for s in sockets):
             sock.close()
+
+
+def _is_gone(address: IP) -> bool:
+    family = socket.AF_INET if address.version == 4 else socket.AF_INET6
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.bind((str(address), 0))
+    except OSError as error:
+        return error.errno == errno.EADDRNOTAVAIL
+    return False
 
 
 def _udp(address: IP, interface: str | None) -> socket.socket:

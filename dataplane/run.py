@@ -68,6 +68,7 @@ class Run:
     ) -> None:
         self._daemon, self._places = daemon, places
         self._state, self._controls = state, controls
+        self._refused: set[str] = set()  # sockets that cannot be made again, and it was said
 
     def serve(self) -> None:
         """Until a signal, which the caller has blocked, ends it. Raises PortError."""
@@ -109,6 +110,7 @@ class Run:
                 raise PortError("forwarding ended by itself")
             notify("WATCHDOG=1")
             self._daemon.look_for_lost_devices()
+            self._look_for_sockets()
         elif got.si_signo == signal.SIGHUP:
             self._reload()
         elif got.si_signo == signal.SIGUSR1:
@@ -117,6 +119,17 @@ class Run:
             self._hand_over()
         else:
             raise _Stopped(got.si_signo)
+
+    def _look_for_sockets(self) -> None:
+        """Those that were removed are made again; where they cannot be, the log says so once."""
+        for name, control in self._controls.items():
+            try:
+                control.renew()
+                self._refused.discard(name)
+            except PortError as error:
+                if name not in self._refused:
+                    log.error("%s", error)
+                self._refused.add(name)
 
     def _reload(self) -> None:
         """What the file says. If it is wrong the old policy stays."""

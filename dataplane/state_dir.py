@@ -17,7 +17,7 @@ import msgspec
 
 from dataplane.convert import decode, encode
 from dataplane.document import dump_json, loads
-from dataplane.errors import DataplaneError, DocumentError, Fault, PortError
+from dataplane.errors import DocumentError, Fault, PortError, StorageError
 from dataplane.ipam import Released
 from dataplane.model import Document, Node
 from dataplane.shares import Share, Shares
@@ -102,14 +102,14 @@ class StateDir:
 
     @contextlib.contextmanager
     def saving(self, saved: Saved) -> Iterator[None]:
-        """The block commits it: saved if that succeeds. Raises DataplaneError before it where the
+        """The block commits it: saved if that succeeds. Raises StorageError before it where the
         disk takes no more; the state of before then stays."""
         fresh = self.path / f".{POLICY}"
         try:
             _flushed(fresh, _text(saved))
         except OSError as error:
             fresh.unlink(missing_ok=True)
-            raise DataplaneError(f"{self.path}: {error.strerror}: nothing is applied") from error
+            raise StorageError(f"{self.path}: {error.strerror}: nothing is applied") from error
         try:
             yield
         except BaseException:

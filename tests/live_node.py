@@ -58,10 +58,12 @@ class Process:
         self.reading = place / "reading.sock"
         self.file, self.log = place / "policy.yaml", place / "log"
         self.words = words
+        self.before: tuple[str, ...] = ()  # words in front of the command
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> "Process":
-        command = ["ip", "netns", "exec", self.netns, sys.executable, "-m", "dataplane", "run"]
+        command = ["ip", "netns", "exec", self.netns, *self.before]
+        command += [sys.executable, "-m", "dataplane", "run"]
         command += [str(self.file), "--state", str(self.state), "--control", str(self.socket)]
         command += ["--read-control", str(self.reading)]
         with self.log.open("ab") as log:

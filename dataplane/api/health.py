@@ -1,5 +1,6 @@
 """Whether a node works: its status, what is wrong with it, and the command that mends it."""
 
+import functools
 import os
 import time
 from collections.abc import Iterator
@@ -9,6 +10,7 @@ from typing import Any, NamedTuple
 from dataplane.api.resources import peers
 from dataplane.daemon import Daemon
 from dataplane.defaults import overhead
+from dataplane.ids import UNDERLAY
 from dataplane.stats import adds_up
 
 OK, WARNING, FAILURE = "ok", "warning", "failure"
@@ -25,8 +27,9 @@ class Finding(NamedTuple):
     fix: str = ""
 
 
+@functools.cache
 def version() -> str:
-    """Of the package."""
+    """Of the package; looked up in its files once."""
     try:
         return metadata.version("vxlan-dataplane")
     except metadata.PackageNotFoundError:
@@ -54,7 +57,7 @@ def status(daemon: Daemon) -> dict[str, Any]:
         "remote_subnets": sum(len(n.remote_subnets) for n in policy.networks),
         "workers": daemon.tuning.workers,
         "pid": os.getpid(),
-        "uptime": round(time.time() - daemon.began, 1),
+        "uptime": round(time.monotonic() - daemon.began, 1),
         "totals": dict(stats.totals),
         "max_flows": daemon.engine.max_flows,
     }
@@ -92,9 +95,10 @@ def _engine(daemon: Daemon) -> Iterator[Finding]:
 def _devices(daemon: Daemon) -> Iterator[Finding]:
     lost = daemon.lost_devices()
     for name, device in sorted(lost.items()):
-        yield Finding(FAILURE, "device", f"{name}: {device} is gone", "dataplane apply -f FILE")
+        fix = "ip address add …" if name == UNDERLAY else "dataplane apply -f FILE"
+        yield Finding(FAILURE, "device", f"{name}: {device} is gone", fix)
     if not lost:
-        yield Finding(OK, "device", "every TAP is there")
+        yield Finding(OK, "device", "every TAP is there, and the underlay's address")
 
 
 def _mtus(daemon: Daemon) -> Iterator[Finding]:

@@ -64,7 +64,7 @@ SNAP_LENGTH = Query(
     "snap", "bytes of a frame that are kept", {"type": "integer", "minimum": 0, "maximum": SNAP}
 )
 CHANGES = (DRY_RUN, UNCHANGED)
-REFUSED = (400, 404, 409, 412, 413, 422)
+REFUSED = (400, 404, 409, 412, 413, 422, 507)
 
 
 def _change(method: str, path: str, handler: str, summary: str, body: Value | None) -> Operation:

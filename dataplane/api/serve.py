@@ -4,12 +4,15 @@ A unix socket of mode 0600: who may open it may do everything. A second one, of 
 for reading only. Whoever changes something is named in the log, by SO_PEERCRED.
 """
 
+import asyncio
 import contextlib
+import errno
 import logging
 import os
 import socket
 import struct
 import threading
+import time
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -25,6 +28,8 @@ BACKLOG = 4096
 MODE, READ_MODE = 0o600, 0o660
 GRACE = 2  # seconds for requests under way when it ends
 CHANGES = ("PUT", "PATCH", "DELETE")
+OUT_OF_DESCRIPTORS = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+QUIET = 60.0  # seconds until that is said again
 
 log = logging.getLogger("dataplane")
 App = Any
@@ -44,8 +49,9 @@ class Control:
         """`inherited`: the descriptor of its socket, from a predecessor."""
         self.path = Path(path)
         self._daemon, self._read_only = daemon, read_only
+        self._mode = READ_MODE if read_only else MODE
         if inherited is None:
-            self._socket = _listening(self.path, READ_MODE if read_only else MODE)
+            self._socket = _listening(self.path, self._mode)
         else:
             self._socket = socket.socket(fileno=inherited)
         self._inode = self.path.stat().st_ino
@@ -84,6 +90,17 @@ class Control:
         """Serves again, if it was paused."""
         if not self._thread.is_alive():
             self._start()
+
+    def renew(self) -> None:
+        """Makes the socket again, where somebody has removed it; what is connected ends."""
+        if self._inode < 0 or self.path.exists():
+            return
+        fresh = _listening(self.path, self._mode)
+        self.pause()
+        self._socket.close()
+        self._socket, self._inode = fresh, self.path.stat().st_ino
+        self._start()
+        log.warning("%s: was removed, and is there again", self.path)
 
     def leave(self) -> None:
         """The socket is another process's now."""
@@ -145,7 +162,22 @@ def _clear(path: Path) -> None:
 
 
 class _Protocol(H11Protocol):
-    """Knows who is at the other end."""
+    """Knows who is at the other end, and answers who has said all he will say."""
+
+    _is_last = False  # nothing more is read
+
+    def eof_received(self) -> bool | None:  # type: ignore[override]
+        """True: the answer is still to come. A stream ends here: nobody may be left to read it."""
+        cycle = self.cycle
+        self._is_last = cycle is not None and not (
+            cycle.response_complete or cycle.response_started or cycle.more_body
+        )
+        return self._is_last
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self._is_last and self.cycle.response_complete:
+            self.transport.close()
 
     def connection_made(self, transport: Any) -> None:
         sock = transport.get_extra_info("socket")
@@ -157,15 +189,27 @@ class _Protocol(H11Protocol):
 
 
 class _Named:
-    """Logs who changes something."""
+    """Logs who changes something, and in few words that nobody can be let in."""
 
     def __init__(self, app: App) -> None:
         self._app = app
+        self._told = -QUIET
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "lifespan":
+            asyncio.get_running_loop().set_exception_handler(self._fault)
         if scope["type"] == "http" and scope["method"] in CHANGES:
             who = scope["state"]
             log.info(
                 "%s %s by uid %s, pid %s", scope["method"], scope["path"], who["uid"], who["pid"]
             )
         await self._app(scope, receive, send)
+
+    def _fault(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """The loop's own words about each try to accept would be thousands of lines a second."""
+        error = context.get("exception")
+        if not (isinstance(error, OSError) and error.errno in OUT_OF_DESCRIPTORS):
+            loop.default_exception_handler(context)
+        elif time.monotonic() - self._told >= QUIET:
+            self._told = time.monotonic()
+            log.error("control: %s: who connects has to wait (ulimit -n)", error.strerror)

@@ -35,6 +35,7 @@ from dataplane.errors import (
     MissingError,
     PortError,
     StaleError,
+    StorageError,
 )
 from dataplane.graph import graph
 from dataplane.graph_forms import FORMS, MEDIA_TYPES
@@ -51,6 +52,7 @@ STATUS = {
     EngineError: 409,
     PortError: 409,
     StaleError: 412,
+    StorageError: 507,
 }  # else 400
 Value = dict[str, Any]
 
@@ -72,7 +74,8 @@ def application(daemon: Daemon, read_only: bool = False) -> Starlette:
         for operation in OPERATIONS
         if not read_only or (operation.method == "GET" and operation.handler != "capture")
     ]
-    handlers = {DataplaneError: _refused, HTTPException: _http_error}
+    health.version()  # while there are descriptors
+    handlers = {DataplaneError: _refused, HTTPException: _http_error, OSError: _no_means}
     return Starlette(
         routes=routes, exception_handlers=cast(Any, handlers), lifespan=streams.lifespan
     )
@@ -117,6 +120,12 @@ def _refused(request: Request, error: Exception) -> Response:
         faults = [fault._asdict() for fault in error.faults]
         return _problem(422, "the policy cannot be used", faults)
     return _problem(STATUS.get(type(error), 400), str(error))
+
+
+def _no_means(request: Request, error: Exception) -> Response:
+    """The host gives no descriptors, no memory, no room."""
+    assert isinstance(error, OSError)
+    return _problem(503, error.strerror or str(error))
 
 
 def _http_error(request: Request, error: Exception) -> Response:
