@@ -54,7 +54,8 @@ def read(engine: Engine) -> Iterator[list[int]]:
     def run() -> None:
         with contextlib.suppress(asyncio.CancelledError):
             loop.run_until_complete(task)
-        loop.run_until_complete(asyncio.wait(asyncio.all_tasks(loop)))  # the hub's, too
+        if others := asyncio.all_tasks(loop):  # the hub's
+            loop.run_until_complete(asyncio.wait(others))
 
     task = loop.create_task(listen())
     thread = threading.Thread(target=run)
