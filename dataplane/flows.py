@@ -1,5 +1,6 @@
 """Flows: the unified flow table, as seen at one moment."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -51,6 +52,14 @@ class Flow:
         return (self.src, self.sport) != (self.new_src, self.new_sport)
 
 
+SIDES = ("src", "dst", "new_src", "new_dst")
+PLAIN = ("vni", "sport", "dport", "new_sport", "new_dport", "generation", "last_ns")
+NUMBERS = (
+    *PLAIN,
+    *("proto", "in_port", "out_port", "adjacency", "rule", "state", "packets", "bytes"),
+)
+
+
 def read(engine: Any) -> "NDArray[np.void]":
     """All pairs as records of `struct dp_flow_info`."""
     import numpy as np
@@ -67,29 +76,32 @@ def read(engine: Any) -> "NDArray[np.void]":
 
 
 def named(records: "NDArray[np.void]", ids: Ids) -> list[Flow]:
-    return [_flow(record, ids) for record in records]
+    """By columns: there may be 100,000 of them."""
+    numbers = (records[name].tolist() for name in NUMBERS)
+    sides = (_addresses(records[name].tobytes()) for name in SIDES)
+    rows = zip(zip(*sides, strict=True), zip(*numbers, strict=True), strict=True)
+    return [_flow(dict(zip(SIDES, ends, strict=True)), row, ids) for ends, row in rows]
 
 
-def _flow(record: Any, ids: Ids) -> Flow:
-    adjacency = ids.adjacency_names.get(int(record["adjacency"]))
-    in_port, out_port = int(record["in_port"]), int(record["out_port"])
-    state = int(record["state"])
-    first, second = record["packets"].tolist(), record["bytes"].tolist()
-    values: dict[str, Any] = {
-        n: ip_from16(record[n].tobytes()) for n in ("src", "dst", "new_src", "new_dst")
-    }
-    for n in ("vni", "sport", "dport", "new_sport", "new_dport", "generation", "last_ns"):
-        values[n] = int(record[n])
+def _addresses(octets: bytes) -> list[IP]:
+    return [ip_from16(octets[i : i + 16]) for i in range(0, len(octets), 16)]
+
+
+def _flow(values: dict[str, Any], row: Sequence[Any], ids: Ids) -> Flow:
+    """`row`: the values of NUMBERS."""
+    *numbers, protocol, in_port, out_port, adjacency, rule, state, packets, octets = row
+    values.update(zip(PLAIN, numbers, strict=True))
+    peer = ids.adjacency_names.get(adjacency)
     return Flow(
         **values,
-        protocol=int(record["proto"]),
+        protocol=protocol,
         in_port=ids.port_names.get(in_port, f"port {in_port}"),
         out_port=ids.port_names.get(out_port, f"port {out_port}"),
-        provider=adjacency.provider if adjacency else None,
-        rule=ids.rule_names.get(int(record["rule"])),
+        provider=peer.provider if peer else None,
+        rule=ids.rule_names.get(rule),
         replied=bool(state & 2),
         half_open=state & 3 != 3,
         closing=bool(state & 4),
-        packets=(first[0], first[1]),
-        bytes=(second[0], second[1]),
+        packets=(packets[0], packets[1]),
+        bytes=(octets[0], octets[1]),
     )

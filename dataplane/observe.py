@@ -3,7 +3,7 @@
 Nothing waits for whoever looks: records that find no room are counted as lost.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,20 +72,21 @@ class Reader:
         lost = ffi.new("uint64_t *")
         out = ffi.from_buffer("uint8_t[]", self._room)
         size = check(lib.dp_seen(self._engine, out, len(self._room), lost))
-        found, at = [], 0
+        records, at = [], 0
         while at < size:
             record = ffi.cast("struct dp_seen *", out + at)
             start = at + self._header
-            frame = bytes(self._room[start : start + record.snap])
-            found.append(_seen(record, frame, ids(record.generation)))
+            records.append((record, bytes(self._room[start : start + record.snap])))
             at += record.size
+        flows = _flows(records, ids)
+        found = [
+            _seen(record, octets, ids(record.generation), flows.get(place))
+            for place, (record, octets) in enumerate(records)
+        ]
         return found, int(lost[0])
 
 
-def _seen(record: Any, octets: bytes, ids: Ids) -> Seen:
-    flow = None
-    if record.point == lib.DP_AT_END:
-        flow, octets = _flow(octets, ids), b""
+def _seen(record: Any, octets: bytes, ids: Ids, flow: Flow | None) -> Seen:
     return Seen(
         point=POINT_NAMES[record.point],
         now_ns=record.now_ns,
@@ -96,15 +97,25 @@ def _seen(record: Any, octets: bytes, ids: Ids) -> Seen:
         generation=record.generation,
         length=record.len,
         packets=record.packets,
-        frame=octets,
+        frame=b"" if record.point == lib.DP_AT_END else octets,
         flow=flow,
     )
 
 
-def _flow(octets: bytes, ids: Ids) -> Flow | None:
+def _flows(records: Sequence[tuple[Any, bytes]], ids: Any) -> dict[int, Flow]:
+    """Those that ended, by the place of their record; not what a snap length has cut."""
+    size = ffi.sizeof("struct dp_flow_info")
+    ended: dict[int, list[int]] = {}  # by generation
+    for place, (record, octets) in enumerate(records):
+        if record.point == lib.DP_AT_END and len(octets) >= size:
+            ended.setdefault(record.generation, []).append(place)
+    if not ended:
+        return {}
     import numpy as np
 
-    kind = dtype("dp_flow_info")
-    if len(octets) < kind.itemsize:
-        return None  # cut by a snap length below it
-    return named(np.frombuffer(octets[: kind.itemsize], kind), ids)[0]
+    found: dict[int, Flow] = {}
+    for generation, places in ended.items():
+        octets = b"".join(records[place][1][:size] for place in places)
+        flows = named(np.frombuffer(octets, dtype("dp_flow_info")), ids(generation))
+        found.update(zip(places, flows, strict=True))
+    return found

@@ -189,7 +189,7 @@ def connect(path: Path) -> socket.socket:
 
 def test_a_thousand_clients_stall_nothing(pair: Pair) -> None:
     """Idle ones, slow ones, and such as close their half; not one ping is lost meanwhile."""
-    pings = pair.pings(300)
+    pings = pair.pings(200)
     with contextlib.ExitStack() as made:
         for n in range(CLIENTS):
             sock = made.enter_context(connect(pair.a.socket))

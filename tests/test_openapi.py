@@ -25,7 +25,7 @@ from dataplane.api.openapi import OPERATIONS, describe, plain
 from tests.live_node import PATIENCE, Process
 
 BASE = "http://node"
-EXAMPLES = int(os.environ.get("DATAPLANE_EXAMPLES", "25"))
+EXAMPLES = int(os.environ.get("DATAPLANE_EXAMPLES", "16"))
 EXCLUDED = {"/v1/restart": "another process takes over: test_restart.py"}
 ENDLESS = {"/v1/events", "/v1/capture"}
 CHECKED = [

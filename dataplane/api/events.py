@@ -1,5 +1,6 @@
 """What is seen on a node, as events of plain values and as packets of a capture."""
 
+import functools
 import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -27,8 +28,12 @@ MEANS = {
 
 def stamp(wall_ns: int) -> str:
     """RFC 3339, in UTC."""
-    moment = datetime.fromtimestamp(wall_ns // 1_000_000_000, UTC)
-    return f"{moment:%Y-%m-%dT%H:%M:%S}.{wall_ns // 1000 % 1_000_000:06d}Z"
+    return f"{_second(wall_ns // 1_000_000_000)}.{wall_ns // 1000 % 1_000_000:06d}Z"
+
+
+@functools.lru_cache(maxsize=4)
+def _second(seconds: int) -> str:
+    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}"
 
 
 def wall_ns(engine: Engine, now_ns: int) -> int:
