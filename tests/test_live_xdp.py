@@ -573,7 +573,7 @@ def test_a_node_gets_its_interface_back(
             assert process.stats()["io"]["underlay"]["xdp_tx"] > 0
             before = len(process.lines())
             ip(site.node, "link del under")
-            gone = process.wait_for("underlay: ", before)
+            gone = process.wait_for("underlay: no AF_XDP", before)
             assert gone == "underlay: no AF_XDP on under for now: packets take the sockets"
             Site(*names, v6=False, underlay_mtu=1500)
             process.wait_for(says, before)
