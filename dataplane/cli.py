@@ -341,6 +341,25 @@ def version() -> None:
     click.echo(commands.version())
 
 
+@cli.command("man", epilog=EXIT_CODES)
+def man() -> None:
+    """Print the manual page: `dataplane man | man -l -`."""
+    from dataplane import manual
+
+    click.echo(manual.page(cli, EXIT_CODES), nl=False)
+
+
+@cli.command(epilog=EXIT_CODES)
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion(shell: str) -> None:
+    """Print what completes commands in a shell: `eval "$(dataplane completion bash)"`."""
+    from click.shell_completion import get_completion_class
+
+    kind = get_completion_class(shell)
+    assert kind is not None
+    click.echo(kind(cli, {}, "dataplane", "_DATAPLANE_COMPLETE").source())
+
+
 cli_node.register(cli, EXIT_CODES)
 
 

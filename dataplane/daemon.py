@@ -168,10 +168,21 @@ class Daemon:
         finally:
             self._changing.release()
 
+    @property
+    def xdp(self) -> str | None:
+        """AF_XDP beside the underlay's sockets, in words."""
+        xdp = self._ports.xdp
+        return str(xdp) if xdp and not self.lacks_xdp else None
+
+    @property
+    def lacks_xdp(self) -> str | None:
+        """The interface where AF_XDP is wanted and is not."""
+        return self._ports.lacks_xdp
+
     def told(self) -> Iterator[str]:
         """What there is to say of it at the beginning."""
-        if self._ports.xdp:
-            yield f"underlay: {self._ports.xdp}"
+        if self.xdp:
+            yield f"underlay: {self.xdp}"
         yield self.ready()
 
     def ready(self) -> str:

@@ -554,6 +554,7 @@ def status(client: Client, form: str) -> int:
             "underlay",
             f"{underlay['address']}{second}  port {underlay['port']}  mtu {underlay['mtu']}",
         ),
+        *((("xdp", underlay["xdp"]),) if underlay["xdp"] else ()),
         ("objects", ", ".join(_counted_in(told, "network", "endpoint", "remote subnet"))),
         ("flows", f"{totals['flows']} of {told['max_flows']}, {totals['bindings']} NAT bindings"),
         (

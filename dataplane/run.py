@@ -183,8 +183,6 @@ def run(
     Raises DataplaneError.
     """
     logging.basicConfig(format="%(message)s", level=logging.INFO)
-    if confined:
-        log.info(sandbox.enter())
     with contextlib.ExitStack() as made:
         made.enter_context(_signals_held())
         inherited = Inherited(successor) if successor is not None else None
@@ -192,6 +190,7 @@ def run(
         state = made.enter_context(_state_dir(places.state, told)) if places.state else None
         begin = _inheritance(told) if inherited else _beginning(places, node, state)
         made.enter_context(_pid_file(places.pid, inherited is not None))
+        given_up = [sandbox.enter()] if confined else []
         daemon = made.enter_context(
             Daemon(begin, state=state, limits=limits, tuning=tuning, inherited=inherited)
         )
@@ -205,7 +204,7 @@ def run(
             inherited.done()
         for door in doors:
             made.enter_context(door(daemon))
-        for line in daemon.told():
+        for line in (*given_up, *daemon.told()):
             log.info(line)
         notify("READY=1", f"MAINPID={os.getpid()}", f"STATUS={daemon.ready()}")
         Run(daemon, places, state, controls).serve()

@@ -108,7 +108,7 @@ PYTHON_TIERS = (
     ("columns", "bundle"),
     ("top",),
     ("top_screen",),
-    ("node_commands",),
+    ("node_commands", "manual"),
     ("cli_node",),
     ("cli",),
     ("__main__", "__init__"),

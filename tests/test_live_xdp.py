@@ -19,6 +19,7 @@ import pytest
 from msgspec.structs import replace
 
 from dataplane.address import Mac
+from dataplane.api.client import Client
 from dataplane.demo_node import NodeProcess
 from dataplane.document import dump
 from dataplane.engine import Engine
@@ -549,6 +550,13 @@ class Host(NamedTuple):
         return ["ip", "netns", "exec", self.netns, *words]
 
 
+def told_of_xdp(process: NodeProcess) -> tuple[str | None, str]:
+    """By the status, and how bad it is."""
+    with Client(process.control) as client:
+        (level,) = (f["level"] for f in client.findings() if f["subject"] == "xdp")
+        return client.status()["underlay"]["xdp"], level
+
+
 @pytest.mark.parametrize("by_option", [False, True], ids=["document", "option"])
 def test_a_node_gets_its_interface_back(
     by_option: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -571,9 +579,11 @@ def test_a_node_gets_its_interface_back(
             assert process.wait_for("underlay: ") == says
             assert ping(site.pod, REMOTE) and ping(site.pod, REMOTE)
             assert process.stats()["io"]["underlay"]["xdp_tx"] > 0
+            assert told_of_xdp(process) == ("AF_XDP on under, 1 queue, copy", "ok")
             before = len(process.lines())
             ip(site.node, "link del under")
             gone = process.wait_for("underlay: no AF_XDP", before)
+            assert told_of_xdp(process) == (None, "warning")
             assert gone == "underlay: no AF_XDP on under for now: packets take the sockets"
             Site(*names, v6=False, underlay_mtu=1500)
             process.wait_for(says, before)

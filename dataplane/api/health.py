@@ -51,6 +51,7 @@ def status(daemon: Daemon) -> dict[str, Any]:
             "address6": str(underlay.address6) if underlay.address6 else None,
             "port": underlay.port,
             "mtu": underlay.mtu,
+            "xdp": daemon.xdp,
         },
         "networks": len(policy.networks),
         "endpoints": sum(len(n.endpoints) for n in policy.networks),
@@ -97,6 +98,11 @@ def _devices(daemon: Daemon) -> Iterator[Finding]:
     for name, device in sorted(lost.items()):
         fix = "ip address add …" if name == UNDERLAY else "dataplane apply -f FILE"
         yield Finding(FAILURE, "device", f"{name}: {device} is gone", fix)
+    if daemon.lacks_xdp:
+        told = f"no AF_XDP on {daemon.lacks_xdp}: packets take the sockets"
+        yield Finding(WARNING, "xdp", told, f"ip link show {daemon.lacks_xdp}")
+    elif daemon.xdp:
+        yield Finding(OK, "xdp", daemon.xdp)
     if not lost:
         yield Finding(OK, "device", "every TAP is there, and the underlay's address")
 

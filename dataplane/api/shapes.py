@@ -52,7 +52,9 @@ STATUS = _object(
     generation=COUNT,
     forwarding=YES,
     ready=YES,
-    underlay=_object(address=TEXT, address6=_or_null(TEXT), port=COUNT, mtu=COUNT),
+    underlay=_object(
+        address=TEXT, address6=_or_null(TEXT), port=COUNT, mtu=COUNT, xdp=_or_null(TEXT)
+    ),
     networks=COUNT,
     endpoints=COUNT,
     remote_subnets=COUNT,
