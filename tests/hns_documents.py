@@ -3,6 +3,7 @@
 Letters are those of the samples (section 5 of the notes on HNS).
 """
 
+import json
 from typing import Any
 
 NET = "0b3f8a3e-5c1d-4a6e-9c52-7a1f64a0d001"
@@ -45,6 +46,13 @@ V1_NETWORK: Document = {  # (b)
     ],
     "Type": "Overlay",
 }
+
+
+def network(vni: int) -> Document:
+    """(a), of another VSID."""
+    made: Document = json.loads(json.dumps(FLANNEL_NETWORK))
+    made["Ipams"][0]["Subnets"][0]["Policies"][0]["Settings"]["IsolationId"] = vni
+    return made
 
 
 def remote_subnet(

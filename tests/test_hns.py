@@ -135,8 +135,7 @@ def test_c_update_replaces_all_of_a_type(store: Store) -> None:
 
 def test_c_vni_has_24_bits() -> None:
     store = Store(NODE)
-    document = json.loads(json.dumps(d.FLANNEL_NETWORK).replace("4096}", "16777215}"))
-    guid = call(store, "POST", "networks", document)["ID"]
+    guid = call(store, "POST", "networks", d.network(16777215))["ID"]
     request = d.remote_subnet("10.244.4.0/24", "192.168.2.19", DR, 16777215)
     call(store, "POST", f"networks/{guid}/modify", request)
     assert int(network(store).vni) == 16777215
@@ -304,13 +303,15 @@ def test_h_sets(store: Store, lab: Lab) -> None:
         ("udp 10.244.3.7:9 > 10.244.3.9:8080", Verdict.FORWARD),  # passed twice, then allowed
         ("udp 10.244.3.7:9 > 10.244.3.9:53", Verdict.DROP),  # passed twice, then blocked
         ("tcp 10.244.3.7:9 > 10.244.3.9:8080 syn", Verdict.DROP),  # by the last
+        ("udp 10.244.4.7:9 > 10.244.3.9:8080", Verdict.DROP),  # by the first
     ],
 )
 def test_i_tiers(store: Store, lab: Lab, packet: str, verdict: Verdict) -> None:
     call(store, "POST", "endpoints", d.pod("10.244.3.7", guid=OTHER))
     policy_of_pod(store, *reversed(d.TIERS))  # Order tells, not the place
     replay = Replay(store, lab)
-    assert replay.send(packet).verdict is verdict
+    at = UNDERLAY if "10.244.4.7" in packet else None
+    assert replay.send(packet, at).verdict is verdict
 
 
 @pytest.mark.parametrize("name", [n for n, kind in POLICIES.items() if kind.fate == "refused"])

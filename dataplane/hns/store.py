@@ -83,14 +83,15 @@ class Store:
         made = normal(kind, object_of_v1(kind, value))
         if "ID" in made and made["ID"] in self.objects[kind]:
             there = self.objects[kind][made["ID"]]
-            if self._checked(kind, made) == there:
+            if self._checked(kind, made) in (there, _without(there, "HostComputeNamespace")):
                 return self._told(kind, there)
             symbol = "HCN_E_NETWORK_ALREADY_EXISTS" if kind == "networks" else _EXISTS
             raise HcnError(symbol, f"{kind}: the ID {made['ID']} is taken; change that one")
         checked = self._checked(kind, made)
-        for there in self.objects[kind].values():
-            if {**checked, "ID": there["ID"]} == there and "ID" not in made:
-                return self._told(kind, there)
+        if "ID" not in made:
+            same = self._equal(kind, checked)
+            if same is not None:
+                return self._told(kind, same)
         name = made.get("ID") or str(uuid.uuid4())
         self.objects[kind][name] = {"ID": name, **checked}
         for resource in checked.get("Resources", ()):
@@ -150,6 +151,15 @@ class Store:
         else:
             message = f"ResourceType {resource!r} of {kind} is not supported"
             raise HcnError("HCN_E_REQUEST_UNSUPPORTED", message)
+
+    def _equal(self, kind: str, checked: Document) -> Document | None:
+        """One of the same settings; what tells most objects apart is looked at first."""
+        sign = _SIGNS[kind]
+        told = checked.get(sign)
+        for there in self.objects[kind].values():
+            if there.get(sign) == told and {**checked, "ID": there["ID"]} == there:
+                return there
+        return None
 
     # ---- parts ---------------------------------------------------------------------------------
 
@@ -260,6 +270,13 @@ class Store:
             self._put("namespaces", _without(namespace, "Resources") | _if("Resources", rest))
 
 
+_SIGNS = {
+    "networks": "Name",
+    "endpoints": "IpConfigurations",
+    "loadbalancers": "FrontendVIPs",
+    "routes": "Setting",
+    "namespaces": "NamespaceId",
+}
 _ADD = {"RequestType": "Add"}
 _EXISTS = "HCN_E_POLICY_ALREADY_EXISTS"
 

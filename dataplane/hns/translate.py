@@ -30,6 +30,7 @@ from dataplane.shares import Share
 ORIGIN = "hns"
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,62}")
 _WAYS_OUT = ("underlay", "host")
+_FAKE = "02-11-"  # how MACs begin that kube-proxy makes up, for backends
 _SOURCE = "source_vip"  # what kube-proxy calls the endpoint that reserves its source address
 
 
@@ -179,12 +180,13 @@ def _remote(policies: list[Document], vni: int, where: str) -> Iterator[RemoteSu
 
 
 def _far(remote: list[Document]) -> tuple[tuple[str, str, str], ...]:
-    """Address, provider address and MAC of remote endpoints that tell all three."""
+    """Address, provider address and MAC of remote endpoints that tell all three. kube-proxy's MACs
+    are made up."""
     return tuple(
         (config["IpAddress"], provider, endpoint["MacAddress"])
         for endpoint in remote
         for provider in (_setting(endpoint, "ProviderAddress", "ProviderAddress"),)
-        if provider and "MacAddress" in endpoint
+        if provider and not endpoint.get("MacAddress", _FAKE).startswith(_FAKE)
         for config in endpoint.get("IpConfigurations", ())
     )
 
