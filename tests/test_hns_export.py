@@ -10,7 +10,8 @@ from msgspec.structs import replace
 
 from dataplane.defaults import resolve
 from dataplane.document import load
-from dataplane.hns.calls import call
+from dataplane.errors import DataplaneError
+from dataplane.hns.calls import call, call_v1
 from dataplane.hns.export import created, exported
 from dataplane.hns.normal import normal
 from dataplane.hns.store import KINDS, Store
@@ -229,6 +230,57 @@ def test_v1_and_back(given_policies: list[Any]) -> None:
     flat = to_v1("endpoints", made)["Policies"]
     again = normal("endpoints", {"Policies": [policy_of_v1(p, "p") for p in flat]})
     assert again.get("Policies") == made.get("Policies")
+
+
+words = st.sampled_from(
+    [
+        "Policies",
+        "Type",
+        "Settings",
+        "Data",
+        "Value",
+        "References",
+        "Subnets",
+        "Ipams",
+        "ELB",
+        "ACL",
+        "TierAcl",
+        "OutBoundNAT",
+        "VSID",
+        "Overlay",
+        "RequestType",
+        "ResourceType",
+        "Add",
+        "Remove",
+        "Policy",
+        "ID",
+        "EncapOverhead",
+        "IPAddress",
+        "Add",
+        "Path",
+    ]
+)
+anything = st.recursive(
+    st.none() | st.booleans() | st.integers() | words | ips | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(words, inner, max_size=4),
+    max_leaves=12,
+)
+roads = st.sampled_from((*KINDS, "policylists", "batch", "features", f"networks/{d.NET}/modify"))
+
+
+@MANY
+@given(st.sampled_from(("GET", "POST", "PUT", "DELETE")), roads, anything, st.booleans())
+def test_whatever_is_sent_is_refused_in_words(method: str, path: str, body: Any, v1: bool) -> None:
+    store = Store(NODE)
+    call(store, "POST", "networks", {"ID": d.NET, **d.FLANNEL_NETWORK})
+    try:
+        if v1:
+            call_v1(store, method, path, body)
+        else:
+            call(store, method, path, body)
+        share(store)
+    except DataplaneError as error:
+        assert str(error)
 
 
 def test_a_policy_of_the_model_as_hns() -> None:

@@ -15,6 +15,7 @@ from dataplane.model import Acl, PortRange
 
 Sets = Mapping[str, tuple[str, ...]]  # values by the Id of a SetPolicy
 LOWEST = 65535
+_MOST_TIERS = 64  # of a direction
 _MOST = 20_000  # rules that tiers may come to
 
 
@@ -55,6 +56,9 @@ def rules(
             for tier in sorted(own, key=lambda tier: tier.get("Order", 0))
         ]
         last = [rule for rule in plain if rule.direction == direction.lower()]
+        if len(stages) > _MOST_TIERS:
+            message = f"TierAcl: {len(stages)} tiers, but {_MOST_TIERS} are the most"
+            raise HcnError("HCN_E_INVALID_POLICY", message)
         flat = _flat([_sorted(stage) for stage in stages] + [_sorted(last)])
         made += _numbered(flat) if stages else last
     return tuple(_distinct(made))
@@ -148,8 +152,10 @@ def _flat(stages: list[list[Acl]]) -> list[Acl]:
         made += filter(None, (_both(rule, other) for other in later))
         made.append(rule)  # what no later tier decides
         if len(made) > _MOST:
-            message = f"TierAcl: the tiers come to more than {_MOST} rules; pass less"
-            raise HcnError("HCN_E_INVALID_POLICY", message)
+            break
+    if len(made) + len(later) > _MOST:
+        message = f"TierAcl: the tiers come to more than {_MOST} rules; pass less"
+        raise HcnError("HCN_E_INVALID_POLICY", message)
     return made + later
 
 

@@ -103,7 +103,10 @@ def _endpoint(given: Document) -> Document:
     overhead = made.pop("EncapOverhead", 0)
     if overhead:
         extra = {"Type": "EncapOverhead", "Settings": {"Overhead": overhead}}
-        made["Policies"] = [*(made.get("Policies") or []), extra]
+        own = made.get("Policies") or []
+        if not isinstance(own, list):
+            raise bad("endpoints.Policies", "is no list")
+        made["Policies"] = [*own, extra]
     if "DNSServerList" in made or "DNSSuffix" in made:
         made["Dns"] = _dns(made)
     return made
@@ -124,15 +127,18 @@ def _policy_list(given: Document) -> Document:
     """A list of one ELB policy and the endpoints it refers to."""
     if "References" not in given and "Policies" not in given:
         return given
-    policies = given.get("Policies") or []
+    policies, references = given.get("Policies") or [], given.get("References") or []
+    if not isinstance(policies, list) or not all(isinstance(p, dict) for p in policies):
+        raise bad("policylists.Policies", "is no list of objects")
+    if not isinstance(references, list):
+        raise bad("policylists.References", "is no list")
     if len(policies) != 1 or str(policies[0].get("Type")).upper() != "ELB":
         message = "policylists.Policies: a policy list is one ELB policy"
         raise HcnError("HCN_E_INVALID_POLICY_TYPE", message)
     elb = {key: item for key, item in policies[0].items() if key != "Type"}
     made: Document = {
         "HostComputeEndpoints": [
-            str(reference).rstrip("/").rpartition("/")[2]
-            for reference in given.get("References") or []
+            str(reference).rstrip("/").rpartition("/")[2] for reference in references
         ],
         "SourceVIP": elb.pop("SourceVIP", ""),
         "FrontendVIPs": elb.pop("VIPs", []),
