@@ -1,5 +1,6 @@
 """docs/hns.md is followed to a ping on a running node; its objects outlive a crash."""
 
+import os
 import re
 import shlex
 import signal
@@ -17,13 +18,11 @@ from tests import hns_documents as d
 from tests.live_node import Process
 
 ROOT = Path(__file__).resolve().parent.parent
-TEXT = (ROOT / "docs/hns.md").read_text()
+RUN = f"{os.getpid():08x}"  # in place of the GUIDs' beginning, which name namespaces
+TEXT = (ROOT / "docs/hns.md").read_text().replace("5f1c2a52", RUN)
 BLOCK = re.compile(r"^```(\w+) ?(\S*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 BLOCKS = BLOCK.findall(TEXT)
-NAMESPACES = (
-    "5f1c2a52-0001-4d6e-8f2a-000000000001",
-    "5f1c2a52-0002-4d6e-8f2a-000000000002",
-)
+NAMESPACES = (f"{RUN}-0001-4d6e-8f2a-000000000001", f"{RUN}-0002-4d6e-8f2a-000000000002")
 
 
 @pytest.fixture
@@ -44,6 +43,9 @@ def place(
 
 def test_howto(place: tuple[Process, dict[str, str]]) -> None:
     process, names = place
+    for stale in Path("/run/netns").glob("*-000?-4d6e-8f2a-00000000000?"):
+        if not Path("/proc", str(int(stale.name[:8], 16))).exists():
+            subprocess.run(["ip", "netns", "del", stale.name], capture_output=True)
     links = [Path("/run/netns", guid) for guid in names]
     try:
         for guid, name in names.items():
