@@ -373,6 +373,36 @@ def process_tuples(
     call("trace", node, socket, words, entry=entry, vni=None, mermaid=False, form=form)
 
 
+@click.group()
+def hns() -> None:
+    """Documents of HNS (HCN v2, and v1), for people and programs from Windows."""
+
+
+@hns.command("import")
+@click.argument("files", nargs=-1, required=True, metavar="FILE...")
+@_node_options
+@_output("json")
+def hns_import(files: tuple[str, ...], node: str | None, socket: str | None, form: str) -> None:
+    """Commit JSON documents and calls {Method, Path, Body}, all or nothing; - reads stdin."""
+    call("hns_import", node, socket, files, form)
+
+
+@hns.command("export")
+@_node_options
+def hns_export(node: str | None, socket: str | None) -> None:
+    """Print the whole policy as calls of HNS, which `import` takes."""
+    call("hns_export", node, socket)
+
+
+@hns.command("list")
+@click.argument("kind", required=False)
+@_node_options
+@_output("json")
+def hns_list(kind: str | None, node: str | None, socket: str | None, form: str) -> None:
+    """List networks, endpoints, loadbalancers, routes and namespaces."""
+    call("hns_list", node, socket, kind, form)
+
+
 def register(group: click.Group, epilog: str) -> None:
     """Adds the commands, each with the exit codes below its help."""
     for command in (
@@ -394,6 +424,7 @@ def register(group: click.Group, epilog: str) -> None:
         doctor,
         bundle,
         vfp,
+        hns,
     ):
         command.epilog = epilog
         group.add_command(command)

@@ -11,6 +11,8 @@ from dataplane import columns
 from dataplane.api.client import Client
 from dataplane.api.sockets import find_socket
 from dataplane.errors import DataplaneError, MissingError, PortError
+from dataplane.hns.calls import calls_of
+from dataplane.hns.normal import OBJECTS
 from dataplane.tables import table
 
 Value = dict[str, Any]
@@ -105,6 +107,40 @@ def export(client: Client, form: str) -> int:
         show(client.policy(), form)
     else:
         print(client.export(), end="")
+    return OK
+
+
+def hns_import(client: Client, files: Iterable[str], form: str) -> int:
+    """One line for each call; the documents as they are reported with -o json."""
+    calls = [call for file in files for call in calls_of(*_read(file))]
+    answers = client.hns("POST", "batch", calls)
+    if form == "json":
+        show(answers, form)
+        return OK
+    for call, answer in zip(calls, answers, strict=True):
+        name = answer.get("Name") or answer.get("ID", "")
+        print(f"{call['Method']} {call['Path']}: {name}")
+    return OK
+
+
+def hns_export(client: Client) -> int:
+    """What could not be said goes to stderr."""
+    told = client.hns("GET", "export")
+    show(told["Calls"], "json")
+    for lost in told["Lost"]:
+        print(f"HNS has no word for {lost}", file=sys.stderr)
+    return OK
+
+
+def hns_list(client: Client, kind: str | None, form: str) -> int:
+    """ID, name and kind of each object."""
+    kinds = [kind] if kind else list(OBJECTS)
+    found = {kind: client.hns("GET", kind) for kind in kinds}
+    if form == "json":
+        show(found, form)
+        return OK
+    rows = [[k, item["ID"], item.get("Name", "")] for k, items in found.items() for item in items]
+    print("\n".join(table([("KIND", "ID", "NAME"), *rows])))
     return OK
 
 

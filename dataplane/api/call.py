@@ -11,6 +11,8 @@ class Call:
     def __init__(self, request: Request, body: bytes) -> None:
         self.body = body
         self.path = request.path_params
+        self.method = request.method
+        self.target = request.url.path
         self.query = request.query_params
         self.headers = request.headers
 

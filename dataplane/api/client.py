@@ -185,6 +185,11 @@ class Client:
             path += f"/{_part(part)}/{_part(name)}"
         return self._value("DELETE", path)
 
+    def hns(self, method: str, path: str, value: Any = None) -> Any:
+        """A call of HNS: a method, and a path below /hcn."""
+        body = None if value is None else json.dumps(value).encode()
+        return json.loads(self._raw(method, f"/hcn/{quote(path)}", body=body))
+
     def restart(self, patience: float = 60.0) -> Value:
         """Has a new process take over; its status, once it serves. Raises DataplaneError."""
         before = self._value("POST", "/v1/restart")["pid"]

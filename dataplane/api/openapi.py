@@ -75,6 +75,29 @@ def _change(method: str, path: str, handler: str, summary: str, body: Value | No
     )
 
 
+QUERY = Query("query", 'an HCN query document: {"Filter": {"Name": …}}', {"type": "string"})
+_OF_HNS = (200, 400, 404, 405, 409, 413, 422, 507)
+
+
+def _of_hns() -> tuple[Operation, ...]:
+    """Documents of HNS: v2 below /hcn; v1 where HNSCall has it."""
+    anything: Value = {"type": ["object", "array"]}
+    verbs = (
+        ("GET", "Objects of HNS, or one", (QUERY,), None),
+        ("POST", "Create or modify one, or a batch", (), anything),
+        ("PUT", "Replace one", (), anything),
+        ("DELETE", "Remove one", (), None),
+    )
+    v1 = ("networks", "endpoints", "policylists", "globals")
+    paths = [("/hcn/{path:path}", "hcn"), *((f"/{kind}/{{path:path}}", "hns_v1") for kind in v1)]
+    return tuple(
+        Operation(method, path, handler, summary, queries, body, _OF_HNS)
+        for path, handler in paths
+        for method, summary, queries, body in verbs
+        if "globals" not in path or method == "GET"
+    )
+
+
 OPERATIONS = (
     Operation("GET", "/v1/status", "get_status", "The node at one look", shape=shapes.STATUS),
     Operation(
@@ -175,6 +198,7 @@ OPERATIONS = (
         answers=(200, 404, 405),
         shape=shapes.NAMED,
     ),
+    *_of_hns(),
 )
 PLACES = {"kind": tuple(RESOURCES), "part": tuple(PARTS)}  # what stands in a path
 GENERATION = {"type": "string", "pattern": r'^("?[0-9]{1,18}"?|\*)$'}

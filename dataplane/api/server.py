@@ -39,6 +39,8 @@ from dataplane.errors import (
 )
 from dataplane.graph import graph
 from dataplane.graph_forms import FORMS, MEDIA_TYPES
+from dataplane.hns.door import HnsDoor
+from dataplane.hns.errors import HcnError
 from dataplane.ingress import frame_at, owner_of, place_of
 from dataplane.merge import merge
 from dataplane.model import Document, Node
@@ -116,6 +118,9 @@ def _problem(status: int, title: str, faults: list[Value] | None = None) -> Resp
 
 
 def _refused(request: Request, error: Exception) -> Response:
+    if isinstance(error, HcnError):
+        told: Value = {"type": "about:blank", "status": error.status, "title": str(error)}
+        return _json(told | error.record(), error.status, PROBLEM)
     if isinstance(error, DocumentError):
         faults = [fault._asdict() for fault in error.faults]
         return _problem(422, "the policy cannot be used", faults)
@@ -151,6 +156,7 @@ class Api:
 
     def __init__(self, daemon: Daemon) -> None:
         self._daemon, self._engine = daemon, daemon.engine
+        self._hns = HnsDoor(daemon)
         self._description = describe()
 
     # policy
@@ -210,6 +216,17 @@ class Api:
                 change(self._node), base=call.base, dry_run=call.flag("dry_run")
             )
         return self._told(applied, call)
+
+    # objects of HNS
+
+    def hcn(self, call: Call) -> Response:
+        path, query = call.path["path"], call.query.get("query")
+        if (call.method, path) == ("GET", "export"):
+            return _json(self._hns.export())
+        return _json(self._hns.call(call.method, path, _hns_body(call.body), query))
+
+    def hns_v1(self, call: Call) -> Response:
+        return _json(self._hns.call(call.method, call.target, _hns_body(call.body), v1=True))
 
     # looking
 
@@ -322,6 +339,14 @@ def _fields(body: bytes, kinds: dict[str, type]) -> Value:
         if not isinstance(item, kinds[name]) or isinstance(item, bool):
             raise DataplaneError(f"{name}: {item!r} is no {kinds[name].__name__}")
     return value
+
+
+def _hns_body(body: bytes) -> Any:
+    """Raises HcnError where it is not JSON."""
+    try:
+        return json.loads(body) if body.strip() else None
+    except (ValueError, RecursionError) as error:
+        raise HcnError("HCN_E_INVALID_JSON", f"the body is not JSON: {error}") from None
 
 
 def _octets(text: str) -> bytes:
