@@ -66,6 +66,7 @@ def test_old_and_unready_leases_are_read() -> None:
         ("10.5.57.1-24", OLD_VALUE),
         ("10.5.57.0-24&zz::-64", OLD_VALUE),
         ("10.5.57.0-24", b"[]"),
+        ("10.5.57.0-24", OLD_VALUE.replace(b'{"VtepMAC"', b'{"VNI":1e999,"VtepMAC"')),
         ("10.5.57.0-24", b"\xff"),
         ("10.5.57.0-24", b"[" * 100_000),
         ("10.5.57.0-24", OLD_VALUE.replace(b"10.99.0.2", b"10.99.0.300")),

@@ -244,6 +244,21 @@ def test_a_node_that_is_killed_has_its_lease_and_addresses_again(overlay: Overla
         assert overlay.pods() == pods
 
 
+def test_a_successor_has_the_lease_and_follows(overlay: Overlay) -> None:
+    """No packet is lost while it takes over, and it sees who comes afterwards."""
+    lease = overlay.leases()[UNDER["a"]]
+    ping = Ping(overlay.names["pa"], overlay.pods()["pb"], "-i0.02")
+    with Client(overlay.nodes["a"].socket) as client:
+        client.restart()
+    key = f"{ROOT}/subnets/10.5.92.0-24"
+    overlay.etcd.put(key, kernel_lease("10.99.0.8", "02:00:00:00:00:08"))
+    until(lambda: "10.5.92.0/24" in overlay.remotes("a"))
+    assert ping.lost() == 0
+    assert overlay.leases()[UNDER["a"]] == lease
+    overlay.etcd.delete(key)
+    until(lambda: all("10.5.92.0/24" not in overlay.remotes(n) for n in overlay.nodes), 15)
+
+
 def test_a_thousand_leases_appear_within_a_second(overlay: Overlay) -> None:
     """From the first put to the engine, of subnets of 28 bits in 10.5.128.0/17."""
 

@@ -216,7 +216,7 @@ def read_lease(key: str, value: bytes) -> Lease:
             _mac(six),
             int(four.get("vni", 0)),
         )
-    except (ValueError, TypeError, RecursionError) as error:
+    except (ValueError, TypeError, OverflowError, RecursionError) as error:
         raise _bad(key, "$", str(error)) from error
 
 
