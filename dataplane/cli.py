@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from dataplane import cli_node
+from dataplane import cli_flannel, cli_node
 from dataplane.errors import (
     BusyError,
     DataplaneError,
@@ -150,6 +150,7 @@ def cli() -> None:
     help="Give up capabilities and system calls that no node needs.",
 )
 @click.option("--successor", type=int, hidden=True)  # of handover.py
+@cli_flannel.options
 @limit("--max-flows", 1 << 28, "Most flows at a time; a full table refuses new ones.")
 @limit("--max-bindings", 1 << 28, "Most NAT bindings at a time.")
 @limit("--max-rules", 1 << 28, "Most ACL and NAT rules.")
@@ -171,6 +172,7 @@ def run(
     max_flows: int,
     max_bindings: int,
     max_rules: int,
+    **chosen: Any,
 ) -> None:
     """Forward frames between the TAPs and the underlay of one node.
 
@@ -188,9 +190,9 @@ def run(
 
     places = runner.Places(file, state, control, not no_control, read_control, stats_file, pid_file)
     limits = Limits(max_flows=max_flows, max_bindings=max_bindings, max_rules=max_rules)
-    runner.run(
-        places, node, limits, Tuning(offload, busy_poll, workers, xdp), successor, (), confined
-    )
+    tuning = Tuning(offload, busy_poll, workers, xdp)
+    doors = cli_flannel.doors(**chosen)
+    runner.run(places, node, limits, tuning, successor, doors, confined)
 
 
 @cli.command(epilog=EXIT_CODES)

@@ -89,6 +89,9 @@ PYTHON_TIERS = (
     ("adapters.scapy", "adapters.pytap2", "adapters"),
     ("daemon", "api.mtus", "ingress", "bench_traffic", "demo_base", "demo_net"),
     ("hns.door",),
+    ("flannel", "flannel.etcd", "flannel.documents"),
+    ("flannel.keeper", "flannel.peers", "flannel.subnet_env", "flannel.translate"),
+    ("flannel.door",),
     ("commands", "api.edits", "api.filters", "api.resources", "api.sockets", "api.page", "api"),
     ("api.flow_table", "api.health", "api.client"),
     ("api.reach",),
@@ -115,7 +118,7 @@ PYTHON_TIERS = (
     ("top",),
     ("top_screen",),
     ("node_commands", "manual"),
-    ("cli_node",),
+    ("cli_flannel", "cli_node"),
     ("cli",),
     ("__main__", "__init__"),
 )

@@ -1,0 +1,276 @@
+"""The flannel front door: follows an overlay's leases in etcd, and keeps this node's own.
+
+A thread of its own; whatever etcd does, what was known last is forwarded.
+"""
+
+import hashlib
+import logging
+import threading
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import NamedTuple, Self
+
+from msgspec import json as msgspec_json
+from msgspec.structs import replace
+
+from dataplane.address import Mac
+from dataplane.daemon import Daemon
+from dataplane.errors import BusyError, DataplaneError, DocumentError
+from dataplane.flannel import subnet_env
+from dataplane.flannel.documents import (
+    OLD_MAX_VNI,
+    Config,
+    Subnet,
+    read_config,
+    read_subnet,
+)
+from dataplane.flannel.etcd import Client, CompactedError, EtcdError, Item, Watch
+from dataplane.flannel.keeper import Held, Identity, Keeper
+from dataplane.flannel.peers import Peers
+from dataplane.flannel.translate import mtu, network, remote_subnets
+from dataplane.model import Endpoint
+from dataplane.shares import Share
+
+ORIGIN = "flannel"
+BURST = 0.02  # seconds in which events of a burst come together, for one commit
+BACK_OFF = 0.1, 5.0  # seconds between attempts: the first, and the longest
+LEAVE = 1.0  # seconds until a thread that etcd holds up is left alone
+LONG = 3600.0  # seconds to wait for events, if nothing else is due
+
+log = logging.getLogger("dataplane")
+
+
+class Options(NamedTuple):
+    """How the command line names the overlay. `margin`: seconds before the end of a lease."""
+
+    urls: tuple[str, ...]
+    root: str = "/coreos.com/network"
+    endpoints: tuple[Endpoint, ...] = ()
+    env: Path | None = Path(subnet_env.PLACE)
+    margin: float = 3600.0
+
+
+class Kept(NamedTuple):
+    """What is found again after a restart."""
+
+    subnet: str
+    mac: str
+
+
+class Flannel:
+    """A context manager; see run.Door."""
+
+    def __init__(self, daemon: Daemon, options: Options) -> None:
+        """Raises EtcdError where a URL is none, DocumentError where the node cannot take part."""
+        self._daemon, self._options = daemon, options
+        self._client = Client(options.urls)
+        self._peers = Peers()
+        self._held: Held | None = None
+        self._ended = threading.Event()
+        self._watch: Watch | None = None
+        self._state = ""
+        self._told: dict[str, str] = {}
+        underlay = daemon.policy.underlay
+        if underlay.address.version != 4:
+            raise EtcdError("flannel names nodes by IPv4: underlay.address has to be one")
+        kept = _kept(daemon.share(ORIGIN))
+        mac = Mac(kept.mac) if kept else _mac(daemon.policy.name, int(underlay.address))
+        six = underlay.address6
+        public6 = six if six is not None and six.version == 6 else None
+        self._keeper = Keeper(self._client, options.root, Identity(underlay.address, public6, mac))
+        self._previous = read_subnet(kept.subnet) if kept else None
+        self._thread = threading.Thread(target=self._run, name="flannel", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
+    ) -> None:
+        """The lease stays: a node that comes again has it again."""
+        self._ended.set()
+        if (watch := self._watch) is not None:
+            watch.wake()
+        self._client.close()
+        self._thread.join(LEAVE)
+
+    def _run(self) -> None:
+        wait = BACK_OFF[0]
+        while not self._ended.is_set():
+            try:
+                self._follow()
+            except CompactedError as error:
+                log.info("flannel: %s; listing again", error)
+                wait = BACK_OFF[0]
+            except DataplaneError as error:
+                self._tell(f"{error}; what was known last holds")
+            except Exception:
+                log.exception("flannel: unforeseen; trying again")
+            if self._state == "":
+                wait = BACK_OFF[0]
+            self._ended.wait(wait)
+            wait = min(wait * 2, BACK_OFF[1])
+
+    def _follow(self) -> None:
+        """From a listing on, until something fails. Raises DataplaneError."""
+        config = self._config()
+        previous = self._previous or self._from_env()
+        self._hold(config, self._keeper.acquire(config, previous, self._held))
+        revision, items = self._client.list(self._keeper.prefix)
+        own = self._own()
+        listed = {self._name(item): item for item in items if self._name(item) != own}
+        self._peers.reset(listed, time.monotonic())
+        self._commit(config)
+        with self._client.watch(self._keeper.prefix, revision + 1) as self._watch:
+            self._tell("")
+            while not self._ended.is_set():
+                self._step(config, self._watch)
+
+    def _step(self, config: Config, watch: Watch) -> None:
+        """One wait for events or for what is due. Raises DataplaneError."""
+        held = self._held
+        assert held is not None
+        renewal = held.until - self._options.margin - time.time()
+        change = self._peers.next_change()
+        leaving = LONG if change is None else change - time.monotonic()
+        events = watch.next(min(LONG, renewal, leaving))
+        if events:
+            time.sleep(BURST)
+            while more := watch.next(0):
+                events += more
+        lost = self._note(events)
+        if self._peers.expire(time.monotonic()) or events:
+            self._commit(config)
+        if lost:
+            self._previous, self._held = held.lease.subnet, None
+            self._hold(config, self._keeper.acquire(config, self._previous))
+            self._commit(config)
+        elif renewal <= 0:
+            self._hold(config, self._keeper.renew(held))
+
+    def _note(self, events: list[Item]) -> bool:
+        """Whether our own lease is gone."""
+        held, lost = self._held, False
+        assert held is not None
+        for item in events:
+            name = self._name(item)
+            if name == self._own():
+                if item.revision <= held.revision:
+                    continue
+                lost = item.deleted
+                text = "has been removed" if lost else "was written by somebody else"
+                log.warning("flannel: our lease %s %s", name, text)
+            elif item.deleted:
+                self._peers.delete(name, time.monotonic())
+            else:
+                self._peers.put(name, item.value, item.revision)
+        return lost
+
+    def _hold(self, config: Config, held: Held) -> None:
+        before, self._held = self._held, held
+        self._previous = held.lease.subnet
+        if before is None or before.lease != held.lease:
+            log.info("flannel: lease %s, VNI %d", held.lease.subnet.key(), config.vni)
+
+    def _config(self) -> Config:
+        place = f"{self._options.root}/config"
+        found = self._client.get(place)
+        if found is None:
+            raise EtcdError(f"{place} is missing (write the network's config there)")
+        config = read_config(found.value, place)
+        underlay = self._daemon.policy.underlay
+        if config.port != underlay.port:
+            raise EtcdError(
+                f"{place}: flannel's port is {config.port}, this node's {underlay.port}"
+                f" (set underlay.port to {config.port})"
+            )
+        if config.v6 is not None and underlay.address6 is None:
+            raise EtcdError(f"{place}: EnableIPv6, but the node has none (set underlay.address6)")
+        if config.vni > OLD_MAX_VNI and not self._told.get("vni"):
+            self._told["vni"] = "told"
+            log.warning("flannel: VNI %d: nodes before 0.24 and on Windows refuse it", config.vni)
+        return config
+
+    def _commit(self, config: Config) -> None:
+        """Raises DataplaneError."""
+        assert self._held is not None
+        own, underlay = self._held.lease, self._daemon.policy.underlay
+        remote, refused = remote_subnets(config, own, self._peers.in_order(), underlay)
+        self._tell_refused(refused | self._peers.refused)
+        now = self._daemon.share(ORIGIN)
+        made = network(config, own, remote, self._endpoints(now, own.subnet), underlay)
+        kept = msgspec_json.encode(Kept(own.subnet.key(), str(own.mac))).decode()
+        share = Share(networks=(made,), kept=kept)
+        while share != now and not self._ended.is_set():
+            try:
+                self._daemon.contribute(ORIGIN, share)
+                break
+            except BusyError:
+                self._ended.wait(BACK_OFF[0])
+        if self._options.env is not None:
+            self._write_env(subnet_env.text(config, own.subnet, mtu(config, underlay)))
+
+    def _endpoints(self, now: Share, subnet: Subnet) -> tuple[Endpoint, ...]:
+        """Those asked for, with the addresses they have, if these are of the lease."""
+        had = {e.name: e.addresses for n in now.networks for e in n.endpoints}
+        whole = [s for s in subnet if s is not None]
+        return tuple(
+            replace(e, addresses=had[e.name])
+            if len(had.get(e.name, ())) == len(whole)
+            and all(any(a in s for s in whole) for a in had[e.name])
+            else e
+            for e in self._options.endpoints
+        )
+
+    def _write_env(self, words: str) -> None:
+        place = self._options.env
+        assert place is not None
+        try:
+            if not place.is_file() or place.read_text(errors="replace") != words:
+                subnet_env.write(place, words)
+        except OSError as error:
+            raise EtcdError(f"{place}: {error.strerror}") from error
+
+    def _from_env(self) -> Subnet | None:
+        return subnet_env.previous(self._options.env) if self._options.env is not None else None
+
+    def _own(self) -> str:
+        return self._held.lease.subnet.key() if self._held is not None else ""
+
+    def _name(self, item: Item) -> str:
+        return item.key.removeprefix(f"{self._keeper.prefix}/")
+
+    def _tell(self, trouble: str) -> None:
+        """Once per change."""
+        if trouble != self._state:
+            log.warning("flannel: %s", trouble) if trouble else log.info("flannel: follows etcd")
+            self._state = trouble
+
+    def _tell_refused(self, refused: dict[str, str]) -> None:
+        for key, why in refused.items():
+            if self._told.get(key) != why:
+                log.warning("flannel: lease %s is not followed: %s", key, why)
+        self._told = {k: v for k, v in self._told.items() if k == "vni"} | refused
+
+
+def _mac(node: str, address: int) -> Mac:
+    """The same whenever the node begins without a state directory: local, of one station."""
+    digest = hashlib.sha256(f"{node} {address}".encode()).digest()
+    return Mac.from_bytes(bytes([digest[0] & 0xFC | 2, *digest[1:6]]))
+
+
+def _kept(share: Share) -> Kept | None:
+    if not share.kept:
+        return None
+    try:
+        kept = msgspec_json.decode(share.kept, type=Kept)
+        read_subnet(kept.subnet), Mac(kept.mac)
+    except (ValueError, DocumentError) as error:
+        log.warning("flannel: what was kept cannot be read: %s", error)
+        return None
+    return kept

@@ -1,0 +1,114 @@
+"""The door at work in a daemon of this process: what it needs, what it keeps, when it renews."""
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from ipaddress import ip_address
+from pathlib import Path
+
+import pytest
+
+from dataplane.address import Mac
+from dataplane.daemon import Daemon
+from dataplane.flannel.door import Flannel, Options
+from dataplane.flannel.etcd import Client
+from dataplane.flannel.keeper import TTL
+from dataplane.model import Node, Underlay
+from dataplane.state_dir import Saved, StateDir
+from tests.etcd_server import WHY_NOT, Etcd
+
+pytestmark = pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT)
+
+PORT = 4793
+CONFIG = b'{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan","VNI":16777215,"Port":4793}}'
+NODE = Node(name="a", underlay=Underlay(address=ip_address("127.0.0.77"), port=PORT))
+
+
+@pytest.fixture
+def etcd(tmp_path: Path) -> Iterator[Etcd]:
+    server = Etcd(tmp_path).start()
+    yield server
+    server.kill()
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> Iterator[StateDir]:
+    with StateDir(tmp_path / "state") as made:
+        yield made
+
+
+def options(etcd: Etcd, tmp_path: Path, margin: float = 3600.0) -> Options:
+    return Options((etcd.url,), "/net", (), tmp_path / "subnet.env", margin)
+
+
+def until(true: Callable[[], object], seconds: float = 15.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_what_is_wrong_is_told_once_until_it_is_mended(
+    etcd: Etcd, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """No config, one that is none, another port; then a lease, VNI and all."""
+    caplog.set_level(logging.INFO, "dataplane")
+    with Daemon(Saved(1, NODE)) as daemon, Flannel(daemon, options(etcd, tmp_path)):
+        until(lambda: "/net/config is missing" in caplog.text)
+        etcd.put("/net/config", b"{")
+        until(lambda: "/net/config $: cannot be read" in caplog.text)
+        etcd.put("/net/config", CONFIG.replace(b"4793", b"0"))
+        until(lambda: "(set underlay.port to 8472)" in caplog.text)
+        etcd.put("/net/config", CONFIG)
+        until(lambda: daemon.policy.networks)
+        (network,) = daemon.policy.networks
+        assert (network.name, network.vni) == ("flannel", 16777215)
+        until(lambda: "follows etcd" in caplog.text)
+        assert caplog.text.count("is missing") == 1
+        assert caplog.text.count("on Windows refuse it") == 1
+
+
+def test_identity_outlives_the_process_and_etcds_memory(
+    etcd: Etcd, tmp_path: Path, state: StateDir
+) -> None:
+    """The same subnet and VtepMAC, though etcd has forgotten the lease."""
+    etcd.put("/net/config", CONFIG)
+    seen: list[tuple[str, Mac | None]] = []
+    for _ in range(2):
+        begin = state.read() or Saved(1, NODE)
+        with Daemon(begin, state=state) as daemon, Flannel(daemon, options(etcd, tmp_path)):
+            until(lambda: etcd.values("/net/subnets"))
+            (key,) = etcd.values("/net/subnets")
+            until(lambda daemon=daemon: daemon.policy.networks)
+            seen.append((key, daemon.policy.networks[0].dr_mac))
+        assert etcd.values("/net/subnets"), "the lease stays when the node ends"
+        etcd.delete("/net/subnets")
+        (tmp_path / "subnet.env").unlink()
+    assert seen[0] == seen[1]
+
+
+def test_a_lease_is_renewed_before_its_end(etcd: Etcd, tmp_path: Path) -> None:
+    """With a margin that leaves it two seconds: the key is put again, on a fresh grant."""
+    etcd.put("/net/config", CONFIG)
+    with Daemon(Saved(1, NODE)) as daemon:
+        with Flannel(daemon, options(etcd, tmp_path, margin=TTL - 2.0)):
+            client = Client([etcd.url])
+            until(lambda: client.list("/net/subnets")[1])
+            (first,) = client.list("/net/subnets")[1]
+            until(lambda: client.list("/net/subnets")[1][0].revision > first.revision)
+            (second,) = client.list("/net/subnets")[1]
+        assert second[:2] == first[:2]
+
+
+@pytest.mark.parametrize("lives", [True, False])
+def test_it_ends_at_once_though_etcd_says_nothing(etcd: Etcd, tmp_path: Path, lives: bool) -> None:
+    """In the middle of a watch, and while nobody answers."""
+    etcd.put("/net/config", CONFIG)
+    if not lives:
+        etcd.kill()
+    with Daemon(Saved(1, NODE)) as daemon:
+        with Flannel(daemon, options(etcd, tmp_path)):
+            until(lambda: not lives or daemon.policy.networks)
+            time.sleep(0.3)
+            begin = time.monotonic()
+        assert time.monotonic() - begin < 1.0
