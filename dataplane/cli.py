@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from dataplane import cli_flannel, cli_node
+from dataplane.cli_options import call
 from dataplane.errors import (
     BusyError,
     DataplaneError,
@@ -230,7 +231,7 @@ def diff(
     if (file is None) == (file_a is None):
         raise click.UsageError("give FILE_A, or -f FILE")
     if file is not None:
-        cli_node.call("diff", node, socket, file, prune=prune, form=form)
+        call("change.diff", node, socket, file, prune=prune, form=form)
     from dataplane import commands
 
     sys.exit(commands.diff(str(file_a), file_b, node, form))
@@ -275,12 +276,12 @@ def trace(packet: tuple[str, ...], form: str, socket: str | None, **options: Any
     if live["live"] or live["drops"]:
         asked = {"drops": live["drops"], "count": live["count"], "mermaid": options["mermaid"]}
         filters = live["filters"]
-        cli_node.call("trace_live", options["node"], socket, filters, form=form, **asked)
+        call("follow.trace_live", options["node"], socket, filters, form=form, **asked)
     if options["file"] is None:
         if options.pop("pcap") is not None:
             raise click.UsageError("--pcap needs -f FILE")
         asked = {name: options[name] for name in ("entry", "vni", "mermaid")}
-        cli_node.call("trace", options["node"], socket, " ".join(packet), form=form, **asked)
+        call("look.trace", options["node"], socket, " ".join(packet), form=form, **asked)
     from dataplane import commands
 
     sys.exit(commands.trace(" ".join(packet), form=form, **options))
@@ -301,7 +302,7 @@ def graph(file: str | None, socket: str | None, node: str | None, form: str) -> 
     dataplane graph -f policies/two-hosts.yaml --svg > graph.svg
     """
     if file is None:
-        cli_node.call("graph", node, socket, form)
+        call("look.graph", node, socket, form)
     from dataplane import commands
 
     sys.exit(commands.graph(file, node, form))

@@ -1,37 +1,12 @@
 """Commands for a running node. `register` adds them to the command line."""
 
-import contextlib
 import sys
-from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import Any
 
 import click
 
-Command = Callable[..., Any]
-
-
-def _node_options(command: Command) -> Command:
-    """Which node, and what the answer looks like."""
-    for option in (
-        click.option("--socket", metavar="PATH", help="Its control socket."),
-        click.option("--node", "-n", metavar="N", help="Which node of this host, if several run."),
-    ):
-        command = option(command)
-    return command
-
-
-def _output(*forms: str) -> Callable[[Command], Command]:
-    kind = click.Choice(["text", *forms])
-    return click.option("-o", "--output", "form", type=kind, default="text", show_default=True)
-
-
-def call(function: str, node: str | None, socket: str | None, *args: Any, **extra: Any) -> NoReturn:
-    """Ends with the exit code of a function of node_commands."""
-    from dataplane import node_commands
-
-    with contextlib.closing(node_commands.connect(node, socket)) as client:
-        sys.exit(getattr(node_commands, function)(client, *args, **extra))
-
+from dataplane.cli_options import COUNT, SHORT, call, conditions, filters, node_options, output
+from dataplane.cli_windows import hns, vfp
 
 FILE = click.option(
     "-f", "--file", required=True, metavar="FILE", help="A policy document; - reads stdin."
@@ -43,106 +18,72 @@ FILE = click.option(
 @click.option("--prune", is_flag=True, help="What it does not name goes.")
 @click.option("--dry-run", is_flag=True, help="Tell what would change, and change nothing.")
 @click.option("--if-generation", "base", type=click.IntRange(0), help="Only if that one holds.")
-@_node_options
-@_output("json", "yaml")
+@node_options
+@output("json", "yaml")
 def apply(node: str | None, socket: str | None, **options: Any) -> None:
     """Commit a policy document, all or nothing, while frames pass.
 
     Networks, endpoints, remote subnets, ACLs and load balancers it does not name stay as they are,
     unless --prune. Exit code 2 where it cannot be used: nothing is applied then.
     """
-    call("apply", node, socket, options.pop("file"), **options)
+    call("change.apply", node, socket, options.pop("file"), **options)
 
 
 @click.command()
-@_node_options
-@_output("json")
+@node_options
+@output("json")
 def export(node: str | None, socket: str | None, form: str) -> None:
     """Print the committed policy: a document that `apply` takes."""
-    call("export", node, socket, form)
+    call("change.export", node, socket, form)
 
 
 @click.command()
 @click.argument("kind")
 @click.option("-w", "--watch", is_flag=True, help="Again whenever something changes.")
-@_node_options
-@_output("wide", "json", "yaml", "name")
+@node_options
+@output("wide", "json", "yaml", "name")
 def get(kind: str, watch: bool, node: str | None, socket: str | None, form: str) -> None:
     """List networks, endpoints, remote-subnets, peers, routes, acls, nats, load-balancers,
     layers, drops, ports, fdb or neigh."""
     if watch:
-        call("watch", node, socket, kind, form, 1.0)
-    call("get", node, socket, kind, form)
+        call("look.watch", node, socket, kind, form, 1.0)
+    call("look.get", node, socket, kind, form)
 
 
 @click.command()
 @click.argument("kind")
 @click.argument("name")
-@_node_options
-@_output("json", "yaml")
+@node_options
+@output("json", "yaml")
 def describe(kind: str, name: str, node: str | None, socket: str | None, form: str) -> None:
     """Tell everything of one object."""
-    call("describe", node, socket, kind, name, form)
+    call("look.describe", node, socket, kind, name, form)
 
 
 @click.command()
 @click.argument("kind")
 @click.argument("name")
-@_node_options
-@_output("json", "yaml")
+@node_options
+@output("json", "yaml")
 def delete(kind: str, name: str, node: str | None, socket: str | None, form: str) -> None:
     """Remove a network, or NETWORK/NAME of an endpoint, remote subnet, ACL or load balancer."""
-    call("delete", node, socket, kind, name, form)
-
-
-SHORT = (
-    "vni",
-    "proto",
-    "ip",
-    "src",
-    "dst",
-    "port",
-    "sport",
-    "dport",
-    "endpoint",
-    "peer",
-    "state",
-)
-
-
-def _filters(command: Command) -> Command:
-    """One option for each field, and one for those that must not be."""
-    for name in reversed(SHORT):
-        command = click.option(f"--{name}", metavar=name.upper())(command)
-    return click.option(
-        "--not", "nots", multiple=True, metavar="FIELD=VALUE", help="What must not be so."
-    )(command)
-
-
-COUNT = click.option(
-    "-c", "--count", type=click.IntRange(0), default=0, help="End after so many.  [default: never]"
-)
-
-
-def _conditions(options: dict[str, Any]) -> list[str]:
-    nots = [text.replace("=", "!=", 1) for text in options.pop("nots")]
-    return nots + [f"{name}={options.pop(name)}" for name in SHORT if options[name] is not None]
+    call("change.delete", node, socket, kind, name, form)
 
 
 @click.command()
-@_filters
+@filters
 @click.option("--top", type=click.IntRange(1, 100_000), default=100, help="How many at most.")
 @click.option("--by", help="Sums: by pair, src, dst, proto, vni, endpoint or peer.")
-@_node_options
-@_output("wide", "json", "yaml")
+@node_options
+@output("wide", "json", "yaml")
 def flows(node: str | None, socket: str | None, **options: Any) -> None:
     """List the unified flow table, most packets first.
 
     Conditions are AND-ed; a value may be several, parted by commas. IP and PORT look at both sides.
     """
-    conditions = _conditions(options)
+    asked = conditions(options)
     rest = {name: value for name, value in options.items() if name not in SHORT}
-    call("flows", node, socket, conditions, **rest)
+    call("look.flows", node, socket, asked, **rest)
 
 
 @click.command()
@@ -155,17 +96,17 @@ def flows(node: str | None, socket: str | None, **options: Any) -> None:
     metavar="SECONDS",
     help="Rates over so long.",
 )
-@_node_options
-@_output("json", "yaml")
+@node_options
+@output("json", "yaml")
 def stats(
     what: str | None, rate: float | None, node: str | None, socket: str | None, form: str
 ) -> None:
     """Print counters: of ports, drops by reason, totals."""
-    call("stats", node, socket, what, rate, form)
+    call("counters.stats", node, socket, what, rate, form)
 
 
 @click.command()
-@_filters
+@filters
 @click.option("--plain", is_flag=True, help="Lines instead of a screen; so it is into a pipe.")
 @click.option(
     "--every",
@@ -177,17 +118,17 @@ def stats(
     help="Time between readings.",
 )
 @COUNT
-@_node_options
-@_output("json")
+@node_options
+@output("json")
 def top(node: str | None, socket: str | None, plain: bool, count: int, **options: Any) -> None:
     """Show rates, drops by reason, the busiest flows and the peers, as they change.
 
     On the screen q quits, p pauses, / filters the flows. -o json prints one object a line.
     """
-    conditions = _conditions(options)
+    asked = conditions(options)
     plain = plain or bool(count) or not sys.stdout.isatty()
     rest = {name: options[name] for name in ("seconds", "form")}
-    call("top", node, socket, conditions, plain=plain, count=count, **rest)
+    call("follow.top", node, socket, asked, plain=plain, count=count, **rest)
 
 
 @click.command()
@@ -195,19 +136,19 @@ def top(node: str | None, socket: str | None, plain: bool, count: int, **options
     "--listen", default="127.0.0.1:0", metavar="ADDRESS:PORT", help="Of a loopback; 0: any port."
 )
 @click.option("--snapshot", metavar="FILE", help="Write the page with what the node says now.")
-@_node_options
+@node_options
 def ui(node: str | None, socket: str | None, listen: str, snapshot: str | None) -> None:
     """Show the node in a browser of this host: topology, layers, drops, flows, rates.
 
     Prints an address with a token; who has it may look, not change. Ends with an interrupt.
     """
-    call("ui", node, socket, listen, snapshot)
+    call("page.ui", node, socket, listen, snapshot)
 
 
 @click.command()
 @click.argument("peer", required=False)
-@_node_options
-@_output("json", "yaml")
+@node_options
+@output("json", "yaml")
 def mtu(peer: str | None, node: str | None, socket: str | None, form: str) -> None:
     """Tell how large packets may be on the way to a peer (a provider address), or to all.
 
@@ -215,7 +156,7 @@ def mtu(peer: str | None, node: str | None, socket: str | None, form: str) -> No
     kernel (ROUTE) and the engine have learned of the way. Exit code 1 if a network's packets may be
     larger than the way carries.
     """
-    call("mtu", node, socket, peer, form)
+    call("reach.mtu", node, socket, peer, form)
 
 
 @click.command("ping-peer")
@@ -238,8 +179,8 @@ def mtu(peer: str | None, node: str | None, socket: str | None, form: str) -> No
     metavar="SECONDS",
     help="Time between requests.",
 )
-@_node_options
-@_output("json")
+@node_options
+@output("json")
 def ping_peer(
     peer: str, entry: str | None, node: str | None, socket: str | None, **rest: Any
 ) -> None:
@@ -248,50 +189,50 @@ def ping_peer(
     The echo request leaves an endpoint's own network namespace, passes its TAP, the layers and
     VXLAN, and is never fragmented. -o json prints one object a line. Exit code 1 if no answer came.
     """
-    call("ping_peer", node, socket, peer, **{"from": entry}, **rest)
+    call("reach.ping_peer", node, socket, peer, **{"from": entry}, **rest)
 
 
 @click.command()
-@_node_options
-@_output("json", "yaml")
+@node_options
+@output("json", "yaml")
 def status(node: str | None, socket: str | None, form: str) -> None:
     """Tell the node at one look. Exit code 1 if it is not ready."""
-    call("status", node, socket, form)
+    call("health.status", node, socket, form)
 
 
 @click.command()
-@_node_options
-@_output("json", "yaml")
+@node_options
+@output("json", "yaml")
 def doctor(node: str | None, socket: str | None, form: str) -> None:
     """Find out what is wrong, and what mends it. Exit code 1 if anything is."""
-    call("doctor", node, socket, form)
+    call("health.doctor", node, socket, form)
 
 
 @click.command()
-@_node_options
-@_output("json", "yaml")
+@node_options
+@output("json", "yaml")
 def restart(node: str | None, socket: str | None, form: str) -> None:
     """Have a new process of the node take over, of the version that is installed now.
 
     It gets policy, ports, flows and NAT bindings; frames wait in their devices meanwhile. If it
     cannot begin, the old one goes on.
     """
-    call("restart", node, socket, form)
+    call("change.restart", node, socket, form)
 
 
 @click.command()
 @click.argument("kinds", nargs=-1, type=click.Choice(["drop", "new", "end", "config", "peers"]))
-@_filters
+@filters
 @COUNT
-@_node_options
-@_output("json")
+@node_options
+@output("json")
 def monitor(kinds: tuple[str, ...], node: str | None, socket: str | None, **options: Any) -> None:
     """Tell what happens: packets dropped, flows that begin and end, commits, peers.
 
     -o json prints one object a line. Whoever reads too slowly is told how much was lost.
     """
-    conditions = _conditions(options)
-    call("monitor", node, socket, kinds, conditions, count=options["count"], form=options["form"])
+    asked = conditions(options)
+    call("follow.monitor", node, socket, kinds, asked, count=options["count"], form=options["form"])
 
 
 @click.command()
@@ -304,9 +245,9 @@ def monitor(kinds: tuple[str, ...], node: str | None, socket: str | None, **opti
 )
 @click.option("-w", "--write", "file", default="-", metavar="FILE", help="Not to stdout.")
 @click.option("-s", "--snap", type=click.IntRange(0, 1 << 18), help="Bytes kept of each frame.")
-@_filters
+@filters
 @COUNT
-@_node_options
+@node_options
 def capture(
     points: tuple[str, ...],
     file: str,
@@ -322,85 +263,18 @@ def capture(
     """
     if file == "-" and sys.stdout.isatty():
         raise click.UsageError("a capture is no text: -w FILE, or pipe it into tshark -r -")
-    conditions = _conditions(options)
+    asked = conditions(options)
     count = options["count"]
     wanted = points or ("rx", "tx")
-    call("capture", node, socket, wanted, conditions, count=count, snap=snap, file=file)
+    call("follow.capture", node, socket, wanted, asked, count=count, snap=snap, file=file)
 
 
 @click.command()
 @click.option("-w", "--write", "file", default="dataplane-bundle.tar.gz", show_default=True)
-@_node_options
+@node_options
 def bundle(file: str, node: str | None, socket: str | None) -> None:
     """Gather status, findings, policy, counters and flows for a report, in one tar file."""
-    call("bundle", node, socket, file)
-
-
-@click.group()
-def vfp() -> None:
-    """The words of vfpctrl, for people from Windows."""
-
-
-def _vfp(name: str, function: str, *args: Any, help_text: str, **extra: Any) -> None:
-    """`vfp NAME` as another command's function."""
-
-    @vfp.command(name, help=help_text)
-    @_node_options
-    @_output("json", "yaml")
-    def run(node: str | None, socket: str | None, form: str) -> None:
-        call(function, node, socket, *args, form=form, **extra)
-
-
-_vfp("list-layer", "get", "layers", help_text="get layers")
-_vfp("list-rule", "get", "acls", help_text="get acls: rules in their order, with their hits")
-_vfp("list-vmswitch-port", "get", "endpoints", help_text="get endpoints")
-_vfp("list-nat-range", "get", "nats", help_text="get nats")
-_vfp("list-space", "get", "networks", help_text="get networks")
-_vfp("get-port-flow-stats", "stats", "ports", None, help_text="stats ports")
-_vfp("list-unified-flow", "flows", [], top=1000, by=None, help_text="flows")
-
-
-@vfp.command("process-tuples")
-@click.argument("packet", nargs=-1, required=True)
-@click.option("--port", "entry", metavar="PORT", help="Where it comes in.")
-@_node_options
-@_output("json")
-def process_tuples(
-    packet: tuple[str, ...], entry: str | None, node: str | None, socket: str | None, form: str
-) -> None:
-    """trace"""
-    words = " ".join(packet)
-    call("trace", node, socket, words, entry=entry, vni=None, mermaid=False, form=form)
-
-
-@click.group()
-def hns() -> None:
-    """Documents of HNS (HCN v2, and v1), for people and programs from Windows."""
-
-
-@hns.command("import")
-@click.argument("files", nargs=-1, required=True, metavar="FILE...")
-@_node_options
-@_output("json")
-def hns_import(files: tuple[str, ...], node: str | None, socket: str | None, form: str) -> None:
-    """Commit JSON documents and calls {Method, Path, Body}, all or nothing; - reads stdin."""
-    call("hns_import", node, socket, files, form)
-
-
-@hns.command("export")
-@_node_options
-def hns_export(node: str | None, socket: str | None) -> None:
-    """Print the whole policy as calls of HNS, which `import` takes."""
-    call("hns_export", node, socket)
-
-
-@hns.command("list")
-@click.argument("kind", required=False)
-@_node_options
-@_output("json")
-def hns_list(kind: str | None, node: str | None, socket: str | None, form: str) -> None:
-    """List networks, endpoints, loadbalancers, routes and namespaces."""
-    call("hns_list", node, socket, kind, form)
+    call("health.bundle", node, socket, file)
 
 
 def register(group: click.Group, epilog: str) -> None:

@@ -1,5 +1,7 @@
 """The manual page agrees with the commands, and every command answers as scripts want it."""
 
+import importlib
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -59,3 +61,13 @@ def test_every_command_can_answer_in_json(name: str) -> None:
 def test_completion(shell: str) -> None:
     done = CliRunner().invoke(cli, ["completion", shell])
     assert done.exit_code == 0 and "_DATAPLANE_COMPLETE" in done.output
+
+
+def test_every_command_of_a_node_has_its_function() -> None:
+    """They are named in text, so that `--help` imports none of them."""
+    package = PAGE.parent.parent / "dataplane"
+    text = "".join(file.read_text() for file in package.glob("cli*.py"))
+    named = set(re.findall(r'\b(?:call\(|_vfp\("[\w-]+",)\s*"(\w+)\.(\w+)"', text))
+    assert len(named) > 20
+    for module, function in named:
+        assert callable(getattr(importlib.import_module(f"dataplane.verbs.{module}"), function))

@@ -22,7 +22,7 @@ from click.testing import CliRunner, Result
 from msgspec.structs import replace
 from prometheus_client.parser import text_string_to_metric_families
 
-from dataplane import columns, node_commands
+from dataplane import columns
 from dataplane.address import Vni, parse_prefix
 from dataplane.api.client import Client
 from dataplane.api.openapi import plain
@@ -43,6 +43,7 @@ from dataplane.model import (
     Underlay,
 )
 from dataplane.pcap import read
+from dataplane.verbs.base import ALIASES
 from tests.live_node import DENIED, PATIENCE, ROOT, Process, policy
 
 KILLS = int(os.environ.get("DATAPLANE_KILLS", "8"))  # 200 by hand
@@ -233,7 +234,7 @@ def test_every_kind_is_listed(running: Process, node: Client) -> None:
             assert node.describe(kind, item["name"])["name"] == item["name"]
             told = dataplane(running, "describe", kind, item["name"])
             assert told.exit_code == 0 and item["name"] in told.output
-    assert {kind for word, kind in node_commands.ALIASES.items()} <= set(KINDS)
+    assert {kind for word, kind in ALIASES.items()} <= set(KINDS)
 
 
 def test_one_can_be_called_by_its_own_name(node: Client) -> None:

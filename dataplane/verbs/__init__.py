@@ -1,0 +1,1 @@
+"""What the commands on a running node do: clients of its API only, each gives its exit code."""
