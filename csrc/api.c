@@ -247,8 +247,9 @@ int dp_learn_path(struct dp_engine *e, const uint8_t remote[16], uint32_t vni, u
     return learned;
 }
 
-int dp_path_mtu(struct dp_engine *e, const uint8_t remote[16], uint64_t now_ns) {
-    if (!e || !remote) {
+int dp_path_mtu(struct dp_engine *e, const uint8_t remote[16], uint64_t now_ns,
+                uint64_t *until_ns) {
+    if (!e || !remote || !until_ns) {
         return DP_EINVAL;
     }
     struct dp_worker *w = dp_enter_looker(e);
@@ -256,7 +257,9 @@ int dp_path_mtu(struct dp_engine *e, const uint8_t remote[16], uint64_t now_ns) 
         return DP_EBUSY;
     }
     const struct dp_addr to = dp_addr_load(remote);
-    const int mtu = dp_paths_mtu(&e->paths, &to, now_ns);
+    const struct dp_learned_path *path = dp_paths_find(&e->paths, &to, now_ns);
+    const int mtu = path ? path->mtu : 0;
+    *until_ns = path ? path->until_ns : 0;
     dp_leave(e, w);
     return mtu;
 }

@@ -373,8 +373,10 @@ int dp_expire(struct dp_engine *engine, uint64_t now_ns, uint32_t budget);
  * 1280), and only where it is less than what is known; returns whether it was. */
 int dp_learn_path(struct dp_engine *engine, const uint8_t remote[16], uint32_t vni, uint16_t mtu,
                   uint64_t now_ns);
-/* What was learned of the path to a provider address and holds still; 0: nothing. */
-int dp_path_mtu(struct dp_engine *engine, const uint8_t remote[16], uint64_t now_ns);
+/* What was learned of the path to a provider address and holds still, and when it will be
+ * forgotten; 0: nothing. */
+int dp_path_mtu(struct dp_engine *engine, const uint8_t remote[16], uint64_t now_ns,
+                uint64_t *until_ns);
 /* Forgets all flows and bindings, and drops what is held. */
 int dp_flush(struct dp_engine *engine);
 /* Packets that an egress port could not send: their forward count becomes a drop for the reason. */

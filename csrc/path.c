@@ -28,10 +28,16 @@ static uint32_t oldest(const struct dp_learned_path *set) {
     return found;
 }
 
-uint16_t dp_paths_mtu(const struct dp_paths *t, const struct dp_addr *remote, uint64_t now_ns) {
+const struct dp_learned_path *dp_paths_find(const struct dp_paths *t, const struct dp_addr *remote,
+                                            uint64_t now_ns) {
     const struct dp_learned_path *set = t->sets[set_of(t, remote)];
     const uint32_t i = find(set, remote, now_ns);
-    return i < DP_PATH_WAYS ? set[i].mtu : 0;
+    return i < DP_PATH_WAYS ? &set[i] : NULL;
+}
+
+uint16_t dp_paths_mtu(const struct dp_paths *t, const struct dp_addr *remote, uint64_t now_ns) {
+    const struct dp_learned_path *path = dp_paths_find(t, remote, now_ns);
+    return path ? path->mtu : 0;
 }
 
 bool dp_paths_learn(struct dp_paths *t, const struct dp_addr *remote, uint16_t mtu,

@@ -24,7 +24,9 @@ struct dp_paths {
 };
 
 void dp_paths_init(struct dp_paths *t, const uint8_t seed[32]);
-/* Of packets to the remote; 0 = nothing is known. */
+/* What is known of packets to the remote, or NULL; its MTU, or 0. */
+const struct dp_learned_path *dp_paths_find(const struct dp_paths *t, const struct dp_addr *remote,
+                                            uint64_t now_ns);
 uint16_t dp_paths_mtu(const struct dp_paths *t, const struct dp_addr *remote, uint64_t now_ns);
 /* Not below the floor of RFC 791 or RFC 8200, and only if it is less than what is known. */
 bool dp_paths_learn(struct dp_paths *t, const struct dp_addr *remote, uint16_t mtu,

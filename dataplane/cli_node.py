@@ -153,8 +153,8 @@ def mtu(peer: str | None, node: str | None, socket: str | None, form: str) -> No
     """Tell how large packets may be on the way to a peer (a provider address), or to all.
 
     LARGEST inner packet; the network's MTU, what VXLAN adds, the underlay's MTU, and what the
-    kernel (ROUTE) and the engine have learned of the way. Exit code 1 if a network's packets may be
-    larger than the way carries.
+    kernel (ROUTE) and the engine have learned of the way, the latter FOR so long.
+    Exit code 1 if a network's packets may be larger than the way carries.
     """
     call("reach.mtu", node, socket, peer, form)
 

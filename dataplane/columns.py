@@ -191,6 +191,7 @@ KINDS: Mapping[str, Columns] = {
             field("UNDERLAY"),
             field("ROUTE"),
             field("LEARNED"),
+            Column("FOR", lambda v: "-" if v["learned"] is None else age(v["forgotten_in"])),
         )
     ),
     "layers": Columns((NAME, field("WALKED"), field("DROPPED"))),

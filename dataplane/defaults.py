@@ -18,7 +18,7 @@ from dataplane.model import (
 )
 
 HOST_MTU = 1500
-_OVERHEAD = {4: 50, 6: 70}  # Ethernet 14 + IP 20 or 40 + UDP 8 + VXLAN 8
+OVERHEAD = {4: 50, 6: 70}  # Ethernet 14 + IP 20 or 40 + UDP 8 + VXLAN 8
 
 
 def resolve(node: Node) -> Node:
@@ -43,7 +43,7 @@ def overhead(network: Network, node: Node) -> int:
     v6 = node.underlay.address.version == 6
     if node.underlay.address6 is not None:  # else no VTEP can be reached over IPv6
         v6 = v6 or any(r.provider_address.version == 6 for r in network.remote_subnets)
-    return _OVERHEAD[6 if v6 else 4]
+    return OVERHEAD[6 if v6 else 4]
 
 
 def mtu(network: Network, node: Node) -> int:

@@ -10,7 +10,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from ipaddress import ip_address
-from typing import TYPE_CHECKING, Any, Protocol, TypedDict
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypedDict
 
 from dataplane import flows, layers, saved, validate
 from dataplane._engine import ffi, lib
@@ -54,6 +54,13 @@ MAX_STEPS = 4096  # of a trace
 
 class Clock(Protocol):
     def now_ns(self) -> int: ...
+
+
+class LearnedPath(NamedTuple):
+    """`mtu`: bytes of outer packet (RFC 1191, RFC 8201), for so many `seconds` from now on."""
+
+    mtu: int
+    seconds: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -500,11 +507,14 @@ class Engine:
         with self.exclusive():
             return bool(check(lib.dp_learn_path(self.handle, address, number, mtu, now)))
 
-    def path_mtu(self, remote: IP | str, now: int | None = None) -> int | None:
-        """What was learned about the underlay's way to a VTEP: bytes of outer packet."""
+    def learned_path(self, remote: IP | str, now: int | None = None) -> LearnedPath | None:
+        """What ICMP told of the underlay's way to a VTEP, while it holds."""
         now = self.clock.now_ns() if now is None else now
+        until = ffi.new("uint64_t *")
         with self._looking:
-            return check(lib.dp_path_mtu(self.handle, ip16(ip_address(remote)), now)) or None
+            address = ip16(ip_address(remote))
+            mtu = check(lib.dp_path_mtu(self.handle, address, now, until))
+        return LearnedPath(mtu, (until[0] - now) / 1e9) if mtu else None
 
     def flush(self) -> None:
         """Forgets all flows and bindings, and drops the frames that wait."""

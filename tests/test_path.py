@@ -5,6 +5,7 @@ from ipaddress import ip_address
 import pytest
 from msgspec.structs import replace
 
+from dataplane.api.mtus import mtus
 from dataplane.model import Timers
 from dataplane.packet import describe
 from dataplane.reasons import Reason
@@ -85,6 +86,24 @@ def test_it_falls_and_does_not_rise_until_it_is_forgotten(engine) -> None:
     assert engine.learn_path(VTEP, 1300) and not engine.learn_path(VTEP, 1300)
     assert not engine.learn_path(VTEP, 1400) and carried(engine) == 1250
     assert engine.learn_path(VTEP, 1200) and carried(engine) == 1150
+
+
+@pytest.mark.conformance("R8")
+def test_who_asks_is_told_for_how_long_it_holds(engine) -> None:
+    assert engine.learned_path(VTEP) is None
+    assert engine.learn_path(VTEP, 1300, now=0)
+    assert engine.learned_path(VTEP, now=10**9) == (1300, 599.0)
+    assert engine.learned_path(VTEP, now=600 * 10**9) is None
+    assert engine.learned_path(VTEP6) is None
+
+
+def test_what_is_learned_limits_the_packets_of_its_peer_only(engine) -> None:
+    engine.learn_path(VTEP, 1300)
+    told = {item["name"]: item for item in mtus(engine)}
+    one = told.pop(f"blue/{VTEP}")
+    assert (one["learned"], one["largest"], one["forgotten_in"]) == (1300, 1250, 600.0)
+    assert all(item["learned"] is item["forgotten_in"] is None for item in told.values())
+    assert told
 
 
 @pytest.mark.conformance("R8", "N8")

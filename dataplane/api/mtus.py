@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from dataplane.address import IP
-from dataplane.defaults import overhead
+from dataplane.defaults import OVERHEAD
 from dataplane.engine import Engine
 
 Resource = dict[str, Any]
@@ -16,15 +16,17 @@ def mtus(engine: Engine) -> Iterator[Resource]:
     """Of each network and peer: what limits packets on the way, in bytes.
 
     `route` is what the kernel knows of the way, its path MTU included, `learned` what ICMP told the
-    engine; `largest` is the largest inner IP packet that arrives whole.
+    engine, to be forgotten in so many seconds; `largest` is the largest inner IP packet that
+    arrives whole.
     """
     policy = engine.resolved
     assert policy is not None, "a running node has a policy"
     for network in policy.networks:
         assert isinstance(network.mtu, int), "the policy is resolved"
-        cost = overhead(network, policy)
         for peer in dict.fromkeys(r.provider_address for r in network.remote_subnets):
-            route, learned = _route_mtu(peer), engine.path_mtu(peer)
+            route, path = _route_mtu(peer), engine.learned_path(peer)
+            learned = path.mtu if path else None
+            cost = OVERHEAD[peer.version]
             carried = min(filter(None, (policy.underlay.mtu, route, learned)))
             yield {
                 "name": f"{network.name}/{peer}",
@@ -32,6 +34,7 @@ def mtus(engine: Engine) -> Iterator[Resource]:
                 "underlay": policy.underlay.mtu,
                 "route": route,
                 "learned": learned,
+                "forgotten_in": path.seconds if path else None,
                 "overhead": cost,
                 "network": network.mtu,
                 "largest": min(network.mtu, carried - cost),
