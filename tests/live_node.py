@@ -3,6 +3,7 @@
 Its fixtures are in conftest.py: `running`, `node`, `wire`, `traffic`.
 """
 
+import contextlib
 import json
 import os
 import signal
@@ -94,6 +95,15 @@ class Process:
             ["ip", "-n", self.netns, "-json", "link"], check=True, capture_output=True
         )
         return {link["ifname"] for link in json.loads(told.stdout)}
+
+
+def end_successor(control: Path) -> None:
+    """Whoever took over is no child of ours: it is gone when its socket is."""
+    with contextlib.suppress(NoNodeError), Client(control) as client:
+        os.kill(client.status()["pid"], signal.SIGTERM)
+        deadline = time.monotonic() + PATIENCE
+        while control.exists() and time.monotonic() < deadline:
+            time.sleep(0.02)
 
 
 class Wire:

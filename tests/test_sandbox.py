@@ -1,6 +1,7 @@
 """What a running node has given up, and that it can do its work all the same."""
 
 import os
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -13,8 +14,9 @@ from dataplane import sandbox
 from dataplane.api.client import Client
 from dataplane.document import dump
 from dataplane.model import Document
-from tests.live_node import ROOT, Process, policy
+from tests.live_node import ROOT, Process, end_successor, policy
 
+UNIT = ROOT / "docs" / "dataplane@.service"
 NEEDED = {"CAP_NET_ADMIN", "CAP_NET_RAW", "CAP_SYS_ADMIN"}
 
 
@@ -111,4 +113,29 @@ def test_it_can_be_turned_off(tmp_path: Path, netns: Callable[..., list[str]]) -
             (status, *_) = statuses(client.status()["pid"])
         assert (status["Seccomp"], status["NoNewPrivs"]) == ("0", "0")
     finally:
+        process.end()
+
+
+def test_the_unit_leaves_what_a_node_needs(tmp_path: Path, netns: Callable[..., list[str]]) -> None:
+    if shutil.which("systemd-analyze") is None:
+        pytest.skip("needs systemd-analyze")
+    place, other = netns("n", "o")
+    process = Process(place, tmp_path)
+    process.before = (sys.executable, "-m", "tests.confined", str(UNIT))
+    process.file.write_text(dump(Document(node=policy("web"))))
+    process.start()
+    try:
+        with Client(process.socket) as client:
+            confined = masks(client.status()["pid"])
+            for _, bound in confined:
+                assert bound & ~sum(1 << number for number in sandbox.KEPT) == 0
+            tap = {"name": "eth0", "netns": other}
+            client.put("blue", "endpoints", "boxed", {"addresses": ["10.1.1.9"], "tap": tap})
+            words = ["ip", "-n", other, "-brief", "link"]
+            assert "eth0" in subprocess.check_output(words, text=True)
+            client.restart()
+            assert client.status()["ready"] and masks(client.status()["pid"]) == confined
+            assert client.delete("blue", "endpoints", "boxed")["changed"]
+    finally:
+        end_successor(process.socket)
         process.end()

@@ -1,9 +1,6 @@
 """The demo's hosts in namespaces: two nodes with control sockets and state directories."""
 
 import contextlib
-import os
-import signal
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -14,8 +11,8 @@ from dataplane.api.client import Client
 from dataplane.demo_net import Site
 from dataplane.demo_node import NodeProcess
 from dataplane.document import dump, load
-from dataplane.errors import NoNodeError
 from dataplane.model import Document, Node
+from tests.live_node import end_successor
 
 
 class World(NamedTuple):
@@ -49,10 +46,5 @@ def world_at(place: Path) -> Iterator[World]:
 
 
 def end_successors(world: World) -> None:
-    """Whoever took over is no child of ours."""
     for node in world.nodes.values():
-        with contextlib.suppress(NoNodeError), Client(node.control) as client:
-            os.kill(client.status()["pid"], signal.SIGTERM)
-            deadline = time.monotonic() + 10
-            while node.control.exists() and time.monotonic() < deadline:
-                time.sleep(0.02)
+        end_successor(node.control)
