@@ -203,7 +203,8 @@ class Flannel:
         remote, refused = remote_subnets(config, own, self._peers.in_order(), underlay)
         self._tell_refused(refused | self._peers.refused)
         now = self._daemon.share(ORIGIN)
-        made = network(config, own, remote, self._endpoints(now, own.subnet), underlay)
+        host = self._daemon.policy.host_port
+        made = network(config, own, remote, self._endpoints(now, own.subnet), underlay, host)
         kept = msgspec_json.encode(Kept(own.subnet.key(), str(own.mac))).decode()
         share = Share(networks=(made,), kept=kept)
         while share != now and not self._ended.is_set():
