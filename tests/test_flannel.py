@@ -1,5 +1,6 @@
 """The flannel front door: its documents, and its lease and watch against a real etcd."""
 
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,8 +14,9 @@ import pytest
 from dataplane.address import Mac
 from dataplane.errors import DocumentError
 from dataplane.flannel import peers, subnet_env
+from dataplane.flannel.access import Access, EtcdError
 from dataplane.flannel.documents import Subnet, read_config, read_lease
-from dataplane.flannel.etcd import Client, CompactedError, EtcdError, Item
+from dataplane.flannel.etcd import Client, CompactedError, Item
 from dataplane.flannel.keeper import Identity, Keeper
 from dataplane.flannel.translate import mtu, network, remote_subnets
 from dataplane.model import HostPort, Tap, Underlay
@@ -281,6 +283,62 @@ def test_a_watch_tells_all_and_says_when_it_cannot(etcd: Etcd) -> None:
             watch.next(10)
     with pytest.raises(EtcdError):
         client.list("/net/subnets")
+
+
+@pytest.fixture
+def certificate(tmp_path: Path) -> tuple[Path, Path]:
+    """One for all: a server's, a client's, and the authority's."""
+    if not shutil.which("openssl"):
+        pytest.skip("openssl is not installed")
+    pem, key = tmp_path / "all.pem", tmp_path / "all.key"
+    words = "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /O=n1"
+    words += f" -addext subjectAltName=IP:127.0.0.1 -keyout {key} -out {pem}"
+    subprocess.run(["openssl", *words.split()], check=True, capture_output=True)
+    return pem, key
+
+
+@real
+def test_certificates_and_a_user(tmp_path: Path, certificate: tuple[Path, Path]) -> None:
+    """etcd knows only who has both; a token that it has forgotten is replaced."""
+    etcd = Etcd(tmp_path, certificate=certificate).start()
+    try:
+        etcd.call("auth/user/add", {"name": "root", "password": "secret"})
+        etcd.call("auth/role/add", {"name": "root"})
+        etcd.call("auth/user/grant", {"user": "root", "role": "root"})
+        etcd.call("auth/enable", {})
+        pem, key = map(str, certificate)
+        whole = Access(pem, pem, key, "root", "secret")
+        for less, why in (
+            (whole._replace(username=""), "permission denied"),
+            (whole._replace(password="wrong"), "authentication failed"),
+            (whole._replace(cert=None, key=None), "https://"),
+            (whole._replace(ca=None), "certificate verify failed"),
+        ):
+            with pytest.raises(EtcdError, match=why):
+                Client([etcd.url], less).list("/net/subnets")
+        client = Client([etcd.url], whole)
+        held = Keeper(client, "/net", ME).acquire(CONFIG, None)
+        with client.watch("/net/subnets", held.revision + 1) as watch:
+            Keeper(client, "/net", ME).renew(held)
+            assert len(watch.next(10)) == 1
+        etcd.kill()
+        etcd.start()
+        assert len(client.list("/net/subnets")[1]) == 1
+    finally:
+        etcd.kill()
+
+
+@pytest.mark.parametrize(
+    ("fields", "what"),
+    [
+        ({"ca": "/nowhere/ca.pem"}, "/nowhere/ca.pem: No such file"),
+        ({"ca": __file__}, "not in PEM"),
+        ({"key": __file__}, "a key without its certificate"),
+    ],
+)
+def test_bad_certificates_are_named(fields: dict[str, str], what: str) -> None:
+    with pytest.raises(EtcdError, match=what):
+        Client(["https://127.0.0.1:2379"], Access(**fields))
 
 
 DYING = """

@@ -18,6 +18,7 @@ from dataplane.address import Mac
 from dataplane.daemon import Daemon
 from dataplane.errors import BusyError, DataplaneError, DocumentError
 from dataplane.flannel import subnet_env
+from dataplane.flannel.access import Access, EtcdError
 from dataplane.flannel.documents import (
     OLD_MAX_VNI,
     Config,
@@ -25,7 +26,7 @@ from dataplane.flannel.documents import (
     read_config,
     read_subnet,
 )
-from dataplane.flannel.etcd import Client, CompactedError, EtcdError, Item, Watch
+from dataplane.flannel.etcd import Client, CompactedError, Item, Watch
 from dataplane.flannel.keeper import Held, Identity, Keeper
 from dataplane.flannel.peers import Peers
 from dataplane.flannel.translate import mtu, network, remote_subnets
@@ -49,6 +50,7 @@ class Options(NamedTuple):
     endpoints: tuple[Endpoint, ...] = ()
     env: Path | None = Path(subnet_env.PLACE)
     margin: float = 3600.0
+    access: Access | None = None
 
 
 class Kept(NamedTuple):
@@ -64,7 +66,7 @@ class Flannel:
     def __init__(self, daemon: Daemon, options: Options) -> None:
         """Raises EtcdError where a URL is none, DocumentError where the node cannot take part."""
         self._daemon, self._options = daemon, options
-        self._client = Client(options.urls)
+        self._client = Client(options.urls, options.access)
         self._peers = Peers()
         self._held: Held | None = None
         self._ended = threading.Event()

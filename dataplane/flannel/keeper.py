@@ -13,8 +13,9 @@ from typing import NamedTuple, TypeVar
 
 from dataplane.address import Mac
 from dataplane.errors import DocumentError
+from dataplane.flannel.access import EtcdError
 from dataplane.flannel.documents import Config, Family, Lease, Subnet, read_lease, read_subnet
-from dataplane.flannel.etcd import Client, EtcdError, Item
+from dataplane.flannel.etcd import Client, Item
 
 TTL = 24 * 3600  # seconds a lease lives
 ATTEMPTS = 10
