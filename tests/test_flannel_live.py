@@ -41,7 +41,11 @@ OUTAGE = float(os.environ.get("DATAPLANE_OUTAGE", "4"))
 ROOT = "/coreos.com/network"
 VNI, PORT = 424_242, 4790
 CONFIG = json.dumps(
-    {"Network": "10.5.0.0/16", "Backend": {"Type": "vxlan", "VNI": VNI, "Port": PORT}}
+    {
+        "Network": "10.5.0.0/16",
+        "SubnetMax": "10.5.50.0",
+        "Backend": {"Type": "vxlan", "VNI": VNI, "Port": PORT},
+    }
 ).encode()
 UNDER = {f: f"10.99.0.{n}" for n, f in enumerate("abklc", 1)}
 HUB = "10.99.0.100"
@@ -361,3 +365,30 @@ def test_a_thousand_leases_appear_within_a_second(overlay: Overlay) -> None:
         took = time.monotonic() - begin
     print(f"1,000 leases in {took:.3f} s")
     assert took < 1.0, f"{took:.2f} s"
+
+
+def test_a_subnet_that_another_node_took_is_left_to_it(overlay: Overlay) -> None:
+    """Of a the endpoint, of c the host: each has a subnet of another number then."""
+    for label in ("a", "c"):
+        lease = overlay.leases()[UNDER[label]]
+        thief = kernel_lease("10.99.0.9", "02:00:00:00:00:09")
+        overlay.etcd.put(f"{ROOT}/subnets/{lease.subnet.key()}", thief)
+        until(lambda label=label: UNDER[label] in overlay.leases())
+        fresh = overlay.leases()[UNDER[label]]
+        assert fresh.mac == lease.mac and fresh.subnet != lease.subnet
+        until(lambda fresh=fresh: str(fresh.subnet.v4) in overlay.remotes("b"))
+    subnet = overlay.leases()[UNDER["a"]].subnet.v4
+
+    def moved() -> bool:
+        """The TAP is another one, and may be none just now."""
+        with contextlib.suppress(subprocess.CalledProcessError, IndexError):
+            return ip_address(overlay.pods()["pa"]) in subnet
+        return False
+
+    until(moved)
+    pods = overlay.pods()
+    for source, target in (("pa", "c"), ("c", "pb"), ("pb", "pa")):
+        words = ["ping", "-c1", "-W5", pods[target]]
+        run("ip", "netns", "exec", overlay.names[source], *words)
+    told = run("ip", "-n", overlay.names["c"], "address", "show", "dev", HOST.tap.name)
+    assert pods["c"] in told and told.count("inet ") == 2, "the address of before is gone"
