@@ -68,10 +68,6 @@ class Keeper:
             raise EtcdError(f"lease {held.lease.subnet.key()} is no more as we wrote it")
         return fresh
 
-    def leave(self, held: Held) -> None:
-        """The node is none of the overlay any more. Raises EtcdError."""
-        self._client.delete_if(self._key(held.lease.subnet), held.revision)
-
     def _try(
         self,
         config: Config,
