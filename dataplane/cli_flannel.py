@@ -12,8 +12,21 @@ if TYPE_CHECKING:
 Command = Callable[..., Any]
 
 
+ACCESS = {  # flanneld's options of these names, and what they are of `Access`
+    "--etcd-password": ("password", "Of that user; better in the environment."),
+    "--etcd-username": ("username", "The user of etcd that this node is."),
+    "--etcd-keyfile": ("key", "The key of that certificate."),
+    "--etcd-certfile": ("cert", "This node's certificate, in PEM."),
+    "--etcd-cafile": ("ca", "Whom a server's certificate has to be of, for https; in PEM."),
+}
+
+
 def options(command: Command) -> Command:
     """Their values are the arguments of `doors`."""
+    for name, (argument, told) in ACCESS.items():
+        place = name.upper().replace("-", "_").lstrip("_")
+        option = click.option(name, f"etcd_{argument}", envvar=f"FLANNELD_{place}", help=told)
+        command = option(command)
     for option in (
         click.option(
             "--flannel-env",
@@ -53,6 +66,7 @@ def doors(
     flannel_prefix: str,
     flannel_endpoints: tuple[str, ...],
     flannel_env: str,
+    **access: str | None,
 ) -> "list[Callable[[Daemon], AbstractContextManager[object]]]":
     """None where no overlay is named."""
     if flannel_urls is None:
@@ -61,6 +75,7 @@ def doors(
         return []
     from pathlib import Path
 
+    from dataplane.flannel.access import Access
     from dataplane.flannel.door import Flannel, Options
     from dataplane.model import Endpoint, Tap
 
@@ -75,5 +90,6 @@ def doors(
         flannel_prefix.rstrip("/"),
         tuple(map(endpoint, flannel_endpoints)),
         Path(flannel_env) if flannel_env else None,
+        access=Access(**{k.removeprefix("etcd_"): v for k, v in access.items() if v}),
     )
     return [lambda daemon: Flannel(daemon, chosen)]

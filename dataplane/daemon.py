@@ -296,7 +296,7 @@ class Daemon:
         return (own, shares) == (self.committed.own, self.committed.shares)
 
     def _prepare_host(self, node: Node) -> None:
-        """What NAT asks of the host."""
+        """What NAT and subnets behind it ask of the host."""
         host = node.host_port
         if self._table is not None and not (self._table.fits(host) and needs_host(node)):
             self._release_host()
@@ -304,7 +304,7 @@ class Daemon:
             return
         note = forward(host)
         if note:
-            log.info("NAT: %s", note)
+            log.info("host: %s", note)
         self._table = self._table or HostTable(host)
         if self._table.apply(node):
             log.info("NAT: %s", self._table)

@@ -1,4 +1,4 @@
-"""The host's part of NAT: it forwards, masquerades the link address, and hands on mapped ports.
+"""The host's part: it forwards, masquerades the link address, and hands on mapped ports.
 
 One nftables table of our own name in the host port's network namespace; nothing else is touched but
 the sysctl that lets the host forward, and that only if it is off.
@@ -18,8 +18,10 @@ LOOPBACK = {4: "127.0.0.0/8", 6: "::1"}
 
 
 def needs_host(node: Node) -> bool:
-    """Whether anything leaves or enters by the host port."""
-    return node.host_port is not None and (any(outbound_nats(node)) or any(_mapped(node)))
+    """Whether the host has to forward what leaves or enters by its port."""
+    behind = any(network.host_subnets for network in node.networks)
+    nat = any(outbound_nats(node)) or any(_mapped(node))
+    return node.host_port is not None and (behind or nat)
 
 
 def forward(host: HostPort) -> str:

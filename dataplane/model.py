@@ -226,6 +226,7 @@ class Network(Model, frozen=True, kw_only=True):
     outbound_nat: OutboundNat | None = None
     load_balancers: tuple[LoadBalancer, ...] = ()
     host_route: bool = False  # the host reaches the network through its host port, and is reached
+    host_subnets: tuple[Prefix, ...] = ()  # behind the host, which has the lowest address of each
     routing_domain: str | None = None  # networks of one domain route into each other
     max_flows: int = 0  # pairs it may hold at a time, 0 for no quota
     wire: Wire = Wire()

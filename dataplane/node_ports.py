@@ -5,10 +5,10 @@ Opened as its policy asks, and changed as the policy changes.
 
 import contextlib
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from ipaddress import ip_network
-from typing import Any
+from typing import Any, NamedTuple
 
 from dataplane.address import IP, Mac, Prefix
 from dataplane.errors import PortError
@@ -22,6 +22,14 @@ from dataplane.xdp import Xdp
 DRAIN = 0.01  # seconds until loops have read what came before
 
 
+class Route(NamedTuple):
+    """`source`: an address that the host has for it, and uses where it may choose."""
+
+    prefix: Prefix
+    gateway: IP
+    source: IP | None = None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Device:
     """A TAP and what is set on it: addresses with prefix length and peer, and default gateways.
@@ -33,7 +41,7 @@ class Device:
     mac: Mac
     addresses: tuple[tuple[IP, int, IP | None], ...]
     gateways: tuple[IP, ...] = ()
-    routes: frozenset[tuple[Prefix, IP]] = field(default=frozenset(), compare=False)
+    routes: frozenset[Route] = field(default=frozenset(), compare=False)
 
     @property
     def place(self) -> tuple[str | None, str]:
@@ -60,12 +68,30 @@ class Device:
                     port.address(address, length, peer=peer)
                 for gateway in self.gateways if tap.netns is not None else ():
                     port.default_route(gateway)  # never in our own namespace: the underlay is there
-                for route in self.routes:
-                    port.route(*route)
+                _set_routes(port, self.routes)
         except BaseException:
             port.close()
             raise
         return port
+
+
+def _sources(routes: Iterable[Route]) -> set[IP]:
+    return {route.source for route in routes if route.source is not None}
+
+
+def _set_routes(port: TapPort, routes: Iterable[Route]) -> None:
+    for source in _sources(routes):
+        port.address(source, source.max_prefixlen)
+    for route in routes:
+        port.route(*route)
+
+
+def _take_routes(port: TapPort, routes: Iterable[Route], kept: Iterable[Route]) -> None:
+    """A route that is among `kept` by another source is that one by now, and stays."""
+    for route in routes:
+        port.unroute(*route)
+    for source in _sources(routes) - _sources(kept):
+        port.unaddress(source)
 
 
 def devices(node: Node) -> dict[str, Device]:
@@ -99,24 +125,21 @@ def _of_host(host: HostPort, node: Node) -> Device:
     own = (host.peer, host.peer.max_prefixlen, host.address)
     vips = {nat.vip for nat in outbound_nats(node) if nat.vip and nat.vip != host.address}
     vips |= {vip for network in node.networks for vip in vips_of(network)}
-    found = {ip_network(vip) for vip in vips}
-    found |= {prefix for n in node.networks if n.host_route for prefix in n.prefixes}
-    routes = frozenset((p, host.address) for p in found if p.version == host.address.version)
+    found = {Route(ip_network(vip), host.address) for vip in vips}
+    for network in node.networks:
+        source = next((s.network_address for s in network.host_subnets), None)
+        behind = network.prefixes if network.host_route else ()
+        found |= {Route(prefix, host.address, source) for prefix in behind}
+    routes = frozenset(r for r in found if r.prefix.version == host.address.version)
     return Device(tap=host.tap, mac=host_mac(host.peer), addresses=(own,), routes=routes)
 
 
-Route = tuple[Prefix, IP]
-
-
-def _routes_to_change(
+def _standing(
     old: Mapping[str, Device], new: Mapping[str, Device]
-) -> tuple[list[tuple[str, Route]], list[tuple[str, Route]]]:
-    """Of devices that stay open: routes to set, and routes to take back."""
+) -> list[tuple[str, frozenset[Route], frozenset[Route]]]:
+    """Devices that stay open: their routes before and after, where these differ."""
     both = [n for n in old if n in new and old[n].place == new[n].place and new[n].tap.configure]
-    return (
-        [(n, route) for n in both for route in new[n].routes - old[n].routes],
-        [(n, route) for n in both for route in old[n].routes - new[n].routes],
-    )
+    return [(n, old[n].routes, new[n].routes) for n in both if old[n].routes != new[n].routes]
 
 
 def _tap(port: Port) -> TapPort:
@@ -270,30 +293,32 @@ class NodePorts:
         before = self._ports, self._devices
         after: dict[str, VxlanSocket | TapPort] = {UNDERLAY: self._ports[UNDERLAY]}
         fresh: list[TapPort] = []
-        undo: list[tuple[Port, Route]] = []
+        standing = _standing(self._devices, wanted)
+        begun: list[tuple[TapPort, frozenset[Route], frozenset[Route]]] = []
         try:
             for name, device in wanted.items():
                 if device.place not in held:
                     fresh.append(device.open(self._offload, self._queues, self._keep))
                 after[name] = held.get(device.place) or fresh[-1]
-            more, less = _routes_to_change(before[1], wanted)
-            undo.extend((after[name], route) for name, route in more)
-            for name, route in more:
-                _tap(after[name]).route(*route)
+            for name, old, new in standing:
+                begun.append((_tap(after[name]), old, new))
+                _set_routes(_tap(after[name]), new - old)
             self._ports, self._devices = after, wanted
             yield after != before[0]
         except BaseException:
             self._ports, self._devices = before
-            for port, route in undo:
-                _tap(port).unroute(*route)
+            for port, old, new in begun:
+                with contextlib.suppress(PortError):
+                    _set_routes(port, old - new)
+                _take_routes(port, new - old, old)
             for opened in fresh:
                 opened.close()
             raise
-        for name, route in less:
-            _tap(before[0][name]).unroute(*route)
-        for port in before[0].values():
-            if port not in after.values():
-                port.close()
+        for name, old, new in standing:
+            _take_routes(_tap(after[name]), old - new, new)
+        for held_before in before[0].values():
+            if held_before not in after.values():
+                held_before.close()
 
     def _refuse(self, node: Node) -> None:
         """What cannot change while the node runs."""

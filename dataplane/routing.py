@@ -1,7 +1,7 @@
 """Routing: who lives where: adjacencies and routes of a network."""
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, compress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -151,7 +151,7 @@ def _routes(network: Network, node: Node, ids: Ids, memo: Memo) -> RouteTable:
         for e in n.endpoints
         for a in e.addresses
     )
-    host = node.host_port.peer if node.host_port and network.host_route else None
+    host = tuple(_behind_host(network, node))
     vips = tuple(vip_spans(n, memo) for n in domain)
     remotes = tuple((n.vni, n.prefixes, n.remote_subnets) for n in domain)
     source = ends, network.gateways, host, vips, remotes, ids.lineage
@@ -165,20 +165,26 @@ def _routes(network: Network, node: Node, ids: Ids, memo: Memo) -> RouteTable:
 _Route = tuple[bytes, int, int, int]  # prefix, length, kind, target
 
 
+def _behind_host(network: Network, node: Node) -> Iterator[Span]:
+    if node.host_port is not None and network.host_route:
+        yield ip16(node.host_port.peer), 128
+        yield from map(prefix16, network.host_subnets)
+
+
 def _few(
     network: Network,
     ends: tuple[tuple[bytes, int], ...],
-    host: IP | None,
+    host: tuple[Span, ...],
     vips: tuple[tuple[Span, ...], ...],
 ) -> list[_Route]:
-    """Single addresses. Whoever comes first has it."""
-    few = {octets: (octets, 128, RouteKind.ENDPOINT, port) for octets, port in ends}
-    if host is not None:
-        few.setdefault(ip16(host), (ip16(host), 128, RouteKind.HOST, 0))
+    """Single addresses, and what lives behind the host. Whoever comes first has it."""
+    few = {(octets, 128): (octets, 128, RouteKind.ENDPOINT, port) for octets, port in ends}
+    for span in host:
+        few.setdefault(span, (*span, RouteKind.HOST, 0))
     for octets in map(ip16, network.gateways):
-        few.setdefault(octets, (octets, 128, RouteKind.GATEWAY, 0))
+        few.setdefault((octets, 128), (octets, 128, RouteKind.GATEWAY, 0))
     for octets, _ in chain.from_iterable(vips):
-        few.setdefault(octets, (octets, 128, RouteKind.VIP, 0))
+        few.setdefault((octets, 128), (octets, 128, RouteKind.VIP, 0))
     return list(few.values())
 
 
@@ -189,7 +195,7 @@ def _make_routes(
     import numpy as np
 
     ways = [ways_of(n, memo) for n in domain]
-    claimed = {(row[0], 128) for row in few}
+    claimed = {row[:2] for row in few}
     subnets = dict.fromkeys(prefix16(p) for n in domain for p in n.prefixes)
     few = few + [
         (octets, length, RouteKind.SUBNET, 0)

@@ -168,22 +168,36 @@ class Tap(AdoptedTap):
         """Sends what the device's namespace has no better way for to the gateway."""
         self._route("default", gateway)
 
-    def route(self, prefix: Prefix, gateway: IP) -> None:
-        """Sends a prefix to the gateway."""
-        self._route(str(prefix), gateway)
+    def route(self, prefix: Prefix, gateway: IP, source: IP | None = None) -> None:
+        """Sends a prefix to the gateway, from that address where the sender may choose."""
+        self._route(str(prefix), gateway, source)
 
-    def unroute(self, prefix: Prefix, gateway: IP) -> None:
+    def unroute(self, prefix: Prefix, gateway: IP, source: IP | None = None) -> None:
         """Takes such a route back, if it is still there."""
         with contextlib.suppress(PortError):
-            self._route(str(prefix), gateway, "del")
+            self._route(str(prefix), gateway, source, "del")
 
-    def _route(self, destination: str, gateway: IP, verb: str = "replace") -> None:
+    def unaddress(self, address: IP) -> None:
+        """Takes back a single address, if it is still there."""
+
+        def work() -> None:
+            with _netlink(self.name) as (ipr, index):
+                ipr.addr("del", index=index, address=str(address), prefixlen=address.max_prefixlen)
+
+        with contextlib.suppress(PortError):
+            inside(self.netns, work)
+
+    def _route(
+        self, destination: str, gateway: IP, source: IP | None = None, verb: str = "replace"
+    ) -> None:
         """On link by decree: the kernel knows the gateway's prefix only once it sees a carrier."""
 
         def work() -> None:
             with _netlink(self.name) as (ipr, index):
                 family = socket.AF_INET if gateway.version == 4 else socket.AF_INET6
                 way = {"gateway": str(gateway), "oif": index, "flags": _ONLINK}
+                if source is not None:
+                    way["prefsrc"] = str(source)
                 ipr.route(verb, dst=destination, family=family, **way)
 
         inside(self.netns, work)

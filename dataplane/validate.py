@@ -153,6 +153,7 @@ def _tap(tap: Tap, path: Path) -> Iterator[Complaint]:
 def _network(network: Network, node: Node, path: Path, memo: Memo) -> Iterator[Complaint]:
     yield from named(network.name, path)
     yield from _prefixes(network, path)
+    yield from _host_subnets(network, node, path)
     yield from _mtu(network, node, path)
     if network.dr_mac is not None:
         yield from station(network.dr_mac, (*path, "dr_mac"))
@@ -181,9 +182,22 @@ def _prefixes(network: Network, path: Path) -> Iterator[Complaint]:
                 yield Complaint((*path, "prefixes", i), f"{prefix} overlaps {other}", fix)
     for i, gateway in enumerate(network.gateways):
         yield from inside(gateway, network, (*path, "gateways", i))
-    for i, pool in enumerate(network.pool):
-        for address in dict.fromkeys((pool.network_address, pool.broadcast_address)):
-            yield from inside(address, network, (*path, "pool", i))
+    for key in ("pool", "host_subnets"):
+        for i, part in enumerate(getattr(network, key)):
+            for address in dict.fromkeys((part.network_address, part.broadcast_address)):
+                yield from inside(address, network, (*path, key, i))
+
+
+def _host_subnets(network: Network, node: Node, path: Path) -> Iterator[Complaint]:
+    if network.host_subnets and not network.host_route:
+        yield Complaint((*path, "host_subnets"), "the host is not routed to", "host_route: true")
+    for i, subnet in enumerate(network.host_subnets):
+        place = (*path, "host_subnets", i)
+        if node.host_port and subnet.version != node.host_port.address.version:
+            yield Complaint(place, f"{subnet} is not of the IP version of the host port")
+        for j, other in enumerate(network.host_subnets[:i]):
+            if subnet.version == other.version and subnet.overlaps(other):
+                yield Complaint(place, f"{subnet} overlaps {other}", f"see host_subnets[{j}]")
 
 
 def _mtu(network: Network, node: Node, path: Path) -> Iterator[Complaint]:

@@ -104,6 +104,7 @@ def local_owners(network: Network, node: Node, memo: Memo) -> dict[Span, str]:
         owners |= {(ip16(a), 128): "endpoint" for e in other.endpoints for a in e.addresses}
     if network.host_route and node.host_port is not None:
         owners[ip16(node.host_port.peer), 128] = "host"
+        owners |= dict.fromkeys(map(prefix16, network.host_subnets), "host subnet")
     return owners | {(ip16(a), 128): "gateway" for a in defaults.gateways(network)}
 
 

@@ -5,6 +5,7 @@ import json
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -22,12 +23,29 @@ DIES_WITH_US = (
 
 
 class Etcd:
-    """Ends with the process that made it, however that ends."""
+    """Ends with the process that made it, however that ends.
 
-    def __init__(self, place: Path, address: str = "127.0.0.1", netns: str | None = None) -> None:
+    `certificate`: (PEM, key), its own, its clients' and their authority's; it speaks HTTPS then.
+    """
+
+    def __init__(
+        self,
+        place: Path,
+        address: str = "127.0.0.1",
+        netns: str | None = None,
+        certificate: tuple[Path, Path] | None = None,
+    ) -> None:
+        self._tls = None
+        self._words: list[str] = []
+        if certificate is not None:
+            pem, key = certificate
+            self._tls = ssl.create_default_context(cafile=str(pem))
+            self._tls.load_cert_chain(pem, key)
+            self._words = [f"--cert-file={pem}", f"--key-file={key}"]
+            self._words += [f"--trusted-ca-file={pem}", "--client-cert-auth"]
         self.place, self.address, self.netns = place, address, netns
         self.port, self._peer_port = (_free_port(), _free_port()) if netns is None else (2379, 2380)
-        self.url = f"http://{address}:{self.port}"
+        self.url = f"http{'s' if certificate else ''}://{address}:{self.port}"
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> "Etcd":
@@ -36,6 +54,7 @@ class Etcd:
         command += [f"--data-dir={self.place / 'etcd'}", f"--initial-cluster=n1={peer}"]
         command += [f"--listen-client-urls={self.url}", f"--advertise-client-urls={self.url}"]
         command += [f"--listen-peer-urls={peer}", f"--initial-advertise-peer-urls={peer}"]
+        command += self._words
         if self.netns is not None:
             command = ["ip", "netns", "exec", self.netns, *command]
         with (self.place / "etcd.log").open("ab") as log:
@@ -58,7 +77,8 @@ class Etcd:
 
         def ask() -> dict[str, Any]:
             data = json.dumps(body).encode()
-            with urllib.request.urlopen(f"{self.url}/v3/{path}", data, timeout=5) as answer:
+            place, tls = f"{self.url}/v3/{path}", self._tls
+            with urllib.request.urlopen(place, data, timeout=5, context=tls) as answer:
                 told: dict[str, Any] = json.load(answer)
                 return told
 
@@ -89,7 +109,8 @@ class Etcd:
     def _healthy(self) -> bool:
         def ask() -> bool:
             try:
-                with urllib.request.urlopen(f"{self.url}/health", timeout=2) as answer:
+                place, tls = f"{self.url}/health", self._tls
+                with urllib.request.urlopen(place, timeout=2, context=tls) as answer:
                     return b'"true"' in answer.read()
             except OSError:
                 return False

@@ -289,6 +289,17 @@ def remote_subnets(draw: st.Draw, family6: bool, behind: list[Prefix]) -> tuple[
 
 
 @st.composite
+def host_routes(draw: st.Draw, ground: Ground, host: HostPort | None) -> dict[str, Any]:
+    """Behind the host are some of a network's own addresses, or all that are nobody's."""
+    if host is None or not draw(st.booleans()):
+        return {}
+    whole = next(p for p in ground.prefixes if p.version == host.peer.version)
+    low, high = whole.subnets()
+    chosen = draw(st.sampled_from([(), (whole,), (low,), (high,), (low, high)]))
+    return {"host_route": True, "host_subnets": chosen}
+
+
+@st.composite
 def networks(draw: st.Draw, vni: int, outline: Node, domain: str | None) -> Network:
     """`outline`: the node that is to have it. With NAT only where there is a way out."""
     ground = GROUNDS[1 if domain and vni != VNIS[0] else 0]
@@ -313,7 +324,7 @@ def networks(draw: st.Draw, vni: int, outline: Node, domain: str | None) -> Netw
             draw(balancers(f"lb{i}", live, host))
             for i in range(draw(st.sampled_from([0, 1, 1, 2])))
         ),
-        host_route=host is not None and draw(st.booleans()),
+        **draw(host_routes(ground, host)),
         routing_domain=domain,
         max_flows=draw(st.sampled_from([0, 0, 0, 1, 3])),
         wire=draw(st.just(Wire()) | wires),
@@ -348,7 +359,11 @@ def apart(node: Node) -> Node:
         ]
         made.append(
             replace(
-                network, load_balancers=tuple(kept), endpoints=tuple(ends), host_route=host_route
+                network,
+                load_balancers=tuple(kept),
+                endpoints=tuple(ends),
+                host_route=host_route,
+                host_subnets=network.host_subnets if host_route else (),
             )
         )
     return replace(node, networks=tuple(made))
@@ -423,7 +438,8 @@ def edits(draw: st.Draw, node: Node) -> Node:
     else:
         new = draw(networks(int(old.vni), node, old.routing_domain))
         field = "load_balancers" if field == "backends" else field
-        changed = replace(old, **{field: getattr(new, field)})
+        fields = ["host_route", "host_subnets"] if field == "host_route" else [field]
+        changed = replace(old, **{key: getattr(new, key) for key in fields})
     return _replaced(node, old, changed)
 
 

@@ -1,5 +1,6 @@
 """The flannel front door: its documents, and its lease and watch against a real etcd."""
 
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,11 +14,12 @@ import pytest
 from dataplane.address import Mac
 from dataplane.errors import DocumentError
 from dataplane.flannel import peers, subnet_env
+from dataplane.flannel.access import Access, EtcdError
 from dataplane.flannel.documents import Subnet, read_config, read_lease
-from dataplane.flannel.etcd import Client, CompactedError, EtcdError, Item
+from dataplane.flannel.etcd import Client, CompactedError, Item
 from dataplane.flannel.keeper import Identity, Keeper
 from dataplane.flannel.translate import mtu, network, remote_subnets
-from dataplane.model import Underlay
+from dataplane.model import HostPort, Tap, Underlay
 from tests.etcd_server import WHY_NOT, Etcd
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -183,9 +185,17 @@ def test_what_a_peer_writes_refuses_nobody_else() -> None:
     }
     bad = {"10.6.1.0-24", "10.5.0.0-16", "10.5.60.0-24", "10.5.61.0-24", "10.5.62.0-24", DUAL_KEY}
     assert refused.keys() == bad
-    made = network(CONFIG, own, found, (), underlay)
+    made = network(CONFIG, own, found, (), underlay, None)
     assert (made.vni, made.mtu, made.dr_mac) == (42, 1450, MAC)
     assert made.gateways == (ip_address("10.5.19.1"),)
+    host = HostPort(
+        address=IPv4Address("169.254.1.1"), peer=IPv4Address("169.254.1.2"), tap=Tap(name="f0")
+    )
+    behind = network(CONFIG, own, found, (), underlay, host)
+    assert (behind.host_subnets, behind.host_route) == ((IPv4Network("10.5.19.0/24"),), True)
+    assert behind.gateways == (ip_address("10.5.0.1"),), "10.5.19.1 is the bridge's"
+    first = own._replace(subnet=read_lease("10.5.0.0-24", V4_VALUE).subnet)
+    assert network(CONFIG, first, found, (), underlay, host).gateways == (ip_address("10.5.0.254"),)
 
 
 # ---- a real etcd -----------------------------------------------------------------------------
@@ -273,6 +283,62 @@ def test_a_watch_tells_all_and_says_when_it_cannot(etcd: Etcd) -> None:
             watch.next(10)
     with pytest.raises(EtcdError):
         client.list("/net/subnets")
+
+
+@pytest.fixture
+def certificate(tmp_path: Path) -> tuple[Path, Path]:
+    """One for all: a server's, a client's, and the authority's."""
+    if not shutil.which("openssl"):
+        pytest.skip("openssl is not installed")
+    pem, key = tmp_path / "all.pem", tmp_path / "all.key"
+    words = "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /O=n1"
+    words += f" -addext subjectAltName=IP:127.0.0.1 -keyout {key} -out {pem}"
+    subprocess.run(["openssl", *words.split()], check=True, capture_output=True)
+    return pem, key
+
+
+@real
+def test_certificates_and_a_user(tmp_path: Path, certificate: tuple[Path, Path]) -> None:
+    """etcd knows only who has both; a token that it has forgotten is replaced."""
+    etcd = Etcd(tmp_path, certificate=certificate).start()
+    try:
+        etcd.call("auth/user/add", {"name": "root", "password": "secret"})
+        etcd.call("auth/role/add", {"name": "root"})
+        etcd.call("auth/user/grant", {"user": "root", "role": "root"})
+        etcd.call("auth/enable", {})
+        pem, key = map(str, certificate)
+        whole = Access(pem, pem, key, "root", "secret")
+        for less, why in (
+            (whole._replace(username=""), "permission denied"),
+            (whole._replace(password="wrong"), "authentication failed"),
+            (whole._replace(cert=None, key=None), "https://"),
+            (whole._replace(ca=None), "certificate verify failed"),
+        ):
+            with pytest.raises(EtcdError, match=why):
+                Client([etcd.url], less).list("/net/subnets")
+        client = Client([etcd.url], whole)
+        held = Keeper(client, "/net", ME).acquire(CONFIG, None)
+        with client.watch("/net/subnets", held.revision + 1) as watch:
+            Keeper(client, "/net", ME).renew(held)
+            assert len(watch.next(10)) == 1
+        etcd.kill()
+        etcd.start()
+        assert len(client.list("/net/subnets")[1]) == 1
+    finally:
+        etcd.kill()
+
+
+@pytest.mark.parametrize(
+    ("fields", "what"),
+    [
+        ({"ca": "/nowhere/ca.pem"}, "/nowhere/ca.pem: No such file"),
+        ({"ca": __file__}, "not in PEM"),
+        ({"key": __file__}, "a key without its certificate"),
+    ],
+)
+def test_bad_certificates_are_named(fields: dict[str, str], what: str) -> None:
+    with pytest.raises(EtcdError, match=what):
+        Client(["https://127.0.0.1:2379"], Access(**fields))
 
 
 DYING = """

@@ -1,19 +1,26 @@
-"""Two nodes of ours and a kernel's VXLAN device, set up as flannel does, in one overlay.
+"""Three nodes of ours and two kernels' VXLAN devices, set up as flannel does, in one overlay.
 
-hub (etcd, 10.99.0.100; routes) ── a (10.99.0.1, ours), b (10.99.0.2, ours), k (10.99.0.3, kernel)
+hub (etcd, 10.99.0.100; routes) ── a, b, c (10.99.0.1, .2, .5: ours), k, l (.3, .4: kernels)
+
+The pods of a and b are at TAPs, in namespaces pa and pb. Of c the host itself has the lease, with a
+bridge as flannel's CNI plugin makes it, and a pod there, pc.
 
 DATAPLANE_OUTAGE says for how many seconds etcd is gone.
 """
 
 import base64
+import contextlib
+import itertools
 import json
 import os
 import signal
+import socket
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from ipaddress import IPv4Network, ip_address
+from ipaddress import IPv4Network, ip_address, ip_interface
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +29,8 @@ import pytest
 from dataplane.api.client import Client
 from dataplane.document import dump
 from dataplane.flannel.documents import Lease, read_lease
-from dataplane.model import Document, Node, Underlay
+from dataplane.model import Document, HostPort, Node, Tap, Underlay
+from dataplane.netns import inside
 from tests.etcd_server import WHY_NOT, Etcd
 from tests.live_node import Process
 from tests.peers.wire import ip
@@ -33,12 +41,25 @@ OUTAGE = float(os.environ.get("DATAPLANE_OUTAGE", "4"))
 ROOT = "/coreos.com/network"
 VNI, PORT = 424_242, 4790
 CONFIG = json.dumps(
-    {"Network": "10.5.0.0/16", "Backend": {"Type": "vxlan", "VNI": VNI, "Port": PORT}}
+    {
+        "Network": "10.5.0.0/16",
+        "SubnetMax": "10.5.50.0",
+        "Backend": {"Type": "vxlan", "VNI": VNI, "Port": PORT},
+    }
 ).encode()
-UNDER = {"a": "10.99.0.1", "b": "10.99.0.2", "k": "10.99.0.3"}
+UNDER = {f: f"10.99.0.{n}" for n, f in enumerate("abklc", 1)}
 HUB = "10.99.0.100"
 KERNEL_SUBNET, KERNEL_MAC = IPv4Network("10.5.57.0/24"), "7e:5b:fa:eb:b1:26"
+KERNELS = {
+    "k": (KERNEL_SUBNET, KERNEL_MAC),
+    "l": (IPv4Network("10.5.58.0/24"), "7e:5b:fa:eb:b1:27"),
+}
 DEVICE = "flannel.n"
+HOST = HostPort(
+    address=ip_address("169.254.77.2"),
+    peer=ip_address("169.254.77.1"),
+    tap=Tap(name="flannel.ours", mtu=1450),
+)
 
 
 def kernel_lease(public_ip: str = UNDER["k"], mac: str = KERNEL_MAC) -> bytes:
@@ -69,19 +90,37 @@ class Overlay:
 
     def pods(self) -> dict[str, str]:
         """The address of each namespace's end of the overlay."""
-        kernel = str(KERNEL_SUBNET.network_address)
-        return {f"p{n}": _address(self.names[f"p{n}"], "web") for n in self.nodes} | {"k": kernel}
+        found = {f"p{n}": _address(self.names[f"p{n}"], "web") for n in self.nodes}
+        found["c"] = str(self.leases()[UNDER["c"]].subnet.v4.network_address)
+        return found | {k: str(subnet.network_address) for k, (subnet, _) in KERNELS.items()}
 
-    def follow(self) -> None:
-        """What flannel does at the kernel's node for each lease of ours, in its order."""
+    def follow(self, kernel: str) -> None:
+        """What flannel does at a kernel's node for each lease of others, in its order."""
         for public_ip, lease in self.leases().items():
-            if public_ip == UNDER["k"]:
+            if public_ip == UNDER[kernel]:
                 continue
             at, mac = lease.subnet.v4.network_address, lease.mac
-            ip(self.names["k"], f"neigh replace {at} lladdr {mac} dev {DEVICE} nud permanent")
+            ip(self.names[kernel], f"neigh replace {at} lladdr {mac} dev {DEVICE} nud permanent")
             fdb = f"fdb replace {mac} dst {public_ip} dev {DEVICE} self permanent"
-            run("bridge", "-n", self.names["k"], *fdb.split())
-            ip(self.names["k"], f"route replace {lease.subnet.v4} via {at} dev {DEVICE} onlink")
+            run("bridge", "-n", self.names[kernel], *fdb.split())
+            ip(self.names[kernel], f"route replace {lease.subnet.v4} via {at} dev {DEVICE} onlink")
+
+    def plug(self) -> None:
+        """What flannel's CNI plugin does at c: a bridge with the lease's first address, and a pod
+        there."""
+        env = self.nodes["c"].place / "subnet.env"
+        told = dict(line.split("=") for line in env.read_text().splitlines())
+        gateway, mtu = ip_interface(told["FLANNEL_SUBNET"]), told["FLANNEL_MTU"]
+        ip(
+            self.names["c"],
+            "link add cni0 type bridge",
+            f"addr add {gateway} dev cni0",
+            "link set cni0 up",
+            f"link add pod mtu {mtu} type veth peer name web mtu {mtu} netns {self.names['pc']}",
+            "link set pod master cni0 up",
+        )
+        web = f"addr add {gateway.ip + 1}/{gateway.network.prefixlen} dev web"
+        ip(self.names["pc"], web, "link set web up", f"route add default via {gateway.ip}")
 
 
 def run(*words: str) -> str:
@@ -104,7 +143,7 @@ def until(true: Callable[[], Any], seconds: float = 10.0) -> None:
 def overlay(
     module_netns: Callable[..., list[str]], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Overlay]:
-    labels = ("hub", "a", "b", "k", "pa", "pb")
+    labels = ("hub", *UNDER, "pa", "pb", "pc")
     names = dict(zip(labels, module_netns(*labels), strict=True))
     ip(names["hub"], f"addr add {HUB}/32 dev lo")
     run("ip", "netns", "exec", names["hub"], "sysctl", "-qw", "net.ipv4.ip_forward=1")
@@ -113,24 +152,29 @@ def overlay(
         ip(names["hub"], f"link set to-{label} up", f"route add {address}/32 dev to-{label}")
         ip(names[label], f"addr add {address}/32 dev under", "link set under up")
         ip(names[label], f"route add {HUB} dev under", f"route add default via {HUB}")
-    vxlan = f"type vxlan id {VNI} local {UNDER['k']} dev under dstport {PORT} nolearning"
-    ip(
-        names["k"],
-        f"link add name {DEVICE} address {KERNEL_MAC} {vxlan}",
-        f"link set {DEVICE} mtu 1450 up",
-        f"addr add {KERNEL_SUBNET.network_address}/32 dev {DEVICE}",
-    )
+    for kernel, (subnet, mac) in KERNELS.items():
+        vxlan = f"type vxlan id {VNI} local {UNDER[kernel]} dev under dstport {PORT} nolearning"
+        ip(
+            names[kernel],
+            f"link add name {DEVICE} address {mac} {vxlan}",
+            f"link set {DEVICE} mtu 1450 up",
+            f"addr add {subnet.network_address}/32 dev {DEVICE}",
+        )
     etcd = Etcd(tmp_path_factory.mktemp("etcd"), HUB, names["hub"]).start()
     nodes: dict[str, Process] = {}
     try:
         etcd.put(f"{ROOT}/config", CONFIG)
-        etcd.put(f"{ROOT}/subnets/10.5.57.0-24", kernel_lease())
-        for label in ("a", "b"):
+        for kernel, (subnet, mac) in KERNELS.items():
+            key = f"{ROOT}/subnets/{subnet.network_address}-24"
+            etcd.put(key, kernel_lease(UNDER[kernel], mac))
+        for label in ("a", "b", "c"):
             nodes[label] = node(label, names, etcd, tmp_path_factory.mktemp(label)).start()
         made = Overlay(etcd, nodes, names)
-        until(lambda: len(made.leases()) == 3)
-        until(lambda: all(len(made.remotes(n)) == 2 for n in nodes))
-        made.follow()
+        until(lambda: len(made.leases()) == 5)
+        until(lambda: all(len(made.remotes(n)) == 4 for n in nodes))
+        for kernel in KERNELS:
+            made.follow(kernel)
+        made.plug()
         yield made
         for process in nodes.values():
             assert process.end() == 0, process.log.read_text()
@@ -144,8 +188,12 @@ def overlay(
 def node(label: str, names: dict[str, str], etcd: Etcd, place: Path) -> Process:
     underlay = Underlay(address=ip_address(UNDER[label]), port=PORT)
     words = ["--flannel", etcd.url, "--flannel-env", str(place / "subnet.env")]
-    made = Process(names[label], place, *words, "--flannel-endpoint", f"web@{names['p' + label]}")
-    made.file.write_text(dump(Document(node=Node(name=label, underlay=underlay))))
+    host = HOST if label == "c" else None
+    if host is None:
+        words += ["--flannel-endpoint", f"web@{names['p' + label]}"]
+    made = Process(names[label], place, *words)
+    policy = Node(name=label, underlay=underlay, host_port=host)
+    made.file.write_text(dump(Document(node=policy)))
     return made
 
 
@@ -169,13 +217,50 @@ class Ping:
 
 
 def test_every_pair_pings_with_the_largest_packet(overlay: Overlay) -> None:
-    """1450 octets, not to be fragmented, both ways between all three nodes."""
+    """1450 octets, not to be fragmented, both ways between all five nodes."""
     pods = overlay.pods()
+    assert len(pods) == 6
     for source in pods:
         for target, address in pods.items():
             if source != target:
                 words = ["-c1", "-W5", "-Mdo", "-s1422", address]
                 run("ip", "netns", "exec", overlay.names[source], "ping", *words)
+
+
+def test_every_pair_has_tcp_both_ways(overlay: Overlay) -> None:
+    """256 KiB there and back, equal to the last octet."""
+    words = os.urandom(1 << 18)
+
+    def server(netns: str) -> socket.socket:
+        return inside(netns, lambda: socket.create_server(("", 8080)))
+
+    with contextlib.ExitStack() as made:
+        pods = overlay.pods()
+        servers = {p: made.enter_context(server(overlay.names[p])) for p in pods}
+        for listening in servers.values():
+            threading.Thread(target=echo, args=(listening, len(pods) - 1), daemon=True).start()
+        for source, target in itertools.permutations(pods, 2):
+            place = pods[target], 8080
+            client = inside(
+                overlay.names[source], lambda place=place: socket.create_connection(place, 5)
+            )
+            with client, client.makefile("rb") as told:
+                threading.Thread(target=client.sendall, args=(words,), daemon=True).start()
+                assert told.read(len(words)) == words, (source, target)
+
+
+def echo(listening: socket.socket, clients: int) -> None:
+    for _ in range(clients):
+        with listening.accept()[0] as client:
+            while words := client.recv(1 << 16):
+                client.sendall(words)
+
+
+def test_the_host_speaks_from_its_subnet(overlay: Overlay) -> None:
+    """As with flannel's device: an address and a route, which go with the node's TAP."""
+    at = overlay.pods()["c"]
+    told = run("ip", "-n", overlay.names["c"], "route", "get", overlay.pods()["pa"])
+    assert f"dev {HOST.tap.name} src {at} " in told
 
 
 def test_subnet_env_tells_the_lease(overlay: Overlay) -> None:
@@ -276,7 +361,34 @@ def test_a_thousand_leases_appear_within_a_second(overlay: Overlay) -> None:
         begin = time.monotonic()
         for at in range(0, 1000, 125):
             overlay.etcd.call("kv/txn", {"success": puts[at : at + 125]})
-        until(lambda: client.describe("networks", "flannel")["remote_subnets"] >= 1003, 30)
+        until(lambda: client.describe("networks", "flannel")["remote_subnets"] >= 1005, 30)
         took = time.monotonic() - begin
     print(f"1,000 leases in {took:.3f} s")
     assert took < 1.0, f"{took:.2f} s"
+
+
+def test_a_subnet_that_another_node_took_is_left_to_it(overlay: Overlay) -> None:
+    """Of a the endpoint, of c the host: each has a subnet of another number then."""
+    for label in ("a", "c"):
+        lease = overlay.leases()[UNDER[label]]
+        thief = kernel_lease("10.99.0.9", "02:00:00:00:00:09")
+        overlay.etcd.put(f"{ROOT}/subnets/{lease.subnet.key()}", thief)
+        until(lambda label=label: UNDER[label] in overlay.leases())
+        fresh = overlay.leases()[UNDER[label]]
+        assert fresh.mac == lease.mac and fresh.subnet != lease.subnet
+        until(lambda fresh=fresh: str(fresh.subnet.v4) in overlay.remotes("b"))
+    subnet = overlay.leases()[UNDER["a"]].subnet.v4
+
+    def moved() -> bool:
+        """The TAP is another one, and may be none just now."""
+        with contextlib.suppress(subprocess.CalledProcessError, IndexError):
+            return ip_address(overlay.pods()["pa"]) in subnet
+        return False
+
+    until(moved)
+    pods = overlay.pods()
+    for source, target in (("pa", "c"), ("c", "pb"), ("pb", "pa")):
+        words = ["ping", "-c1", "-W5", pods[target]]
+        run("ip", "netns", "exec", overlay.names[source], *words)
+    told = run("ip", "-n", overlay.names["c"], "address", "show", "dev", HOST.tap.name)
+    assert pods["c"] in told and told.count("inet ") == 2, "the address of before is gone"

@@ -6,6 +6,7 @@ Three nodes: a serves the clients and balances, b and c hold backends.
 import struct
 from collections import Counter
 from ipaddress import ip_address, ip_network
+from typing import Any
 
 import pytest
 from msgspec.structs import replace
@@ -521,6 +522,42 @@ def test_host_route_both_ways() -> None:
     assert other.reason is Reason["NO_ROUTE"]
     closed = World(network())
     assert closed.host("udp 198.51.100.2:9 > 10.1.1.3:53").reason is Reason["NO_ROUTE"]
+
+
+def test_subnets_behind_the_host() -> None:
+    """As containers on its bridge: met by endpoints and remote subnets, and by nobody as another's
+    address."""
+    subnets = ip_network("10.1.9.0/24"), ip_network("10.1.1.0/29")
+    world = World(network(host_route=True, host_subnets=subnets))
+    far = world.host("udp 10.1.9.5:9 > 10.1.2.9:53")
+    assert seen(far) == ("underlay", "10.1.9.5:9", "10.1.2.9:53")
+    fresh = world.underlay("udp 10.1.2.9:1 > 10.1.9.77:53")
+    assert seen(fresh) == ("host", "10.1.2.9:1", "10.1.9.77:53")
+    near = world.at(WEB, "udp 10.1.1.2:9 > 10.1.1.6:53")
+    assert seen(near)[0] == "host"
+    assert seen(world.host("udp 10.1.9.5:9 > 10.1.1.3:53"))[0] == "blue/db"
+    for taken in ("10.1.1.2", "10.1.2.9", "10.1.4.4"):
+        spoofed = world.host(f"udp {taken}:9 > 10.1.2.9:54")
+        assert spoofed.reason in (Reason["GUARD_IP"], Reason["NO_ROUTE"]), taken
+    elsewhere = world.underlay("udp 10.1.9.5:9 > 10.1.9.6:54")
+    assert elsewhere.reason is Reason["SOURCE_NOT_BEHIND_VTEP"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "what"),
+    [
+        ({"host_route": False}, "the host is not routed to"),
+        ({"host_subnets": (ip_network("10.2.0.0/24"),)}, "lies outside"),
+        ({"host_subnets": (ip_network("10.1.2.0/24"),)}, "10.1.2.0/24 is the address of a local"),
+        ({"host_subnets": (ip_network("10.1.0.0/24"), ip_network("10.1.0.0/25"))}, "overlaps"),
+        ({"prefixes": (ip_network("fd00::/64"),), "endpoints": (),
+          "host_subnets": (ip_network("fd00::/80"),)}, "IP version of the host port"),
+    ],
+)  # fmt: skip
+def test_bad_subnets_behind_the_host(fields: dict[str, Any], what: str) -> None:
+    good = {"host_route": True, "host_subnets": (ip_network("10.1.9.0/24"),)}
+    with pytest.raises(DocumentError, match=what):
+        World(network(**good | fields))
 
 
 def test_the_host_is_no_neighbour() -> None:

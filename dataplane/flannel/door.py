@@ -14,18 +14,20 @@ from typing import NamedTuple, Self
 from msgspec import json as msgspec_json
 from msgspec.structs import replace
 
-from dataplane.address import Mac
+from dataplane.address import IP, Mac
 from dataplane.daemon import Daemon
 from dataplane.errors import BusyError, DataplaneError, DocumentError
 from dataplane.flannel import subnet_env
+from dataplane.flannel.access import Access, EtcdError
 from dataplane.flannel.documents import (
     OLD_MAX_VNI,
     Config,
     Subnet,
     read_config,
+    read_lease,
     read_subnet,
 )
-from dataplane.flannel.etcd import Client, CompactedError, EtcdError, Item, Watch
+from dataplane.flannel.etcd import Client, CompactedError, Item, Watch
 from dataplane.flannel.keeper import Held, Identity, Keeper
 from dataplane.flannel.peers import Peers
 from dataplane.flannel.translate import mtu, network, remote_subnets
@@ -49,6 +51,7 @@ class Options(NamedTuple):
     endpoints: tuple[Endpoint, ...] = ()
     env: Path | None = Path(subnet_env.PLACE)
     margin: float = 3600.0
+    access: Access | None = None
 
 
 class Kept(NamedTuple):
@@ -64,7 +67,7 @@ class Flannel:
     def __init__(self, daemon: Daemon, options: Options) -> None:
         """Raises EtcdError where a URL is none, DocumentError where the node cannot take part."""
         self._daemon, self._options = daemon, options
-        self._client = Client(options.urls)
+        self._client = Client(options.urls, options.access)
         self._peers = Peers()
         self._held: Held | None = None
         self._ended = threading.Event()
@@ -162,14 +165,22 @@ class Flannel:
             if name == self._own():
                 if item.revision <= held.revision:
                     continue
-                lost = item.deleted
-                text = "has been removed" if lost else "was written by somebody else"
+                lost = item.deleted or self._is_anothers(name, item)
+                text = "has been removed" if item.deleted else "was written by somebody else"
                 log.warning("flannel: our lease %s %s", name, text)
             elif item.deleted:
                 self._peers.delete(name, time.monotonic())
             else:
                 self._peers.put(name, item.value, item.revision)
         return lost
+
+    def _is_anothers(self, name: str, item: Item) -> bool:
+        """Another node's: all peers go there by now. What nobody can read is nobody's."""
+        assert self._held is not None
+        try:
+            return read_lease(name, item.value).public_ip != self._held.lease.public_ip
+        except DocumentError:
+            return False
 
     def _hold(self, config: Config, held: Held) -> None:
         before, self._held = self._held, held
@@ -203,17 +214,24 @@ class Flannel:
         remote, refused = remote_subnets(config, own, self._peers.in_order(), underlay)
         self._tell_refused(refused | self._peers.refused)
         now = self._daemon.share(ORIGIN)
-        made = network(config, own, remote, self._endpoints(now, own.subnet), underlay)
+        host = self._daemon.policy.host_port
+        made = network(config, own, remote, self._endpoints(now, own.subnet), underlay, host)
         kept = msgspec_json.encode(Kept(own.subnet.key(), str(own.mac))).decode()
         share = Share(networks=(made,), kept=kept)
-        while share != now and not self._ended.is_set():
+        if _addressed(now) - _addressed(share):  # an open TAP has no other addresses
+            staying = tuple(e for e in made.endpoints if e.addresses)
+            self._contribute(replace(share, networks=(replace(made, endpoints=staying),)))
+        self._contribute(share)
+        if self._options.env is not None:
+            self._write_env(subnet_env.text(config, own.subnet, mtu(config, underlay)))
+
+    def _contribute(self, share: Share) -> None:
+        while share != self._daemon.share(ORIGIN) and not self._ended.is_set():
             try:
                 self._daemon.contribute(ORIGIN, share)
                 break
             except BusyError:
                 self._ended.wait(BACK_OFF[0])
-        if self._options.env is not None:
-            self._write_env(subnet_env.text(config, own.subnet, mtu(config, underlay)))
 
     def _endpoints(self, now: Share, subnet: Subnet) -> tuple[Endpoint, ...]:
         """Those asked for, with the addresses they have, if these are of the lease."""
@@ -256,6 +274,11 @@ class Flannel:
             if self._told.get(key) != why:
                 log.warning("flannel: lease %s is not followed: %s", key, why)
         self._told = {k: v for k, v in self._told.items() if k == "vni"} | refused
+
+
+def _addressed(share: Share) -> set[tuple[str, IP]]:
+    """What its endpoints have."""
+    return {(e.name, a) for n in share.networks for e in n.endpoints for a in e.addresses}
 
 
 def _mac(node: str, address: int) -> Mac:

@@ -1,7 +1,7 @@
-"""etcd v3 by its JSON gateway (etcd 3.4 and newer; dev-guide/api_grpc_gateway), over plain HTTP.
+"""etcd v3 by its JSON gateway (etcd 3.4 and newer; dev-guide/api_grpc_gateway), over HTTP or HTTPS.
 
-The gateway needs no library. Keys and values are bytes in base64, numbers of 64 bits come as text,
-and what is zero is left out.
+The gateway needs no library, and knows users by name and password, not by certificate. Keys and
+values are bytes in base64, numbers of 64 bits come as text, and what is zero is left out.
 """
 
 import base64
@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
-from dataplane.errors import DataplaneError
+from dataplane.flannel.access import Access, EtcdError, checked
 
 TIMEOUT = 5.0  # seconds for one answer
 MAX_LINE = 1 << 26  # bytes of one message of a watch
@@ -24,12 +24,12 @@ KEEPALIVE = {socket.TCP_KEEPIDLE: 10, socket.TCP_KEEPINTVL: 5, socket.TCP_KEEPCN
 _TROUBLE = (OSError, http.client.HTTPException, ValueError)
 
 
-class EtcdError(DataplaneError):
-    """etcd does not answer, refuses, or says what nobody understands. Try again later."""
-
-
 class CompactedError(EtcdError):
     """The revision a watch was to begin with is gone: list again."""
+
+
+class _RefusedError(EtcdError):
+    """A server has understood, and will not."""
 
 
 class Item(NamedTuple):
@@ -47,11 +47,16 @@ class Client:
     Of one thread; `close` may come from another.
     """
 
-    def __init__(self, urls: Iterable[str], timeout: float = TIMEOUT) -> None:
-        """Raises EtcdError where a URL is none."""
-        self._urls = [_checked(url) for url in urls]
+    def __init__(
+        self, urls: Iterable[str], access: Access | None = None, timeout: float = TIMEOUT
+    ) -> None:
+        """Raises EtcdError where a URL is none, or a file cannot be used."""
+        self._access = access or Access()
+        self._token = ""
+        self._urls = [checked(url) for url in urls]
         if not self._urls:
             raise EtcdError("no etcd server is named")
+        self._tls = self._access.context()
         self._timeout = timeout
         self._asking: http.client.HTTPConnection | None = None
         self._closed = False
@@ -94,14 +99,15 @@ class Client:
 
     def watch(self, prefix: str, revision: int) -> "Watch":
         """What happens to keys that begin so, from that revision on."""
-        return Watch(self._opened(self._urls[0]), _range(prefix) | {"start_revision": revision})
+        create = _range(prefix) | {"start_revision": revision}
+        return Watch(self._opened(self._urls[0]), create, self._headers())
 
     def _call(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
         trouble: list[str] = []
         for url in list(self._urls):
             try:
                 answer = self._ask(url, path, body)
-            except _TROUBLE as error:
+            except (_RefusedError, *_TROUBLE) as error:
                 trouble.append(f"{url}: {error or type(error).__name__}")
                 self._urls.append(self._urls.pop(0))
             else:
@@ -109,16 +115,38 @@ class Client:
         raise EtcdError("; ".join(trouble))
 
     def _ask(self, url: str, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
+        """Anew as that user where the token may have lapsed."""
+        name = self._access.username
+        if name and not self._token:
+            self._log_in(url)
+            return self._post(url, path, body)
+        try:
+            return self._post(url, path, body)
+        except _RefusedError:
+            if not name:
+                raise
+            self._log_in(url)
+            return self._post(url, path, body)
+
+    def _log_in(self, url: str) -> None:
+        self._token = ""
+        user = {"name": self._access.username, "password": self._access.password}
+        self._token = str(self._post(url, "auth/authenticate", user)["token"])
+
+    def _headers(self) -> dict[str, str]:
+        return {"Authorization": self._token} if self._token else {}
+
+    def _post(self, url: str, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
         with contextlib.closing(self._open(url)) as connection:
             self._asking = connection
             connection.connect()
             if self._closed:
                 raise EtcdError("closed")
-            connection.request("POST", f"/v3/{path}", json.dumps(body))
+            connection.request("POST", f"/v3/{path}", json.dumps(body), self._headers())
             response = connection.getresponse()
             text = response.read()
             if response.status != http.HTTPStatus.OK:
-                raise EtcdError(f"{url} refuses {path}: {_reason(text) or response.reason}")
+                raise _RefusedError(f"refuses {path}: {_reason(text) or response.reason}")
         answer = json.loads(text)
         if not isinstance(answer, dict):
             raise ValueError(f"{path}: no object came")
@@ -126,9 +154,10 @@ class Client:
 
     def _open(self, url: str) -> http.client.HTTPConnection:
         parts = urlsplit(url)
-        secure = parts.scheme == "https"
-        kind = http.client.HTTPSConnection if secure else http.client.HTTPConnection
-        return kind(parts.hostname or "", parts.port or 2379, timeout=self._timeout)
+        place = parts.hostname or "", parts.port or 2379
+        if parts.scheme == "https":
+            return http.client.HTTPSConnection(*place, timeout=self._timeout, context=self._tls)
+        return http.client.HTTPConnection(*place, timeout=self._timeout)
 
     def _opened(self, url: str) -> http.client.HTTPConnection:
         """Its answer may take for ever. Raises EtcdError."""
@@ -144,8 +173,13 @@ class Client:
 class Watch:
     """Events in the order of their revisions, fetched by a thread of its own. A context manager."""
 
-    def __init__(self, connection: http.client.HTTPConnection, create: Mapping[str, Any]) -> None:
-        self._connection, self._create = connection, create
+    def __init__(
+        self,
+        connection: http.client.HTTPConnection,
+        create: Mapping[str, Any],
+        headers: Mapping[str, str],
+    ) -> None:
+        self._connection, self._create, self._headers = connection, create, headers
         self._come: queue.SimpleQueue[list[Item] | EtcdError] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._fetch, name="etcd watch", daemon=True)
 
@@ -182,7 +216,8 @@ class Watch:
 
     def _read(self) -> None:
         connection = self._connection
-        headers = {"Grpc-Metadata-hasleader": "true"}  # ends it where the server lost its cluster
+        # the server ends it where it has lost its cluster
+        headers = {"Grpc-Metadata-hasleader": "true", **self._headers}
         connection.sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         for option, value in KEEPALIVE.items():
             connection.sock.setsockopt(socket.IPPROTO_TCP, option, value)
@@ -211,17 +246,6 @@ def _shut(connection: http.client.HTTPConnection) -> None:
             sock.shutdown(socket.SHUT_RDWR)
 
 
-def _checked(url: str) -> str:
-    parts = urlsplit(url)
-    try:
-        sound = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:
-        sound = False
-    if not sound or parts.path not in ("", "/") or parts.username is not None:
-        raise EtcdError(f"{url}: is no address of an etcd server (as in http://127.0.0.1:2379)")
-    return url.rstrip("/")
-
-
 def _range(prefix: str) -> dict[str, str]:
     """etcd's own words for "begins with": up to the prefix with its last byte one more."""
     raw = prefix.encode()
@@ -244,5 +268,5 @@ def _revision(answer: Mapping[str, Any]) -> int:
 def _reason(text: bytes) -> str:
     try:
         return str(json.loads(text)["message"])
-    except (ValueError, KeyError, TypeError):
-        return ""
+    except (ValueError, KeyError, TypeError):  # what stands before the gateway speaks plainly
+        return text[:200].decode(errors="replace").strip()

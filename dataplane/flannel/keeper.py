@@ -13,8 +13,9 @@ from typing import NamedTuple, TypeVar
 
 from dataplane.address import Mac
 from dataplane.errors import DocumentError
+from dataplane.flannel.access import EtcdError
 from dataplane.flannel.documents import Config, Family, Lease, Subnet, read_lease, read_subnet
-from dataplane.flannel.etcd import Client, EtcdError, Item
+from dataplane.flannel.etcd import Client, Item
 
 TTL = 24 * 3600  # seconds a lease lives
 ATTEMPTS = 10
@@ -66,10 +67,6 @@ class Keeper:
         if fresh is None:
             raise EtcdError(f"lease {held.lease.subnet.key()} is no more as we wrote it")
         return fresh
-
-    def leave(self, held: Held) -> None:
-        """The node is none of the overlay any more. Raises EtcdError."""
-        self._client.delete_if(self._key(held.lease.subnet), held.revision)
 
     def _try(
         self,

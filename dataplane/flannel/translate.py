@@ -7,9 +7,9 @@ from collections.abc import Iterable, Iterator
 from ipaddress import IPv4Network, IPv6Network
 from typing import NamedTuple
 
-from dataplane.address import IP, Mac, Vni
-from dataplane.flannel.documents import Config, Lease
-from dataplane.model import Endpoint, Network, RemoteSubnet, Underlay
+from dataplane.address import IP, Mac, Prefix, Vni
+from dataplane.flannel.documents import Config, Family, Lease
+from dataplane.model import Endpoint, HostPort, Network, RemoteSubnet, Underlay
 from dataplane.validate_remotes import vtep
 
 NETWORK = "flannel"
@@ -35,21 +35,38 @@ def network(
     remote: tuple[RemoteSubnet, ...],
     endpoints: tuple[Endpoint, ...],
     underlay: Underlay,
+    host: HostPort | None,
 ) -> Network:
-    """Endpoints take their addresses out of the lease; its first address is their gateway."""
+    """Endpoints take their addresses out of the lease; its first address is their gateway.
+
+    Where there are none, but a host port, the host has the lease, as behind flannel's own device.
+    """
     subnets = [s for s in (own.subnet.v4, own.subnet.v6) if s is not None]
     families = [f for f in (config.v4, config.v6) if f is not None]
+    behind: tuple[Prefix, ...] = ()
+    gateways: tuple[IP, ...] = tuple(subnet.network_address + 1 for subnet in subnets)
+    if host is not None and not endpoints:
+        behind = tuple(s for s in subnets if s.version == host.address.version)
+        gateways = tuple(map(_router, families, subnets))  # the first address is the bridge's
     return Network(
         name=NETWORK,
         vni=Vni(config.vni),
         prefixes=tuple(family.network for family in families),
-        gateways=tuple(subnet.network_address + 1 for subnet in subnets),
+        gateways=gateways,
         pool=tuple(subnets),
         dr_mac=own.mac,
         mtu=mtu(config, underlay),
         remote_subnets=remote,
         endpoints=endpoints,
+        host_route=bool(behind),
+        host_subnets=behind,
     )
+
+
+def _router(family: Family, subnet: IPv4Network | IPv6Network) -> IP:
+    """An address of the overlay's that no node has: its first one, as the first subnet is none."""
+    first = family.network[1]
+    return first if first not in subnet else subnet[-2]
 
 
 def remote_subnets(

@@ -219,6 +219,7 @@ def _add_routes(
     routes.extend(Route((ip16(g), 128), "gateway") for g in source.gateways)
     if source.host_route and node.host_port is not None:
         routes.append(Route((ip16(node.host_port.peer), 128), "host"))
+        routes.extend(Route(span(p), "host") for p in source.host_subnets)
 
 
 def _adjacency(remote: model.RemoteSubnet, network: model.Network) -> Adjacency:
