@@ -144,6 +144,15 @@ def cli() -> None:
     help="Threads that forward, each with a queue of each port.",
 )
 @click.option(
+    "--log",
+    "log_form",
+    type=click.Choice(["text", "json"]),
+    default="text",
+    show_default=True,
+    envvar="DATAPLANE_LOG",
+    help="Form of the log on stderr: lines, or a JSON object each.",
+)
+@click.option(
     "--sandbox/--no-sandbox",
     "confined",
     default=True,
@@ -166,6 +175,7 @@ def run(
     pid_file: str | None,
     offload: bool,
     xdp: str | None,
+    log_form: str,
     confined: bool,
     busy_poll: int,
     workers: int,
@@ -185,10 +195,12 @@ def run(
     SIGUSR2          a new process takes over: ports, flows, NAT bindings, policy
     SIGINT, SIGTERM  end it, remove what it made, and tell the final counters
     """
+    from dataplane import logs
     from dataplane import run as runner
     from dataplane.daemon import Tuning
     from dataplane.engine import Limits
 
+    logs.begin(log_form)
     places = runner.Places(file, state, control, not no_control, read_control, stats_file, pid_file)
     limits = Limits(max_flows=max_flows, max_bindings=max_bindings, max_rules=max_rules)
     tuning = Tuning(offload, busy_poll, workers, xdp)

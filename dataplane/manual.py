@@ -22,7 +22,7 @@ FILES = (
     ("/dev/net/tun", "where TAPs come from"),
 )
 ENVIRONMENT = (
-    ("DATAPLANE_OFFLOAD, DATAPLANE_XDP, DATAPLANE_WORKERS", "as the options of run"),
+    ("DATAPLANE_OFFLOAD, DATAPLANE_XDP, DATAPLANE_WORKERS, DATAPLANE_LOG", "options of run"),
     ("DATAPLANE_SOCKET", "control socket that commands ask, instead of --socket"),
     ("NO_COLOR", "no colours on the screen"),
 )

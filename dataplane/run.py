@@ -182,7 +182,6 @@ def run(
 
     Raises DataplaneError.
     """
-    logging.basicConfig(format="%(message)s", level=logging.INFO)
     with contextlib.ExitStack() as made:
         made.enter_context(_signals_held())
         inherited = Inherited(successor) if successor is not None else None

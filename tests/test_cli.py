@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import stat
 import subprocess
 import sys
@@ -277,6 +278,18 @@ def test_trace_says_what_it_cannot_use(words: tuple[str, ...]) -> None:
 def test_run_wants_a_node_of_several() -> None:
     done = process("-m", "dataplane", "run", str(DEMO))
     assert (done.returncode, done.stderr) == (2, "which node? There are: a, b\n")
+
+
+def test_the_log_may_be_json() -> None:
+    code = (
+        "import logging; from dataplane import logs; logs.begin('json');"
+        "log = logging.getLogger('dataplane'); log.warning('two\\nlines of %s', 1);"
+        "\ntry: 1 / 0\nexcept ZeroDivisionError: log.exception('at')"
+    )
+    first, second = (json.loads(line) for line in process("-c", code).stderr.splitlines())
+    assert (first["level"], first["message"]) == ("warning", "two\nlines of 1")
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", first["time"])
+    assert "ZeroDivisionError" in second["exception"]
 
 
 def test_run_says_which_port_it_cannot_open() -> None:

@@ -46,7 +46,7 @@ C_TIERS = (
 )
 
 PYTHON_TIERS = (
-    ("_engine", "clock", "errors", "garbage", "memo", "service", "tables"),
+    ("_engine", "clock", "errors", "garbage", "logs", "memo", "service", "tables"),
     ("sandbox",),
     ("address", "regions", "tree"),
     ("model", "ids", "jsontree", "yamltree", "netns", "pcap", "packet_spec", "reasons", "records"),

@@ -1,5 +1,6 @@
 """What a running node has given up, and that it can do its work all the same."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -105,13 +106,15 @@ def test_what_is_given_up_fails(what: str, tmp_path: Path) -> None:
 
 def test_it_can_be_turned_off(tmp_path: Path, netns: Callable[..., list[str]]) -> None:
     (place,) = netns("n")
-    process = Process(place, tmp_path, "--no-sandbox")
+    process = Process(place, tmp_path, "--no-sandbox", "--log", "json")
     process.file.write_text(dump(Document(node=policy("web"))))
     process.start()
     try:
         with Client(process.socket) as client:
             (status, *_) = statuses(client.status()["pid"])
         assert (status["Seccomp"], status["NoNewPrivs"]) == ("0", "0")
+        told = [json.loads(line)["message"] for line in process.log.read_text().splitlines()]
+        assert any(message.startswith("ready: node a") for message in told)
     finally:
         process.end()
 
