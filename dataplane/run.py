@@ -105,7 +105,8 @@ class Run:
             control.pause()
 
     def _obey(self, got: signal.struct_siginfo | None) -> None:
-        if got is None:
+        """After a stop (SIGSTOP) of the process `got` may be of no signal (CPython issue)."""
+        if got is None or got.si_signo not in SIGNALS:
             if not self._daemon.is_forwarding:
                 raise PortError("forwarding ended by itself")
             notify("WATCHDOG=1")

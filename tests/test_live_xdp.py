@@ -263,11 +263,18 @@ def test_workers_have_a_queue_each() -> None:
         ports = {"underlay": underlay, "web": tap}
         forwarder = made.enter_context(Forwarder(engine, ports, workers=2))
         made.enter_context(forwarder.background())
+
+        def the_way_is_known() -> bool:
+            before = forwarder.stats()["underlay"]["xdp_tx"]
+            transfer(site.pod, site.peer, REMOTE, 1 << 10)
+            return forwarder.stats()["underlay"]["xdp_tx"] > before
+
+        wait_for(the_way_is_known, 5)
         for _ in range(3):
             transfer(site.pod, site.peer, REMOTE, 2 << 20)
             transfer(site.peer, site.pod, POD, 2 << 20)
         io = forwarder.stats()["underlay"]
-        assert io["xdp_rx"] == io["rx_frames"] and io["xdp_tx"] > 1000
+        assert io["xdp_rx"] == io["rx_frames"] and io["xdp_tx"] > 1000, io
         assert adds_up(engine.stats().totals)
 
 
