@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from dataplane import cli_flannel, cli_node
+from dataplane import cli_cni, cli_flannel, cli_node
 from dataplane.cli_options import call
 from dataplane.errors import (
     BusyError,
@@ -376,6 +376,7 @@ def completion(shell: str) -> None:
 
 
 cli_node.register(cli, EXIT_CODES)
+cli_cni.register(cli, EXIT_CODES)
 
 
 def main() -> None:

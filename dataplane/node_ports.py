@@ -97,7 +97,7 @@ def _take_routes(port: TapPort, routes: Iterable[Route], kept: Iterable[Route]) 
 def devices(node: Node) -> dict[str, Device]:
     """Of a resolved node, by port name."""
     found = {
-        f"{network.name}/{endpoint.name}": _of_endpoint(endpoint, network)
+        f"{network.name}/{endpoint.name}": device_of(endpoint, network)
         for network in node.networks
         for endpoint in network.endpoints
     }
@@ -106,7 +106,8 @@ def devices(node: Node) -> dict[str, Device]:
     return found
 
 
-def _of_endpoint(endpoint: Endpoint, network: Network) -> Device:
+def device_of(endpoint: Endpoint, network: Network) -> Device:
+    """Of a resolved endpoint."""
     assert endpoint.tap is not None and endpoint.mac is not None, "the policy is resolved"
     addresses = tuple((a, _length(a, network), None) for a in endpoint.addresses)
     families = {a.version for a in endpoint.addresses}
@@ -284,11 +285,11 @@ class NodePorts:
         If the block raises they are as they were, else those not wanted any more are closed.
         """
         self._refuse(node)
-        wanted = devices(node)
+        wanted, lost = devices(node), self.lost()
         held = {
             device.place: self._ports[name]
             for name, device in self._devices.items()
-            if name not in self.lost()
+            if name not in lost
         }
         before = self._ports, self._devices
         after: dict[str, VxlanSocket | TapPort] = {UNDERLAY: self._ports[UNDERLAY]}

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 from dataplane import report, sandbox
 from dataplane.api.serve import Control
 from dataplane.api.sockets import socket_of
+from dataplane.cni.attachments import Attachments, living
 from dataplane.daemon import Daemon, Tuning
 from dataplane.document import load, loads
 from dataplane.engine import Limits, choose
@@ -68,6 +69,7 @@ class Run:
     ) -> None:
         self._daemon, self._places = daemon, places
         self._state, self._controls = state, controls
+        self._attachments = Attachments(daemon)
         self._refused: set[str] = set()  # sockets that cannot be made again, and it was said
 
     def serve(self) -> None:
@@ -111,6 +113,7 @@ class Run:
                 raise PortError("forwarding ended by itself")
             notify("WATCHDOG=1")
             self._daemon.look_for_lost_devices()
+            self._look_for_containers()
             self._look_for_sockets()
         elif got.si_signo == signal.SIGHUP:
             self._reload()
@@ -120,6 +123,12 @@ class Run:
             self._hand_over()
         else:
             raise _Stopped(got.si_signo)
+
+    def _look_for_containers(self) -> None:
+        try:
+            self._attachments.drop_dead()
+        except DataplaneError as error:
+            log.error("%s", error)
 
     def _look_for_sockets(self) -> None:
         """Those that were removed are made again; where they cannot be, the log says so once."""
@@ -188,7 +197,7 @@ def run(
         inherited = Inherited(successor) if successor is not None else None
         told = inherited.state if inherited else {}
         state = made.enter_context(_state_dir(places.state, told)) if places.state else None
-        begin = _inheritance(told) if inherited else _beginning(places, node, state)
+        begin = _inheritance(told) if inherited else living(_beginning(places, node, state))
         made.enter_context(_pid_file(places.pid, inherited is not None))
         given_up = [sandbox.enter()] if confined else []
         daemon = made.enter_context(

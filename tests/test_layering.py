@@ -46,8 +46,8 @@ C_TIERS = (
 )
 
 PYTHON_TIERS = (
-    ("_engine", "clock", "errors", "garbage", "logs", "memo", "service", "tables"),
-    ("sandbox",),
+    ("_engine", "cni.plugin", "clock", "errors", "garbage", "logs", "memo", "service", "tables"),
+    ("sandbox", "cni.install"),
     ("address", "regions", "tree"),
     ("model", "ids", "jsontree", "yamltree", "netns", "pcap", "packet_spec", "reasons", "records"),
     (
@@ -90,7 +90,7 @@ PYTHON_TIERS = (
     ("expect", "forwarder", "handover", "host_nat", "node_ports", "report"),
     ("adapters.scapy", "adapters.pytap2", "adapters"),
     ("daemon", "api.mtus", "ingress", "bench_traffic", "demo_base", "demo_net"),
-    ("hns.door",),
+    ("hns.door", "cni", "cni.attachments", "cni.check"),
     ("flannel", "flannel.access", "flannel.documents"),
     ("flannel.etcd",),
     ("flannel.keeper", "flannel.peers", "flannel.subnet_env", "flannel.translate"),
@@ -125,7 +125,7 @@ PYTHON_TIERS = (
     ("verbs.counters", "verbs.windows"),
     ("cli_options",),
     ("cli_windows",),
-    ("cli_flannel", "cli_node"),
+    ("cli_cni", "cli_flannel", "cli_node"),
     ("cli",),
     ("__main__", "__init__"),
 )

@@ -34,10 +34,10 @@ def put(node: Node, path: Mapping[str, str], body: bytes) -> Node:
     Raises DocumentError, MissingError.
     """
     if "part" not in path:
-        network = _made(body, Network, "name", path["network"])
+        network = made(body, Network, "name", path["network"])
         return replace(node, networks=_with(node.networks, network, "name"))
     network, part = _network(node, path["network"]), _part(path["part"])
-    item = _made(body, part.type, part.key, path["name"])
+    item = made(body, part.type, part.key, path["name"])
     items = _with(getattr(network, part.field), item, part.key)
     return _replaced(node, replace(network, **{part.field: items}))
 
@@ -51,23 +51,23 @@ def delete(node: Node, path: Mapping[str, str]) -> Node:
     return _replaced(node, replace(network, **{part.field: items}))
 
 
-def _made(body: bytes, kind: type[Any], key: str, name: str) -> Any:
+def made(body: bytes, kind: type[Any], key: str, name: str) -> Any:
     """The object of a body, which need not repeat its name. Raises DocumentError."""
     converter = Converter()
     try:
         tree, complaints = read_tree(body)
         if isinstance(tree.value, dict):
             tree.value.setdefault(key, Tree(name, 1))
-        made = converter.make(tree, kind)
+        item = converter.make(tree, kind)
         complaints += converter.complaints
     except Complaint as stop:
-        made, complaints = FAULTY, [*converter.complaints, stop]
-    if made is not FAULTY and str(getattr(made, key)) != name:
-        complaints.append(Complaint((key,), f"is {getattr(made, key)}, but the path says {name}"))
+        item, complaints = FAULTY, [*converter.complaints, stop]
+    if item is not FAULTY and str(getattr(item, key)) != name:
+        complaints.append(Complaint((key,), f"is {getattr(item, key)}, but the path says {name}"))
     if complaints:
         faults = (Fault("body", c.line, path_text(c.path), c.message, c.fix) for c in complaints)
         raise DocumentError(tuple(faults))
-    return made
+    return item
 
 
 def _with(items: tuple[Any, ...], item: Any, key: str) -> tuple[Any, ...]:

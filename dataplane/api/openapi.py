@@ -76,6 +76,47 @@ def _change(method: str, path: str, handler: str, summary: str, body: Value | No
 
 
 QUERY = Query("query", 'an HCN query document: {"Filter": {"Name": …}}', {"type": "string"})
+NETWORK = Query("network", "where the endpoint is made", {"type": "string", "minLength": 1})
+CONFIG = Query("config", "the CNI network's name; default: the network's", {"type": "string"})
+
+
+def _of_cni() -> tuple[Operation, ...]:
+    """Endpoints whose TAPs are containers' interfaces."""
+    all_of_them, one = "/v1/attachments", "/v1/attachments/{container}/{ifname}"
+    attached = shapes.ATTACHED
+    return (
+        Operation(
+            *("GET", all_of_them, "get_attachments", "Interfaces of containers"),
+            shape=shapes.ATTACHMENTS,
+        ),
+        Operation(
+            *("POST", all_of_them, "collect_attachments"),
+            "Remove what a CNI network has besides these",
+            (CONFIG,),
+            shapes.VALID_ATTACHMENTS,
+            (200, 400, 409, 413, 507),
+            shapes.REMOVED,
+        ),
+        Operation(
+            *("GET", one, "get_attachment", "One, and what is not as it was made"),
+            answers=(200, 404),
+            shape=attached,
+        ),
+        Operation(
+            *("PUT", one, "put_attachment", "Make a container's interface: an endpoint"),
+            (NETWORK, CONFIG),
+            shapes.ENDPOINT,
+            (200, *REFUSED),
+            attached,
+        ),
+        Operation(
+            *("DELETE", one, "delete_attachment", "Remove it, if it is there"),
+            answers=(200, 409, 507),
+            shape=shapes.REMOVED,
+        ),
+    )
+
+
 _OF_HNS = (200, 400, 404, 405, 409, 413, 422, 507)
 
 
@@ -125,6 +166,7 @@ OPERATIONS = (
         *("DELETE", "/v1/networks/{network}/{part}/{name:path}", "delete_object", "Remove one"),
         None,
     ),
+    *_of_cni(),
     Operation(
         *("GET", "/v1/flows", "get_flows", "The flow table, most packets first"),
         (FILTER, LIMIT, BY),

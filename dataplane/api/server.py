@@ -24,6 +24,8 @@ from dataplane.api import edits, filters, flow_table, health, metrics, page, rea
 from dataplane.api.call import Call
 from dataplane.api.openapi import OPERATIONS, Operation, describe
 from dataplane.api.streams import Streams
+from dataplane.cni import check
+from dataplane.cni.attachments import Attachments, key_of
 from dataplane.daemon import Applied, Daemon
 from dataplane.document import dump, dump_json, loads
 from dataplane.engine import choose
@@ -43,7 +45,7 @@ from dataplane.hns.door import HnsDoor
 from dataplane.hns.errors import HcnError
 from dataplane.ingress import frame_at, owner_of, place_of
 from dataplane.merge import merge
-from dataplane.model import Document, Node
+from dataplane.model import Document, Endpoint, Node
 from dataplane.packet import parse
 from dataplane.tree import MAX_BYTES
 
@@ -157,6 +159,7 @@ class Api:
     def __init__(self, daemon: Daemon) -> None:
         self._daemon, self._engine = daemon, daemon.engine
         self._hns = HnsDoor(daemon)
+        self._attachments = Attachments(daemon)
         self._description = describe()
 
     # policy
@@ -216,6 +219,31 @@ class Api:
                 change(self._node), base=call.base, dry_run=call.flag("dry_run")
             )
         return self._told(applied, call)
+
+    # interfaces of containers
+
+    def get_attachments(self, call: Call) -> Response:
+        return _json({"items": self._attachments.listed()})
+
+    def get_attachment(self, call: Call) -> Response:
+        told, device = self._attachments.find(key_of(call.path))
+        return _json(told | {"faults": check.faults(device)})
+
+    def put_attachment(self, call: Call) -> Response:
+        key, network = key_of(call.path), call.query.get("network", "")
+        endpoint = edits.made(call.body, Endpoint, "name", key[1])
+        config = call.query.get("config", network)
+        return _json(self._attachments.attach(key, network, config, endpoint))
+
+    def delete_attachment(self, call: Call) -> Response:
+        return _json({"removed": self._attachments.detach(key_of(call.path))})
+
+    def collect_attachments(self, call: Call) -> Response:
+        valid = _fields(call.body, {"valid": list}).get("valid", [])
+        if not all(isinstance(v, list) and [*map(type, v)] == [str, str] for v in valid):
+            raise DataplaneError("valid: is no list of pairs of a container and an interface")
+        removed = self._attachments.keep_only(call.query.get("config", ""), map(tuple, valid))
+        return _json({"removed": removed})
 
     # objects of HNS
 

@@ -118,6 +118,19 @@ ECHO = _object(
 )
 HEALTH = _object(forwarding=YES)
 READINESS = _object(ready=YES, faults=_many(TEXT))
+ATTACHED = _object(
+    container=TEXT,
+    ifname=TEXT,
+    config=TEXT,
+    network=TEXT,
+    endpoint=TEXT,
+    netns=TEXT,
+    mac=TEXT,
+    mtu=COUNT,
+    addresses=_many(_object(address=TEXT, gateway=_or_null(TEXT))),
+)
+ATTACHMENTS = _object(items=_many(ATTACHED))
+REMOVED = _object(removed={"type": ["boolean", "array"]})
 SUCCESSION = _object(pid=COUNT)
 PROBLEM: Shape = _object(type=TEXT, status=COUNT, title=TEXT) | {"description": "RFC 9457"}
 PROBLEM["properties"]["faults"] = _many(
@@ -153,7 +166,13 @@ PINGED: Shape = {
         "sequence": {"type": "integer", "minimum": 0, "maximum": 65535},
     },
 }
+VALID_ATTACHMENTS: Shape = {
+    "type": "object",
+    "additionalProperties": False,
+    "properties": {"valid": _many({"type": "array", "items": TEXT, "minItems": 2, "maxItems": 2})},
+}
 DOCUMENT = ref("Document")
+ENDPOINT = ref("EndpointBody")
 NETWORK = ref("NetworkBody")
 PART: Shape = {"anyOf": [ref(f"{part.type.__name__}Body") for part in PARTS.values()]}
 

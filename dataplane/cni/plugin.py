@@ -1,0 +1,358 @@
+#!/usr/bin/python3 -IS
+"""CNI plugin of a dataplane node (specification 0.3.0 to 1.1.0).
+
+One file of the standard library, since runtimes run it in places of their own, and wait for it. The
+node does the work; this asks it over its control socket.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import sys
+import time
+
+TYPE_CHECKING = False  # typing takes longer to load than all the rest
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any, BinaryIO
+
+    Value = dict[str, Any]
+    Environment = dict[str, str]
+
+VERSIONS = ("0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
+SOCKETS = "/run/dataplane"
+PATIENCE = 30.0  # seconds that one answer may take
+TRIES, PAUSE = 20, 0.1  # while another process takes over
+BAD_VERSION, UNSUPPORTED, BAD_ENVIRONMENT, IO, UNDECODABLE, BAD_CONFIG = 1, 2, 4, 5, 6, 7
+BAD_NETNS, TRY_LATER, NOT_AVAILABLE, REFUSED, INTERNAL = 8, 11, 50, 100, 999
+NETNS_NEEDED = ("ADD", "CHECK")
+ATTACHMENT_NEEDED = ("ADD", "CHECK", "DEL")
+CAPABILITIES = ("ips", "mac", "portMappings", "dns")
+
+
+class Failure(Exception):
+    """What the runtime is told: a code of the specification, a message and details."""
+
+    def __init__(self, code: int, message: str, details: str = "") -> None:
+        super().__init__(code, message, details)
+
+
+# ---- the node ----------------------------------------------------------------------------------
+
+
+def socket_of(config: Value) -> str:
+    """The node's control socket: as configured, else the only one of this host."""
+    if "socket" in config:
+        return text(config, "socket")
+    try:
+        found = [name for name in os.listdir(SOCKETS) if name.endswith(".sock")]
+    except OSError:
+        found = []
+    if len(found) > 1:
+        raise Failure(BAD_CONFIG, 'several nodes run here: configure "socket"', ", ".join(found))
+    if not found:
+        raise Failure(TRY_LATER, f"no node runs here: there is no socket in {SOCKETS}")
+    return f"{SOCKETS}/{found[0]}"
+
+
+def ask(config: Value, method: str, path: str, value: Value | None = None) -> Value:
+    """The node's answer. While another process takes the node over it is asked again."""
+    for _ in range(TRIES):
+        status, told = asked(socket_of(config), method, path, value)
+        if status != 409 or "ask again" not in told.get("title", ""):
+            break
+        time.sleep(PAUSE)
+    if status < 400:
+        return told
+    faults = told.get("faults", [])
+    lines = [" ".join(filter(None, (f["path"], f["message"], f["fix"]))) for f in faults]
+    title = told.get("title", f"status {status}")
+    raise Failure(BAD_CONFIG if status in (400, 404, 422) else REFUSED, title, "; ".join(lines))
+
+
+def asked(path: str, method: str, target: str, value: Value | None) -> tuple[int, Value]:
+    """The status and value of one HTTP exchange."""
+    body = b"" if value is None else json.dumps(value).encode()
+    head = f"{method} {target} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
+    head += f"Content-Length: {len(body)}\r\n\r\n"
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+            sock.settimeout(PATIENCE)
+            sock.connect(path)
+            sock.sendall(head.encode() + body)
+            with sock.makefile("rb") as stream:
+                answer = stream.read()
+        told, _, value_told = answer.partition(b"\r\n\r\n")
+        return int(told.split(b" ", 2)[1]), json.loads(value_told)
+    except OSError as error:
+        raise Failure(TRY_LATER, f"{path}: no node answers", str(error)) from None
+    except (ValueError, IndexError):
+        raise Failure(IO, f"{path}: no answer of a node", "is this its control socket?") from None
+
+
+def quoted(word: str) -> str:
+    """As it may stand in a URL."""
+    plain = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.-"
+    return "".join(chr(b) if chr(b) in plain else f"%{b:02X}" for b in word.encode())
+
+
+def attachment(env: Environment) -> str:
+    return f"/v1/attachments/{quoted(env['CNI_CONTAINERID'])}/{quoted(env['CNI_IFNAME'])}"
+
+
+# ---- what is asked for -------------------------------------------------------------------------
+
+
+def text(config: Value, key: str) -> str:
+    value = config.get(key)
+    if not isinstance(value, str) or not value:
+        raise Failure(BAD_CONFIG, f'"{key}" is no text: {json.dumps(value)}')
+    return value
+
+
+def mapping(config: Value, key: str) -> Value:
+    value = config.get(key) or {}
+    if not isinstance(value, dict):
+        raise Failure(BAD_CONFIG, f'"{key}" is no object: {json.dumps(value)}')
+    return value
+
+
+def items(config: Value, key: str, kind: type) -> list[Any]:
+    value = config.get(key) or []
+    if not isinstance(value, list) or not all(isinstance(item, kind) for item in value):
+        raise Failure(BAD_CONFIG, f'"{key}" is no list of such: {json.dumps(value)}')
+    return value
+
+
+def endpoint_of(config: Value, env: Environment, addresses: list[str]) -> Value:
+    """The endpoint that the node shall make; `addresses` are those of an IPAM plugin, if any."""
+    wanted = dict(mapping(config, "endpoint"))
+    runtime = mapping(config, "runtimeConfig")
+    for name in runtime:
+        if name not in CAPABILITIES:
+            raise Failure(UNSUPPORTED, f'runtimeConfig "{name}" is not supported')
+    words = dict(w.partition("=")[::2] for w in env.get("CNI_ARGS", "").split(";") if w)
+    given = addresses or items(runtime, "ips", str) or list(filter(None, [words.get("IP")]))
+    if given:
+        wanted["addresses"] = [address.partition("/")[0] for address in given]
+    if mac := runtime.get("mac") or words.get("MAC"):
+        wanted["mac"] = mac
+    if mapped := items(runtime, "portMappings", dict):
+        wanted["port_mappings"] = [
+            *items(wanted, "port_mappings", dict),
+            *map(port_mapping, mapped),
+        ]
+    wanted["tap"] = {"name": env["CNI_IFNAME"], "netns": env["CNI_NETNS"]}
+    if "mtu" in config:
+        wanted["tap"]["mtu"] = config["mtu"]
+    return wanted
+
+
+def port_mapping(asked_for: Value) -> Value:
+    """In our words: an outside port that leads to the container."""
+    made = {
+        "protocol": asked_for.get("protocol") or "tcp",
+        "port": asked_for.get("hostPort"),
+        "target_port": asked_for.get("containerPort"),
+    }
+    host = asked_for.get("hostIP")
+    return made | ({"vip": host} if host and host not in ("0.0.0.0", "::") else {})
+
+
+# ---- what is told ------------------------------------------------------------------------------
+
+
+def result(config: Value, env: Environment, told: Value) -> Value:
+    """Of ADD, in the shape of the version asked for, behind what plugins before this made."""
+    version = config["cniVersion"]
+    before = mapping(config, "prevResult")
+    interface = {"name": env["CNI_IFNAME"], "mac": told["mac"], "sandbox": env["CNI_NETNS"]}
+    if version == "1.1.0":
+        interface["mtu"] = told["mtu"]
+    interfaces = [*items(before, "interfaces", dict), interface]
+    ips, routes = items(before, "ips", dict), items(before, "routes", dict)
+    for each in told["addresses"]:
+        six = ":" in each["address"]
+        ip = {"address": each["address"], "interface": len(interfaces) - 1}
+        if version < "1":
+            ip["version"] = "6" if six else "4"
+        if each["gateway"]:
+            ip["gateway"] = each["gateway"]
+            routes = [*routes, {"dst": "::/0" if six else "0.0.0.0/0", "gw": each["gateway"]}]
+        ips = [*ips, ip]
+    dns = mapping(mapping(config, "runtimeConfig"), "dns") or mapping(config, "dns")
+    return before | {
+        "cniVersion": version,
+        "interfaces": interfaces,
+        "ips": ips,
+        "routes": routes,
+        "dns": mapping(before, "dns") or dns,
+    }
+
+
+# ---- another plugin's addresses ----------------------------------------------------------------
+
+
+def delegated(config: Value, env: Environment, command: str) -> Value | None:
+    """What the IPAM plugin says to this command; None: none is configured."""
+    kind = mapping(config, "ipam").get("type")
+    if kind is None:
+        return None
+    if not isinstance(kind, str) or "/" in kind:
+        raise Failure(BAD_CONFIG, f"ipam.type is no plugin's name: {json.dumps(kind)}")
+    import subprocess
+
+    places = [f"{place}/{kind}" for place in env.get("CNI_PATH", "").split(":") if place]
+    path = next((place for place in places if os.access(place, os.X_OK)), None)
+    if path is None:
+        raise Failure(BAD_CONFIG, f"there is no IPAM plugin {kind} in CNI_PATH")
+    done = subprocess.run(
+        [path],
+        input=json.dumps(config).encode(),
+        stdout=subprocess.PIPE,
+        env={**env, "CNI_COMMAND": command},
+        check=False,
+    )
+    try:
+        told = json.loads(done.stdout) if done.stdout.strip() else {}
+    except ValueError:
+        raise Failure(UNDECODABLE, f"IPAM plugin {kind}: its answer is not JSON") from None
+    if done.returncode:
+        raise Failure(told.get("code", IO), f"{kind}: {told.get('msg')}", told.get("details", ""))
+    return told
+
+
+# ---- commands ----------------------------------------------------------------------------------
+
+
+def add(config: Value, env: Environment) -> Value:
+    network = text(config, "network")
+    asked_for = f"{attachment(env)}?network={quoted(network)}&config={quoted(config['name'])}"
+    leased = delegated(config, env, "ADD")
+    try:
+        addresses = [ip["address"] for ip in items(leased or {}, "ips", dict)]
+        told = ask(config, "PUT", asked_for, endpoint_of(config, env, addresses))
+        return result(config, env, told)
+    except Failure:
+        if leased is not None:
+            delegated(config, env, "DEL")
+        raise
+
+
+def delete(config: Value, env: Environment) -> None:
+    delegated(config, env, "DEL")
+    ask(config, "DELETE", attachment(env))
+
+
+def check(config: Value, env: Environment) -> None:
+    """Raises Failure where something of what ADD made is gone, or is another."""
+    before = mapping(config, "prevResult")
+    if not before:
+        raise Failure(BAD_CONFIG, "CHECK needs prevResult")
+    delegated(config, env, "CHECK")
+    told = ask(config, "GET", attachment(env))
+    own = {ip.get("address") for ip in items(before, "ips", dict)}
+    faults = told["faults"] + [
+        f"{each['address']} is not in prevResult"
+        for each in told["addresses"]
+        if each["address"] not in own
+    ]
+    if faults:
+        raise Failure(REFUSED, f"{env['CNI_IFNAME']} is not as it was made", "; ".join(faults))
+
+
+def status(config: Value, env: Environment) -> None:
+    delegated(config, env, "STATUS")
+    try:
+        told = ask(config, "GET", "/readyz")
+    except Failure as failure:
+        raise Failure(NOT_AVAILABLE, *failure.args[1:]) from None
+    if not told["ready"]:
+        raise Failure(NOT_AVAILABLE, "the node is not ready", "; ".join(told["faults"]))
+
+
+def collect(config: Value, env: Environment) -> None:
+    """What is not listed goes; IPAM is asked to do so, too, whatever became of that."""
+    valid = items(config, "cni.dev/valid-attachments", dict)
+    known = {"valid": [[v.get("containerID"), v.get("ifname")] for v in valid]}
+    try:
+        ask(config, "POST", f"/v1/attachments?config={quoted(config['name'])}", known)
+    finally:
+        delegated(config, env, "GC")
+
+
+COMMANDS: dict[str, Callable[[Value, Environment], Value | None]] = {
+    "ADD": add,
+    "DEL": delete,
+    "CHECK": check,
+    "STATUS": status,
+    "GC": collect,
+}
+
+
+# ---- the call ----------------------------------------------------------------------------------
+
+
+def check_environment(command: str, env: Environment) -> None:
+    """Raises Failure."""
+    for name in ("CNI_CONTAINERID", "CNI_IFNAME") if command in ATTACHMENT_NEEDED else ():
+        if not env.get(name):
+            raise Failure(BAD_ENVIRONMENT, f"{name} is not set")
+        if not all(c.isascii() and (c.isalnum() or c in "_.-") for c in env[name]):
+            raise Failure(BAD_ENVIRONMENT, f"{name} has other characters than A-Za-z0-9_.-")
+    if command in NETNS_NEEDED:
+        netns = env.get("CNI_NETNS")
+        if not netns:
+            raise Failure(BAD_ENVIRONMENT, "CNI_NETNS is not set")
+        if netns[:1] != "/" or "/proc/self" in netns or "/proc/thread-self" in netns:
+            raise Failure(BAD_NETNS, f"{netns}: the node would take it for its own")
+        if not os.path.exists(netns):
+            raise Failure(BAD_NETNS, f"{netns}: there is no such network namespace")
+
+
+def read(stream: BinaryIO) -> Value:
+    """The network configuration. Raises Failure."""
+    try:
+        config = json.loads(stream.read())
+    except (ValueError, RecursionError) as error:
+        raise Failure(UNDECODABLE, "the configuration is not JSON", str(error)) from None
+    if not isinstance(config, dict):
+        raise Failure(UNDECODABLE, "the configuration is no JSON object")
+    return config
+
+
+def answer(config: Value, env: Environment) -> Value | None:
+    """What goes to the standard output, None for nothing. Raises Failure."""
+    command = env.get("CNI_COMMAND")
+    if command == "VERSION":
+        return {"cniVersion": VERSIONS[-1], "supportedVersions": VERSIONS}
+    if command not in COMMANDS:
+        raise Failure(BAD_ENVIRONMENT, f"CNI_COMMAND {command!r} is not one of {list(COMMANDS)}")
+    check_environment(command, env)
+    if config.setdefault("cniVersion", VERSIONS[0]) not in VERSIONS:
+        supported = ", ".join(VERSIONS)
+        raise Failure(BAD_VERSION, f"version {config['cniVersion']}", f"supported: {supported}")
+    text(config, "name")
+    return COMMANDS[command](config, env)
+
+
+def main() -> int:
+    config = {}
+    try:
+        if os.environ.get("CNI_COMMAND") != "VERSION":
+            config = read(sys.stdin.buffer)
+        told, code = answer(config, dict(os.environ)), 0
+    except Exception as error:
+        known = error.args if isinstance(error, Failure) else (INTERNAL, repr(error), "")
+        version = config.get("cniVersion")
+        told, code = dict(zip(("code", "msg", "details"), known, strict=True)), 1
+        told["cniVersion"] = version if version in VERSIONS else VERSIONS[-1]
+    if told is not None:
+        print(json.dumps(told))
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())
