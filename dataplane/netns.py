@@ -10,6 +10,7 @@ from dataplane.errors import PortError
 
 T = TypeVar("T")
 _CLONE_NEWNET = 0x40000000
+_here = threading.local()  # `netns`: where a thread of `inside` is
 
 
 def path_of(name: str) -> str:
@@ -45,11 +46,12 @@ def _enter(path: str) -> None:
 
 
 def inside(netns: str | None, work: Callable[[], T]) -> T:
-    """Calls `work` in the namespace, on a thread that ends with it; None: right here.
+    """Calls `work` in the namespace, on a thread that ends with it; right here if that is None, or
+    one that `work` is in already.
 
     Descriptors that `work` opens keep belonging to that namespace.
     """
-    if netns is None:
+    if netns is None or netns == getattr(_here, "netns", None):
         return work()
     done: list[T] = []
     failed: list[BaseException] = []
@@ -57,6 +59,7 @@ def inside(netns: str | None, work: Callable[[], T]) -> T:
     def run() -> None:
         try:
             _enter(path_of(netns))
+            _here.netns = netns
             done.append(work())
         except BaseException as error:
             failed.append(error)

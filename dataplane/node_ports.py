@@ -14,6 +14,7 @@ from dataplane.address import IP, Mac, Prefix
 from dataplane.errors import PortError
 from dataplane.ids import HOST, UNDERLAY
 from dataplane.model import Endpoint, HostPort, Network, Node, Tap, outbound_nats, vips_of
+from dataplane.netns import inside
 from dataplane.ports import Port, VxlanSocket
 from dataplane.ports import Tap as TapPort
 from dataplane.rules import host_mac
@@ -49,6 +50,9 @@ class Device:
 
     def open(self, offload: bool, queues: int, keep: bool) -> TapPort:
         """Raises PortError."""
+        return inside(self.tap.netns, lambda: self._open(offload, queues, keep))
+
+    def _open(self, offload: bool, queues: int, keep: bool) -> TapPort:
         tap, wanted = self.tap, self.tap.configure
         assert tap.mtu is not None, "the policy is resolved"
         port = TapPort(
