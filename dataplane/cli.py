@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from dataplane import cli_cni, cli_flannel, cli_node
+from dataplane import cli_cni, cli_flannel, cli_kubernetes, cli_node
 from dataplane.cli_options import call
 from dataplane.errors import (
     BusyError,
@@ -161,6 +161,7 @@ def cli() -> None:
 )
 @click.option("--successor", type=int, hidden=True)  # of handover.py
 @cli_flannel.options
+@cli_kubernetes.options
 @limit("--max-flows", 1 << 28, "Most flows at a time; a full table refuses new ones.")
 @limit("--max-bindings", 1 << 28, "Most NAT bindings at a time.")
 @limit("--max-rules", 1 << 28, "Most ACL and NAT rules.")
@@ -204,7 +205,8 @@ def run(
     places = runner.Places(file, state, control, not no_control, read_control, stats_file, pid_file)
     limits = Limits(max_flows=max_flows, max_bindings=max_bindings, max_rules=max_rules)
     tuning = Tuning(offload, busy_poll, workers, xdp)
-    doors = cli_flannel.doors(**chosen)
+    kube = {name: chosen.pop(name) for name in [*chosen] if name.startswith("kube_")}
+    doors = [*cli_flannel.doors(**chosen), *cli_kubernetes.doors(**kube)]
     runner.run(places, node, limits, tuning, successor, doors, confined)
 
 

@@ -3,7 +3,6 @@
 A thread of its own; whatever etcd does, what was known last is forwarded.
 """
 
-import hashlib
 import logging
 import threading
 import time
@@ -30,7 +29,7 @@ from dataplane.flannel.documents import (
 from dataplane.flannel.etcd import Client, CompactedError, Item, Watch
 from dataplane.flannel.keeper import Held, Identity, Keeper
 from dataplane.flannel.peers import Peers
-from dataplane.flannel.translate import mtu, network, remote_subnets
+from dataplane.flannel.translate import mtu, network, remote_subnets, vtep_mac
 from dataplane.model import Endpoint
 from dataplane.shares import Share
 
@@ -78,7 +77,7 @@ class Flannel:
         if underlay.address.version != 4:
             raise EtcdError("flannel names nodes by IPv4: underlay.address has to be one")
         kept = _kept(daemon.share(ORIGIN))
-        mac = Mac(kept.mac) if kept else _mac(daemon.policy.name, int(underlay.address))
+        mac = Mac(kept.mac) if kept else vtep_mac(daemon.policy.name, int(underlay.address))
         six = underlay.address6
         public6 = six if six is not None and six.version == 6 else None
         self._keeper = Keeper(self._client, options.root, Identity(underlay.address, public6, mac))
@@ -279,12 +278,6 @@ class Flannel:
 def _addressed(share: Share) -> set[tuple[str, IP]]:
     """What its endpoints have."""
     return {(e.name, a) for n in share.networks for e in n.endpoints for a in e.addresses}
-
-
-def _mac(node: str, address: int) -> Mac:
-    """The same whenever the node begins without a state directory: local, of one station."""
-    digest = hashlib.sha256(f"{node} {address}".encode()).digest()
-    return Mac.from_bytes(bytes([digest[0] & 0xFC | 2, *digest[1:6]]))
 
 
 def _kept(share: Share) -> Kept | None:

@@ -3,6 +3,7 @@
 Pure. What a peer writes is judged here, so that no lease of somebody else can refuse all others.
 """
 
+import hashlib
 from collections.abc import Iterable, Iterator
 from ipaddress import IPv4Network, IPv6Network
 from typing import NamedTuple
@@ -22,6 +23,12 @@ class Way(NamedTuple):
     prefix: IPv4Network | IPv6Network
     provider: IP
     mac: Mac
+
+
+def vtep_mac(node: str, address: int) -> Mac:
+    """The same whenever the node begins without a state directory: local, of one station."""
+    digest = hashlib.sha256(f"{node} {address}".encode()).digest()
+    return Mac.from_bytes(bytes([digest[0] & 0xFC | 2, *digest[1:6]]))
 
 
 def mtu(config: Config, underlay: Underlay) -> int:

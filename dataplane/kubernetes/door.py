@@ -1,0 +1,307 @@
+"""The Kubernetes front door: follows an API server, and tells it of this node as flannel does.
+
+Reflectors, a thread for each kind of objects, tell what changed; one thread makes a share of it.
+Whatever the server does, what was known last is forwarded.
+"""
+
+import ipaddress
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import NamedTuple, Self
+from urllib.parse import quote
+
+from msgspec.structs import replace
+
+from dataplane.address import Mac, Prefix
+from dataplane.daemon import Applied, Daemon
+from dataplane.errors import BusyError, DataplaneError, DocumentError
+from dataplane.flannel.documents import Config, Lease, read_config
+from dataplane.flannel.translate import network as overlay
+from dataplane.flannel.translate import remote_subnets, vtep_mac
+from dataplane.kubernetes import nodes, policies
+from dataplane.kubernetes.access import Access, KubeError
+from dataplane.kubernetes.client import Client, NotFoundError
+from dataplane.kubernetes.objects import Key, Object, Refused, pod_addresses, table
+from dataplane.kubernetes.reflector import Change, Reflector
+from dataplane.kubernetes.services import Services
+from dataplane.model import Acl, Endpoint, Network
+from dataplane.shares import Part, Share
+
+ORIGIN = NETWORK = "kubernetes"
+BURST = 0.005  # seconds in which changes of a burst come together, for one commit
+AGAIN = 1.0  # seconds until what was refused is tried once more
+LEAVE = 1.0  # seconds until a thread that the server holds up is left alone
+MOST_LEFT_OUT = 100  # objects that one commit leaves out
+
+KINDS = {
+    "nodes": "/api/v1/nodes",
+    "services": "/api/v1/services",
+    "endpointslices": "/apis/discovery.k8s.io/v1/endpointslices",
+    "networkpolicies": "/apis/networking.k8s.io/v1/networkpolicies",
+    "pods": "/api/v1/pods",
+    "namespaces": "/api/v1/namespaces",
+}
+
+log = logging.getLogger("dataplane")
+
+
+class Options(NamedTuple):
+    """How the command line names the cluster. `config`: flannel's net-conf.json."""
+
+    access: Access
+    node: str
+    config: Path
+
+
+class Kubernetes:
+    """A context manager; see run.Door."""
+
+    def __init__(self, daemon: Daemon, options: Options) -> None:
+        """Raises DataplaneError where flannel's configuration cannot be used here."""
+        self._daemon, self._options = daemon, options
+        self._client = Client(options.access)
+        self._changes: queue.SimpleQueue[Change | None] = queue.SimpleQueue()
+        self._reflectors = [
+            Reflector(self._client, kind, path, self._changes.put) for kind, path in KINDS.items()
+        ]
+        self._ended = threading.Event()
+        self._known: dict[str, dict[Key, Object]] = {}  # of each kind that was listed
+        self._config = _config(options.config)
+        self._services = Services(daemon.policy.host_port is not None)
+        self._network: Network | None = None
+        self._told: Refused = {}
+        self._announced: Lease | None = None
+        self._thread = threading.Thread(target=self._run, name="kubernetes", daemon=True)
+        underlay = daemon.policy.underlay
+        if underlay.address.version != 4:
+            raise KubeError("flannel names nodes by IPv4: underlay.address has to be one")
+        if self._config.port != underlay.port:
+            text = f"flannel's port is {self._config.port}, this node's {underlay.port}"
+            raise KubeError(f"{options.config}: {text} (set underlay.port)")
+
+    def __enter__(self) -> Self:
+        self._daemon.on_commit.append(self._committed)
+        for reflector in self._reflectors:
+            reflector.start()
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
+    ) -> None:
+        self._ended.set()
+        self._daemon.on_commit.remove(self._committed)
+        for reflector in self._reflectors:
+            reflector.end()
+        self._client.close()
+        self._changes.put(None)
+        self._thread.join(LEAVE)
+
+    def _committed(self, applied: Applied) -> None:
+        """Endpoints may have come or gone: policies may be about them."""
+        if threading.current_thread() is not self._thread:
+            self._changes.put(None)
+
+    def _run(self) -> None:
+        due: float | None = None
+        while not self._ended.is_set():
+            self._take(due)
+            due = None
+            if not self._known.keys() >= KINDS.keys():
+                continue
+            try:
+                self._commit()
+                self._announce()
+            except BusyError:
+                due = BURST
+            except DataplaneError as error:
+                self._tell({**self._told, "this node": str(error)})
+                due = AGAIN
+            except Exception:
+                log.exception("kubernetes: unforeseen; trying again")
+                due = AGAIN
+
+    def _take(self, timeout: float | None) -> None:
+        """Waits for changes, and notes all of a burst."""
+        try:
+            self._note(self._changes.get(timeout=timeout))
+        except queue.Empty:
+            return
+        time.sleep(BURST)
+        while not self._changes.empty():
+            self._note(self._changes.get())
+
+    def _note(self, change: Change | None) -> None:
+        if change is None:
+            return
+        known = self._known.setdefault(change.kind, {})
+        if change.listed is not None:
+            self._known[change.kind] = change.listed
+        elif change.object is None:
+            known.pop(change.key, None)
+        else:
+            known[change.key] = change.object
+        put: dict[str, tuple[Callable[..., None], Callable[..., None]]] = {
+            "services": (self._services.replace_services, self._services.put_service),
+            "endpointslices": (self._services.replace_slices, self._services.put_slice),
+        }
+        if change.kind in put:
+            whole, one = put[change.kind]
+            if change.listed is not None:
+                whole(change.listed)
+            else:
+                one(change.key, change.object)
+
+    # ---- the share -----------------------------------------------------------------------------
+
+    def _commit(self) -> None:
+        """Raises DataplaneError."""
+        refused: Refused = {}
+        lease = self._own_lease()
+        made = self._overlay(lease, refused)
+        balancers, unsaid = self._services.balancers()
+        acls = self._acls(refused)
+        left_out: set[str] = set()
+        while True:
+            kept = tuple(b for b in balancers if b.name not in left_out) if left_out else balancers
+            self._network = _same(self._network, replace(made, load_balancers=kept))
+            parts = [Part(network=name, endpoint_acls=each) for name, each in acls.items()]
+            share = Share(networks=(self._network,), parts=tuple(parts), kept=str(lease.mac))
+            try:
+                if share != self._daemon.share(ORIGIN):
+                    self._daemon.contribute(ORIGIN, share)
+                break
+            except DocumentError as error:
+                found = _balancers_in(error, self._network)
+                if not found or len(left_out) + len(found) > MOST_LEFT_OUT:
+                    raise
+                left_out |= found.keys()
+                refused |= {f"service {name}": why for name, why in found.items()}
+        self._tell(refused | unsaid)
+
+    def _own_lease(self) -> Lease:
+        """Raises KubeError."""
+        name = self._options.node
+        node = self._known["nodes"].get(("", name))
+        if node is None:
+            raise KubeError(f"node {name} is not known to the API server (--node-name)")
+        underlay = self._daemon.policy.underlay
+        public, six = underlay.address, underlay.address6
+        assert isinstance(public, ipaddress.IPv4Address)
+        public6 = six if isinstance(six, ipaddress.IPv6Address) else None
+        kept = self._daemon.share(ORIGIN).kept
+        mac = nodes.stored_mac(node) or (Mac(kept) if kept else vtep_mac(name, int(public)))
+        try:
+            return nodes.own_lease(node, public, public6, mac, self._config.vni)
+        except ValueError as error:
+            raise KubeError(f"node {name}: {error}") from error
+
+    def _overlay(self, own: Lease, refused: Refused) -> Network:
+        underlay = self._daemon.policy.underlay
+        known = ((key[1], node) for key, node in self._known["nodes"].items())
+        peers, unread = nodes.leases(known, self._options.node)
+        remote, wrong = remote_subnets(self._config, own, peers, underlay)
+        refused |= unread | {f"subnet {key}": why for key, why in wrong.items()}
+        made = overlay(self._config, own, remote, (), underlay, None)
+        host = self._daemon.policy.host_port is not None
+        return replace(made, name=NETWORK, host_route=host)
+
+    def _acls(self, refused: Refused) -> dict[str, dict[str, tuple[Acl, ...]]]:
+        """By network and endpoint, for those endpoints that are pods of this node."""
+        pods = self._known["pods"]
+        local = {
+            address: key
+            for key, pod in pods.items()
+            if table(pod, "spec").get("nodeName") == self._options.node
+            for address in pod_addresses(pod)
+        }
+        if not self._known["networkpolicies"]:
+            return {}
+        cluster = policies.Cluster(
+            policies=self._known["networkpolicies"],
+            pods=pods,
+            namespaces={key[1]: item for key, item in self._known["namespaces"].items()},
+            balancers=self._services.balancers()[0],
+            own=self._own_addresses(),
+        )
+        found: dict[str, dict[str, tuple[Acl, ...]]] = {}
+        for name, endpoint in self._endpoints():
+            key = next((local[a] for a in endpoint.addresses if a in local), None)
+            if key is not None:
+                acls, unsaid = policies.acls_of(cluster, key)
+                refused |= unsaid
+                if acls:
+                    found.setdefault(name, {})[endpoint.name] = acls
+        return found
+
+    def _endpoints(self) -> list[tuple[str, Endpoint]]:
+        policy = self._daemon.engine.node
+        assert policy is not None
+        return [(n.name, e) for n in policy.networks for e in n.endpoints]
+
+    def _own_addresses(self) -> tuple[Prefix, ...]:
+        """Whence this node, its kubelet among others, reaches its pods."""
+        host = self._daemon.policy.host_port
+        return (policies.host(host.peer),) if host is not None else ()
+
+    # ---- what is told --------------------------------------------------------------------------
+
+    def _announce(self) -> None:
+        """This node, to the others. Raises KubeError."""
+        lease = self._own_lease()
+        if self._announced == lease:
+            return
+        node = self._known["nodes"]["", self._options.node]
+        path = f"{KINDS['nodes']}/{quote(self._options.node, safe='')}/status"
+        change = nodes.patch_of(node, lease)
+        if change is not None:
+            self._client.patch(path, change)
+            now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+            try:
+                self._client.patch(path, nodes.condition(now))
+            except NotFoundError as error:
+                log.warning("kubernetes: %s", error)
+        self._announced = lease
+        log.info("kubernetes: node %s, subnet %s", self._options.node, lease.subnet.key())
+
+    def _tell(self, refused: Refused) -> None:
+        """Of each once, until it is another."""
+        for name, why in refused.items():
+            if self._told.get(name) != why:
+                log.warning("kubernetes: %s is not followed: %s", name, why)
+        self._told = refused
+
+
+def _same(old: Network | None, new: Network) -> Network:
+    """The one of before, if nothing changed: then there is nothing to plan."""
+    return old if old is not None and old == new else new
+
+
+def _balancers_in(error: DocumentError, network: Network) -> dict[str, str]:
+    """Load balancers of ours that a document is refused for, and why."""
+    names = {balancer.name for balancer in network.load_balancers}
+    found: dict[str, str] = {}
+    for fault in error.faults:
+        _, _, place = fault.path.partition(".load_balancers[")
+        number = place.partition("]")[0]
+        if number.isdecimal() and int(number) < len(network.load_balancers):
+            name = network.load_balancers[int(number)].name
+            if name in names:
+                found[name] = fault.message
+    return found
+
+
+def _config(place: Path) -> Config:
+    try:
+        return read_config(place.read_bytes(), str(place))
+    except OSError as error:
+        raise KubeError(f"{place}: {error.strerror} (flannel's net-conf.json)") from error

@@ -1,0 +1,56 @@
+"""What all objects of Kubernetes have in common, as plain JSON values. Pure."""
+
+import hashlib
+from collections.abc import Iterator
+from typing import Any
+
+from dataplane.address import IP, parse_ip
+
+Object = dict[str, Any]
+Key = tuple[str, str]  # namespace, name
+Refused = dict[str, str]  # by what it is of: why
+
+LONGEST = 63  # characters of a name of ours
+
+
+def key_of(item: Object) -> Key:
+    """Raises ValueError where it has no name."""
+    meta = item.get("metadata")
+    if not isinstance(meta, dict) or not isinstance(meta.get("name"), str):
+        raise ValueError("an object without a name")
+    return str(meta.get("namespace") or ""), meta["name"]
+
+
+def table(value: Object, *keys: str) -> Object:
+    """What stands there; empty, if it is no object."""
+    for key in keys:
+        found = value.get(key)
+        value = found if isinstance(found, dict) else {}
+    return value
+
+
+def items(value: Object, key: str) -> Iterator[Object]:
+    """The objects of a list."""
+    found = value.get(key)
+    yield from (item for item in found or () if isinstance(item, dict))
+
+
+def labels_of(item: Object) -> Object:
+    return table(item, "metadata", "labels")
+
+
+def pod_addresses(pod: Object) -> tuple[IP, ...]:
+    """Of one that runs and has a network of its own; Raises Malformed."""
+    status = table(pod, "status")
+    if table(pod, "spec").get("hostNetwork") or status.get("phase") in ("Succeeded", "Failed"):
+        return ()
+    texts = [each.get("ip") for each in items(status, "podIPs")] or [status.get("podIP")]
+    return tuple(parse_ip(text) for text in texts if text)
+
+
+def short(name: str) -> str:
+    """A name of ours: what is too long ends with a digest of it all."""
+    if len(name) <= LONGEST:
+        return name
+    digest = hashlib.sha256(name.encode()).hexdigest()[:12]
+    return f"{name[: LONGEST - 13]}-{digest}"

@@ -1,0 +1,99 @@
+"""One kind of objects, as an API server has them: listed once, then watched, on a thread.
+
+Whatever the server does, what was known last stays known; who has lost the thread lists again.
+"""
+
+import logging
+import random
+import threading
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from dataplane.errors import DataplaneError
+from dataplane.kubernetes.client import Client, GoneError
+from dataplane.kubernetes.objects import Key, Object, key_of
+
+BACK_OFF = 0.2, 10.0  # seconds between attempts: the first, and the longest
+JITTER = 0.5  # of it: many nodes begin again at once
+
+log = logging.getLogger("dataplane")
+
+
+class Change(NamedTuple):
+    """`listed`: all there is; else one object, None if it is gone."""
+
+    kind: str
+    listed: dict[Key, Object] | None = None
+    key: Key = ("", "")
+    object: Object | None = None
+
+
+class Reflector:
+    """Begins with `start`; `tell` is called on its thread, and must not block for long."""
+
+    def __init__(
+        self, client: Client, kind: str, path: str, tell: Callable[[Change], None]
+    ) -> None:
+        self._client, self._path, self._tell, self.kind = client, path, tell, kind
+        self._ended = threading.Event()
+        self._version = ""
+        self._trouble: str | None = None
+        self._thread = threading.Thread(target=self._run, name=f"watch {kind}", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def end(self) -> None:
+        """The client has to be closed, too, for a watch to end at once."""
+        self._ended.set()
+
+    def join(self, timeout: float) -> None:
+        self._thread.join(timeout)
+
+    def _run(self) -> None:
+        wait = BACK_OFF[0]
+        while not self._ended.is_set():
+            try:
+                self._follow()
+                wait = BACK_OFF[0]
+                continue
+            except GoneError:
+                self._version = ""
+                wait = min(wait, BACK_OFF[0])
+            except DataplaneError as error:
+                self._say(str(error))
+            except Exception:
+                log.exception("kubernetes: %s: unforeseen; trying again", self.kind)
+            self._ended.wait(wait * (1 + JITTER * random.random()))
+            wait = min(wait * 2, BACK_OFF[1])
+
+    def _follow(self) -> None:
+        """Until the server ends the watch. Raises DataplaneError."""
+        if not self._version:
+            items, version = self._client.list(self._path)
+            self._tell(Change(self.kind, listed={key_of(item): item for item in items}))
+            self._version = version
+        for event in self._client.watch(self._path, self._version):
+            self._say("")
+            self._version = _version(event.object, self._version)
+            if event.kind != "BOOKMARK":
+                gone = event.kind == "DELETED"
+                key = key_of(event.object)
+                self._tell(Change(self.kind, key=key, object=None if gone else event.object))
+            if self._ended.is_set():
+                break
+        self._say("")
+
+    def _say(self, trouble: str) -> None:
+        """Once per change."""
+        if trouble and trouble != self._trouble and not self._ended.is_set():
+            log.warning("kubernetes: %s; what was known last holds", trouble)
+        elif not trouble and self._trouble:
+            log.info("kubernetes: follows %s again", self.kind)
+        self._trouble = trouble
+
+
+def _version(item: Object, before: str) -> str:
+    meta: Any = item.get("metadata")
+    found = meta.get("resourceVersion") if isinstance(meta, dict) else None
+    return str(found) if found else before
