@@ -18,7 +18,7 @@ PAGE = Path(__file__).resolve().parent.parent / "docs" / "dataplane.1"
 # These print what is no table: a document, a page, a packet file, or nothing at all.
 NO_JSON = {
     *("run", "demo", "schema", "man", "completion", "version"),
-    *("capture", "bundle", "ui", "graph", "bench", "hns export"),
+    *("capture", "bundle", "ui", "graph", "bench", "hns export", "cni install"),
 }
 
 
