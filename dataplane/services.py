@@ -59,11 +59,11 @@ def _services(network: Network, node: Node, ids: Ids, memo: Memo) -> Iterator[Se
 
 def rule_names(network: Network, memo: Memo) -> Iterator[tuple[RuleName, ...]]:
     """Services count what they decide as rules do."""
-    balancers = network.load_balancers
-    yield memo(
+    yield memo.each(
         ("names", network.name, "lb"),
-        balancers,
-        lambda: tuple(RuleName(network.name, None, "lb", b.name) for b in balancers),
+        network.load_balancers,
+        network.name,
+        lambda balancer: RuleName(network.name, None, "lb", balancer.name),
     )
     for endpoint in network.endpoints:
         yield tuple(

@@ -34,7 +34,7 @@ from dataplane.model import Acl, Endpoint, Network
 from dataplane.shares import Part, Share
 
 ORIGIN = NETWORK = "kubernetes"
-BURST = 0.005  # seconds in which changes of a burst come together, for one commit
+BURST = 0.002  # seconds in which changes of a burst come together, for one commit
 AGAIN = 1.0  # seconds until what was refused is tried once more
 LEAVE = 1.0  # seconds until a thread that the server holds up is left alone
 MOST_LEFT_OUT = 100  # objects that one commit leaves out

@@ -4,6 +4,7 @@ kubernetes.io/docs/reference/networking/virtual-ips. What the model has no word 
 told by name.
 """
 
+from bisect import insort
 from collections.abc import Iterable, Iterator
 from typing import Literal, NamedTuple
 
@@ -37,6 +38,7 @@ class Services:
         self._slices: dict[Key, Object] = {}
         self._of: dict[Key, dict[Key, None]] = {}  # slices by service
         self._made: dict[Key, Made] = {}
+        self._order: list[Key] = []  # of what is made
         self._changed: set[Key] = set()
 
     def put_service(self, key: Key, item: Object | None) -> None:
@@ -74,14 +76,17 @@ class Services:
         for key in self._changed:
             service = self._services.get(key)
             if service is None:
-                self._made.pop(key, None)
+                if self._made.pop(key, None):
+                    self._order.remove(key)
                 continue
             slices = [self._slices[of] for of in sorted(self._of.get(key, ()))]
             made = _made(key, service, slices, self._host_port)
+            if key not in self._made:
+                insort(self._order, key)
             if made != self._made.get(key):
                 self._made[key] = made
         self._changed.clear()
-        ordered = [self._made[key] for key in sorted(self._made)]
+        ordered = [self._made[key] for key in self._order]
         refused = {name: why for made in ordered for name, why in made.refused}
         return tuple(b for made in ordered for b in made.balancers), refused
 
