@@ -132,6 +132,12 @@ def _prefix_fault(text: str) -> Malformed:
     return Malformed(f"{text!r} has host bits set", f"write {wider}")
 
 
+@functools.lru_cache(maxsize=1 << 16)
+def host_prefix(address: IP) -> Prefix:
+    """The address alone."""
+    return ipaddress.ip_network(address)
+
+
 def ip16(address: IP) -> bytes:
     """16 bytes in network order, IPv4 as ::ffff:a.b.c.d."""
     return address.packed if address.version == 6 else _V4_MAPPED + address.packed

@@ -5,12 +5,11 @@ Opened as its policy asks, and changed as the policy changes.
 
 import contextlib
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from ipaddress import ip_network
-from typing import Any, NamedTuple
+from typing import Any
 
-from dataplane.address import IP, Mac, Prefix
+from dataplane.address import IP, Mac, host_prefix
 from dataplane.errors import PortError
 from dataplane.ids import HOST, UNDERLAY
 from dataplane.model import Endpoint, HostPort, Network, Node, Tap, outbound_nats, vips_of
@@ -18,17 +17,10 @@ from dataplane.netns import inside
 from dataplane.ports import Port, VxlanSocket
 from dataplane.ports import Tap as TapPort
 from dataplane.rules import host_mac
+from dataplane.tap import Route
 from dataplane.xdp import Xdp
 
 DRAIN = 0.01  # seconds until loops have read what came before
-
-
-class Route(NamedTuple):
-    """`source`: an address that the host has for it, and uses where it may choose."""
-
-    prefix: Prefix
-    gateway: IP
-    source: IP | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,30 +64,11 @@ class Device:
                     port.address(address, length, peer=peer)
                 for gateway in self.gateways if tap.netns is not None else ():
                     port.default_route(gateway)  # never in our own namespace: the underlay is there
-                _set_routes(port, self.routes)
+                port.add_routes(self.routes)
         except BaseException:
             port.close()
             raise
         return port
-
-
-def _sources(routes: Iterable[Route]) -> set[IP]:
-    return {route.source for route in routes if route.source is not None}
-
-
-def _set_routes(port: TapPort, routes: Iterable[Route]) -> None:
-    for source in _sources(routes):
-        port.address(source, source.max_prefixlen)
-    for route in routes:
-        port.route(*route)
-
-
-def _take_routes(port: TapPort, routes: Iterable[Route], kept: Iterable[Route]) -> None:
-    """A route that is among `kept` by another source is that one by now, and stays."""
-    for route in routes:
-        port.unroute(*route)
-    for source in _sources(routes) - _sources(kept):
-        port.unaddress(source)
 
 
 def devices(node: Node) -> dict[str, Device]:
@@ -130,7 +103,7 @@ def _of_host(host: HostPort, node: Node) -> Device:
     own = (host.peer, host.peer.max_prefixlen, host.address)
     vips = {nat.vip for nat in outbound_nats(node) if nat.vip and nat.vip != host.address}
     vips |= {vip for network in node.networks for vip in vips_of(network)}
-    found = {Route(ip_network(vip), host.address) for vip in vips}
+    found = {Route(host_prefix(vip), host.address) for vip in vips}
     for network in node.networks:
         source = next((s.network_address for s in network.host_subnets), None)
         behind = network.prefixes if network.host_route else ()
@@ -307,20 +280,20 @@ class NodePorts:
                 after[name] = held.get(device.place) or fresh[-1]
             for name, old, new in standing:
                 begun.append((_tap(after[name]), old, new))
-                _set_routes(_tap(after[name]), new - old)
+                _tap(after[name]).add_routes(new - old)
             self._ports, self._devices = after, wanted
             yield after != before[0]
         except BaseException:
             self._ports, self._devices = before
             for port, old, new in begun:
                 with contextlib.suppress(PortError):
-                    _set_routes(port, old - new)
-                _take_routes(port, new - old, old)
+                    port.add_routes(old - new)
+                port.remove_routes(new - old, old)
             for opened in fresh:
                 opened.close()
             raise
         for name, old, new in standing:
-            _take_routes(_tap(after[name]), old - new, new)
+            _tap(after[name]).remove_routes(old - new, new)
         for held_before in before[0].values():
             if held_before not in after.values():
                 held_before.close()

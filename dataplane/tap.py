@@ -6,8 +6,8 @@ import fcntl
 import os
 import socket
 import struct
-from collections.abc import Iterator
-from typing import Any, Self
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple, Self
 
 from dataplane.address import IP, Mac, Prefix
 from dataplane.errors import PortError
@@ -26,6 +26,14 @@ _TUN_F_TCP = 0x01 | 0x02 | 0x04 | 0x08  # checksums, TSO4, TSO6, TSO with ECN
 _TUN_F_USO = 0x20 | 0x40  # Linux 6.2
 _ONLINK = 4  # RTNH_F_ONLINK
 _KEPT = "kept by dataplane"  # the alias of a TAP that outlives its process
+
+
+class Route(NamedTuple):
+    """`source`: an address that the host has for it, and uses where it may choose."""
+
+    prefix: Prefix
+    gateway: IP
+    source: IP | None = None
 
 
 class AdoptedTap(Owner):
@@ -166,41 +174,51 @@ class Tap(AdoptedTap):
 
     def default_route(self, gateway: IP) -> None:
         """Sends what the device's namespace has no better way for to the gateway."""
-        self._route("default", gateway)
+        inside(self.netns, lambda: self._each_route("replace", [("default", gateway, None)]))
 
-    def route(self, prefix: Prefix, gateway: IP, source: IP | None = None) -> None:
-        """Sends a prefix to the gateway, from that address where the sender may choose."""
-        self._route(str(prefix), gateway, source)
-
-    def unroute(self, prefix: Prefix, gateway: IP, source: IP | None = None) -> None:
-        """Takes such a route back, if it is still there."""
-        with contextlib.suppress(PortError):
-            self._route(str(prefix), gateway, source, "del")
-
-    def unaddress(self, address: IP) -> None:
-        """Takes back a single address, if it is still there."""
+    def add_routes(self, routes: Iterable[Route]) -> None:
+        """With the addresses that they are used from."""
 
         def work() -> None:
-            with _netlink(self.name) as (ipr, index):
-                ipr.addr("del", index=index, address=str(address), prefixlen=address.max_prefixlen)
+            told = list(routes)
+            for source in sources_of(told):
+                self.address(source, source.max_prefixlen)
+            self._each_route("replace", told)
 
-        with contextlib.suppress(PortError):
-            inside(self.netns, work)
+        inside(self.netns, work)
 
-    def _route(
-        self, destination: str, gateway: IP, source: IP | None = None, verb: str = "replace"
-    ) -> None:
+    def remove_routes(self, routes: Iterable[Route], kept: Iterable[Route]) -> None:
+        """Those that are still there. One that is among `kept` by another source is that one by
+        now, and stays."""
+
+        def work() -> None:
+            told = list(routes)
+            with contextlib.suppress(PortError):
+                self._each_route("del", told)
+            for source in sources_of(told) - sources_of(kept):
+                with contextlib.suppress(PortError), _netlink(self.name) as (ipr, index):
+                    length = source.max_prefixlen
+                    ipr.addr("del", index=index, address=str(source), prefixlen=length)
+
+        inside(self.netns, work)
+
+    def _each_route(self, verb: str, routes: Iterable[tuple[Prefix | str, IP, IP | None]]) -> None:
         """On link by decree: the kernel knows the gateway's prefix only once it sees a carrier."""
+        from pyroute2.netlink.exceptions import NetlinkError
 
-        def work() -> None:
-            with _netlink(self.name) as (ipr, index):
+        with _netlink(self.name) as (ipr, index):
+            for prefix, gateway, source in routes:
                 family = socket.AF_INET if gateway.version == 4 else socket.AF_INET6
                 way = {"gateway": str(gateway), "oif": index, "flags": _ONLINK}
                 if source is not None:
                     way["prefsrc"] = str(source)
-                ipr.route(verb, dst=destination, family=family, **way)
+                gone = (NetlinkError,) if verb == "del" else ()
+                with contextlib.suppress(*gone):
+                    ipr.route(verb, dst=str(prefix), family=family, **way)
 
-        inside(self.netns, work)
+
+def sources_of(routes: Iterable[Route]) -> set[IP]:
+    return {route.source for route in routes if route.source is not None}
 
 
 def _open_queues(

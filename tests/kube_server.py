@@ -9,10 +9,13 @@ import copy
 import json
 import threading
 import time
+from bisect import bisect_right
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
+
+from dataplane.netns import inside
 
 Object = dict[str, Any]
 Key = tuple[str, str]
@@ -34,10 +37,12 @@ class Refused(Exception):
 
 
 class Server:
-    """A context manager; `url` is of loopback. Objects are put and deleted by methods, as by
-    kubectl; all of any thread."""
+    """A context manager; `url` is of an address in a network namespace, default loopback here.
+    Objects are put and deleted by methods, as by kubectl; all of any thread."""
 
-    def __init__(self, token: str = "") -> None:
+    def __init__(
+        self, token: str = "", netns: str | None = None, address: str = "127.0.0.1"
+    ) -> None:
         self.token = token
         self.wrongs: list[str] = []
         self.requests: list[str] = []
@@ -46,16 +51,15 @@ class Server:
         self._version = 100
         self._oldest = 100  # watches may not begin before
         self._objects: dict[str, dict[Key, Object]] = {path: {} for path in LISTS}
-        self._log: list[tuple[int, str, str, Object]] = []  # version, path, type, object
+        self._log: dict[str, list[tuple[int, bytes]]] = {path: [] for path in LISTS}
         self._cut = 0  # watches of generations before are cut
         outer = self
 
         class Handler(_Handler):
             server_of = outer
 
-        self._http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._http.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self._http.server_address[1]}"
+        self._http = inside(netns, lambda: _Http((address, 0), Handler))
+        self.url = f"http://{address}:{self._http.server_address[1]}"
         self._thread = threading.Thread(target=self._http.serve_forever, args=(0.05,))
 
     def __enter__(self) -> "Server":
@@ -91,7 +95,8 @@ class Server:
         with self._changed:
             self._version += 1
             self._oldest = self._version
-            self._log.clear()
+            for log in self._log.values():
+                log.clear()
 
     def cut(self) -> None:
         """Ends all watches at once, in the middle of whatever they say."""
@@ -110,7 +115,7 @@ class Server:
     def _note(self, path: str, kind: str, item: Object) -> None:
         self._version += 1
         item["metadata"]["resourceVersion"] = str(self._version)
-        self._log.append((self._version, path, kind, item))
+        self._log[path].append((self._version, _line(kind, item)))
         self._changed.notify_all()
 
     # ---- as the API ----------------------------------------------------------------------------
@@ -145,9 +150,9 @@ class Server:
             with self._changed:
                 if self._cut != cut:
                     raise ConnectionAbortedError
-                found = [(k, i) for v, p, k, i in self._log if v > since and p == path]
-                lines = [_line(kind, item) for kind, item in found]
-                since = max([since, *(v for v, *_ in self._log)])
+                log = self._log[path]
+                lines = [line for _, line in log[bisect_right(log, (since, b"\xff")) :]]
+                since = self._version
                 if not lines and not self._changed.wait(0.2) and "allowWatchBookmarks" in query:
                     mark = {"kind": "Bookmark", "metadata": {"resourceVersion": str(since)}}
                     lines = [_line("BOOKMARK", mark)]
@@ -172,6 +177,17 @@ class Server:
             for each in change.get("status", {}).get("conditions", []):
                 held[:] = [c for c in held if c["type"] != each["type"]] + [each]
             return copy.deepcopy(self._put(PATHS["nodes"], item))
+
+
+class _Http(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 64
+
+    def server_bind(self) -> None:
+        """Without asking who the address is."""
+        self.socket.bind(self.server_address)
+        self.server_address = self.socket.getsockname()
+        self.server_name, self.server_port = str(self.server_address[0]), self.server_address[1]
 
 
 class _Handler(BaseHTTPRequestHandler):

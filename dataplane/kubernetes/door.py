@@ -18,7 +18,7 @@ from urllib.parse import quote
 
 from msgspec.structs import replace
 
-from dataplane.address import Mac, Prefix
+from dataplane.address import Mac, Prefix, host_prefix
 from dataplane.daemon import Applied, Daemon
 from dataplane.errors import BusyError, DataplaneError, DocumentError
 from dataplane.flannel.documents import Config, Lease, read_config
@@ -251,7 +251,7 @@ class Kubernetes:
     def _own_addresses(self) -> tuple[Prefix, ...]:
         """Whence this node, its kubelet among others, reaches its pods."""
         host = self._daemon.policy.host_port
-        return (policies.host(host.peer),) if host is not None else ()
+        return (host_prefix(host.peer),) if host is not None else ()
 
     # ---- what is told --------------------------------------------------------------------------
 

@@ -6,11 +6,10 @@ stays closed, and is told by name.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-from functools import lru_cache
-from ipaddress import collapse_addresses, ip_network
+from ipaddress import collapse_addresses
 from typing import Any, Literal, NamedTuple
 
-from dataplane.address import IP, Malformed, Prefix, parse_prefix
+from dataplane.address import IP, Malformed, Prefix, host_prefix, parse_prefix
 from dataplane.kubernetes.objects import (
     Key,
     Object,
@@ -220,13 +219,7 @@ def _named_port(pod: Object, name: str, protocol: str) -> Iterator[int]:
 
 
 def _prefixes(pods: Iterable[Object]) -> frozenset[Prefix]:
-    return frozenset(host(address) for pod in pods for address in pod_addresses(pod))
-
-
-@lru_cache(maxsize=1 << 16)
-def host(address: IP) -> Prefix:
-    """The address alone."""
-    return ip_network(address)
+    return frozenset(host_prefix(address) for pod in pods for address in pod_addresses(pod))
 
 
 # ---- ACLs --------------------------------------------------------------------------------------
@@ -236,7 +229,7 @@ def _acls(
     cluster: Cluster, pod: Object, side: Side, named: list[tuple[str, list[Opening]]]
 ) -> Iterator[Acl]:
     direction: Direction = "in" if side == "ingress" else "out"
-    itself = tuple(map(host, pod_addresses(pod)))
+    itself = tuple(map(host_prefix, pod_addresses(pod)))
     always = (*cluster.own, *itself)
     if always:
         yield Acl(name=f"kube.{direction}.node", direction=direction, action="allow",
@@ -282,7 +275,7 @@ def _services(cluster: Cluster, openings: list[Opening]) -> Iterator[Acl]:
             for b in balancer.backends
         ):
             held = vips.setdefault((balancer.protocol, balancer.port), [])
-            held.extend(map(host, balancer.vips))
+            held.extend(map(host_prefix, balancer.vips))
     for (protocol, number), prefixes in sorted(vips.items()):
         if prefixes:
             opening = Opening(frozenset(prefixes), protocol, (PortRange(number, number),))
@@ -294,6 +287,6 @@ def _allows(opening: Opening, address: IP, protocol: str, port: int) -> bool:
         return False
     if opening.ports is not None and not any(s.first <= port <= s.last for s in opening.ports):
         return False
-    if opening.remote is None or host(address) in opening.remote:
+    if opening.remote is None or host_prefix(address) in opening.remote:
         return True
     return any(p.version == address.version and address in p for p in opening.remote)
