@@ -12,6 +12,7 @@ from typing import Any
 from dataplane.address import IP, Mac, host_prefix
 from dataplane.errors import PortError
 from dataplane.ids import HOST, UNDERLAY
+from dataplane.memo import Memo
 from dataplane.model import Endpoint, HostPort, Network, Node, Tap, outbound_nats, vips_of
 from dataplane.netns import inside
 from dataplane.ports import Port, VxlanSocket
@@ -71,7 +72,7 @@ class Device:
         return port
 
 
-def devices(node: Node) -> dict[str, Device]:
+def devices(node: Node, memo: Memo) -> dict[str, Device]:
     """Of a resolved node, by port name."""
     found = {
         f"{network.name}/{endpoint.name}": device_of(endpoint, network)
@@ -79,7 +80,7 @@ def devices(node: Node) -> dict[str, Device]:
         for endpoint in network.endpoints
     }
     if node.host_port is not None:
-        found[HOST] = _of_host(node.host_port, node)
+        found[HOST] = _of_host(node.host_port, node, memo)
     return found
 
 
@@ -99,8 +100,18 @@ def _length(address: IP, network: Network) -> int:
     return max(lengths, default=address.max_prefixlen)
 
 
-def _of_host(host: HostPort, node: Node) -> Device:
+def _of_host(host: HostPort, node: Node, memo: Memo) -> Device:
     own = (host.peer, host.peer.max_prefixlen, host.address)
+    behind = [(n.prefixes, n.host_route, n.host_subnets) for n in node.networks]
+    nats = [nat.vip for nat in outbound_nats(node)]
+    mapped = [m.vip for n in node.networks for e in n.endpoints for m in e.port_mappings]
+    vips = [balancer.vips for n in node.networks for balancer in n.load_balancers]
+    source = host, behind, nats, mapped, vips
+    routes = memo("routes", source, lambda: _host_routes(host, node))
+    return Device(tap=host.tap, mac=host_mac(host.peer), addresses=(own,), routes=routes)
+
+
+def _host_routes(host: HostPort, node: Node) -> frozenset[Route]:
     vips = {nat.vip for nat in outbound_nats(node) if nat.vip and nat.vip != host.address}
     vips |= {vip for network in node.networks for vip in vips_of(network)}
     found = {Route(host_prefix(vip), host.address) for vip in vips}
@@ -108,8 +119,7 @@ def _of_host(host: HostPort, node: Node) -> Device:
         source = next((s.network_address for s in network.host_subnets), None)
         behind = network.prefixes if network.host_route else ()
         found |= {Route(prefix, host.address, source) for prefix in behind}
-    routes = frozenset(r for r in found if r.prefix.version == host.address.version)
-    return Device(tap=host.tap, mac=host_mac(host.peer), addresses=(own,), routes=routes)
+    return frozenset(r for r in found if r.prefix.version == host.address.version)
 
 
 def _standing(
@@ -159,6 +169,7 @@ class NodePorts:
         self._sockets: dict[str, Any] = {}
         self._devices: dict[str, Device] = {}
         self._ports: dict[str, VxlanSocket | TapPort] = {}
+        self._memo = Memo()
 
     @property
     def open_ports(self) -> Mapping[str, Port]:
@@ -225,7 +236,7 @@ class NodePorts:
         self._wanted_xdp = xdp = self._xdp or node.underlay.xdp
         wanted = {**self._sockets, "offload": offload, "queues": self._queues, "xdp": xdp}
         self._ports[UNDERLAY] = VxlanSocket(**wanted)
-        for name, device in devices(node).items():
+        for name, device in devices(node, self._memo).items():
             self._ports[name] = device.open(self._offload, self._queues, self._keep)
             self._devices[name] = device
 
@@ -245,7 +256,7 @@ class NodePorts:
     def inherit(self, node: Node, state: dict[str, Any]) -> None:
         """The ports that another process had opened for the same policy, without AF_XDP."""
         self._wanted_xdp = self._xdp or node.underlay.xdp
-        self._sockets, self._devices = _sockets(node), devices(node)
+        self._sockets, self._devices = _sockets(node), devices(node, self._memo)
         for name, each in state.items():
             kind = VxlanSocket if name == UNDERLAY else TapPort
             self._ports[name] = kind.inherited(each)
@@ -261,8 +272,9 @@ class NodePorts:
 
         If the block raises they are as they were, else those not wanted any more are closed.
         """
-        self._refuse(node)
-        wanted, lost = devices(node), self.lost()
+        memo = Memo(self._memo)
+        wanted, lost = devices(node, memo), self.lost()
+        self._refuse(node, wanted)
         held = {
             device.place: self._ports[name]
             for name, device in self._devices.items()
@@ -281,7 +293,7 @@ class NodePorts:
             for name, old, new in standing:
                 begun.append((_tap(after[name]), old, new))
                 _tap(after[name]).add_routes(new - old)
-            self._ports, self._devices = after, wanted
+            self._ports, self._devices, self._memo = after, wanted, memo
             yield after != before[0]
         except BaseException:
             self._ports, self._devices = before
@@ -298,7 +310,7 @@ class NodePorts:
             if held_before not in after.values():
                 held_before.close()
 
-    def _refuse(self, node: Node) -> None:
+    def _refuse(self, node: Node, wanted: Mapping[str, Device]) -> None:
         """What cannot change while the node runs."""
         changed = [key for key, value in _sockets(node).items() if value != self._sockets[key]]
         if changed:
@@ -306,7 +318,7 @@ class NodePorts:
             what = "UDP checksums" if sums and sums == {*changed} else "underlay"
             raise PortError(f"node {node.name}: its {what} cannot change while it runs: restart it")
         held = {device.place: device for device in self._devices.values()}
-        for name, device in devices(node).items():
+        for name, device in wanted.items():
             if held.get(device.place, device) != device:
                 raise PortError(
                     f"{name}: TAP {device.tap.name} is open with other settings or addresses: "
