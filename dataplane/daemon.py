@@ -115,6 +115,7 @@ class Daemon:
             self._prepare_host(proposal.plan.target)
             with self._saving(proposal):
                 proposal.plan.commit()
+            self._ports.outlive()
             self.committed = Committed(begin.node, begin.shares, self.engine.generation)
             if flows:
                 self._restore(flows)

@@ -5,7 +5,7 @@ Opened as its policy asks, and changed as the policy changes.
 
 import contextlib
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -130,6 +130,12 @@ def _standing(
     return [(n, old[n].routes, new[n].routes) for n in both if old[n].routes != new[n].routes]
 
 
+def _outlive(ports: Iterable[Port], wanted: bool) -> None:
+    for port in ports:
+        if isinstance(port, TapPort):
+            port.outlive(wanted)
+
+
 def _tap(port: Port) -> TapPort:
     assert isinstance(port, TapPort)
     return port
@@ -240,6 +246,10 @@ class NodePorts:
             self._ports[name] = device.open(self._offload, self._queues, self._keep)
             self._devices[name] = device
 
+    def outlive(self) -> None:
+        """All of them wait for the next process, if this one is killed and they are to be kept."""
+        _outlive(self._ports.values(), True)
+
     def state(self) -> dict[str, Any]:
         """What `inherit` takes; JSON."""
         return {name: port.state() for name, port in self._ports.items()}
@@ -270,7 +280,8 @@ class NodePorts:
     def change(self, node: Node) -> Iterator[bool]:
         """Inside the block the ports are those of the new policy; True if they differ from before.
 
-        If the block raises they are as they were, else those not wanted any more are closed.
+        If the block raises they are as they were, else those not wanted any more are closed. Only
+        what is of a policy that was committed outlives a process that is killed.
         """
         memo = Memo(self._memo)
         wanted, lost = devices(node, memo), self.lost()
@@ -284,6 +295,7 @@ class NodePorts:
         after: dict[str, VxlanSocket | TapPort] = {UNDERLAY: self._ports[UNDERLAY]}
         fresh: list[TapPort] = []
         standing = _standing(self._devices, wanted)
+        leaving: list[Port] = []
         begun: list[tuple[TapPort, frozenset[Route], frozenset[Route]]] = []
         try:
             for name, device in wanted.items():
@@ -294,9 +306,12 @@ class NodePorts:
                 begun.append((_tap(after[name]), old, new))
                 _tap(after[name]).add_routes(new - old)
             self._ports, self._devices, self._memo = after, wanted, memo
+            leaving = [p for p in before[0].values() if p not in after.values()]
+            _outlive(leaving, False)
             yield after != before[0]
         except BaseException:
             self._ports, self._devices = before
+            _outlive(leaving, True)
             for port, old, new in begun:
                 with contextlib.suppress(PortError):
                     port.add_routes(old - new)
@@ -306,9 +321,9 @@ class NodePorts:
             raise
         for name, old, new in standing:
             _tap(after[name]).remove_routes(old - new, new)
-        for held_before in before[0].values():
-            if held_before not in after.values():
-                held_before.close()
+        _outlive(fresh, True)
+        for left in leaving:
+            left.close()
 
     def _refuse(self, node: Node, wanted: Mapping[str, Device]) -> None:
         """What cannot change while the node runs."""

@@ -72,8 +72,7 @@ class Tap(AdoptedTap):
     A new one disappears at `close()` unless `persist`; an existing persistent one always stays.
     `mac`, `mtu` (bytes of IP packet) and `up` are set at once. `offload`: the device's kernel
     leaves the cutting of large packets and their checksums to us. `queues`: one for each worker of
-    a forwarder; the kernel keeps a flow to one of them. `keep`: a new one disappears at `close()`
-    only, so that a process which is killed leaves it to the next; known by its alias in `ip link`.
+    a forwarder; the kernel keeps a flow to one of them. `keep`: a new one may `outlive` us.
     Raises PortError with the fix.
     """
 
@@ -96,8 +95,7 @@ class Tap(AdoptedTap):
         self.name, self.netns = name, netns
         self._home = inside(netns, here)
         self._kept = keep and not persist and inside(netns, lambda: _is_free(name))
-        stays = persist or self._kept
-        fds, uso = inside(netns, lambda: _open_queues(name, stays, owner, offload, queues))
+        fds, uso = inside(netns, lambda: _open_queues(name, persist, owner, offload, queues))
         super().__init__(fds[0], mtu=mtu, uso=uso)
         self._fds = fds
         try:
@@ -152,10 +150,15 @@ class Tap(AdoptedTap):
 
         inside(self.netns, work)
 
-    def close(self) -> None:
+    def outlive(self, wanted: bool = True) -> None:
+        """Whether a process that is killed leaves it to the next, which knows it by its alias in
+        `ip link`; at `close()` it disappears all the same. Nothing, if it was not opened so."""
         if self._kept and self._fds:
             with contextlib.suppress(OSError):
-                fcntl.ioctl(self._fds[0], _TUNSETPERSIST, 0)
+                fcntl.ioctl(self._fds[0], _TUNSETPERSIST, int(wanted))
+
+    def close(self) -> None:
+        self.outlive(False)
         super().close()
 
     def address(self, address: IP, length: int, *, peer: IP | None = None) -> None:
