@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, Self
 
 from dataplane import ipam
 from dataplane.document import dump_json
+from dataplane.encoder import told_shares
 from dataplane.engine import Engine, Limits
 from dataplane.errors import BusyError, DataplaneError, DocumentError, Fault, StaleError
 from dataplane.forwarder import Forwarder
@@ -25,7 +26,7 @@ from dataplane.node_ports import NodePorts
 from dataplane.plan import Plan
 from dataplane.saved import Saved as SavedFlows
 from dataplane.shares import DOCUMENT, Composer, Share, Shares
-from dataplane.state_dir import Saved, StateDir, told_shares
+from dataplane.state_dir import Saved, StateDir
 
 TURN = 0.1  # seconds between looks at whether it is worth to wait
 

@@ -15,11 +15,12 @@ from typing import Any, NamedTuple, Self
 
 import msgspec
 
-from dataplane.convert import decode, encode
-from dataplane.document import dump_json, loads
+from dataplane.convert import decode
+from dataplane.document import loads
+from dataplane.encoder import Encoder
 from dataplane.errors import DocumentError, Fault, PortError, StorageError
 from dataplane.ipam import Released
-from dataplane.model import Document, Node
+from dataplane.model import Node
 from dataplane.shares import Share, Shares
 
 FORMAT = 1
@@ -43,7 +44,7 @@ class StateDir:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
+        self.path, self._encoder = Path(path), Encoder()
         try:
             self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._lock = os.open(self.path / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -60,7 +61,7 @@ class StateDir:
     def inherited(cls, path: str | os.PathLike[str], lock: int) -> Self:
         """The directory whose lock this process inherited."""
         made = cls.__new__(cls)
-        made.path, made._lock = Path(path), lock
+        made.path, made._encoder, made._lock = Path(path), Encoder(), lock
         return made
 
     def fileno(self) -> int:
@@ -106,7 +107,7 @@ class StateDir:
         disk takes no more; the state of before then stays."""
         fresh = self.path / f".{POLICY}"
         try:
-            _flushed(fresh, _text(saved))
+            _flushed(fresh, self._text(saved))
         except OSError as error:
             fresh.unlink(missing_ok=True)
             raise StorageError(f"{self.path}: {error.strerror}: nothing is applied") from error
@@ -118,16 +119,11 @@ class StateDir:
         fresh.replace(self.path / POLICY)
         _flush_directory(self.path)
 
-
-def _text(saved: Saved) -> bytes:
-    head = {"format": FORMAT, "generation": saved.generation, "released": dict(saved.released)}
-    parts = json.dumps(head)[:-1].encode(), told_shares(saved.shares)
-    return b'%b, "shares": %b, "policy": %b}\n' % (*parts, dump_json(Document(node=saved.node)))
-
-
-def told_shares(shares: Shares) -> bytes:
-    """As JSON; `shares_of` reads it back."""
-    return msgspec.json.encode(dict(shares), enc_hook=encode)
+    def _text(self, saved: Saved) -> bytes:
+        head = {"format": FORMAT, "generation": saved.generation, "released": dict(saved.released)}
+        policy, shares = self._encoder(saved.node, saved.shares)
+        begin = json.dumps(head)[:-1].encode()
+        return b'%b, "shares": %b, "policy": %b}\n' % (begin, shares, policy)
 
 
 def shares_of(value: Any) -> dict[str, Share]:

@@ -73,6 +73,7 @@ PYTHON_TIERS = (
     ("packet", "ping", "graph_forms", "validate_expect", "validate_remotes", "validate_services"),
     ("validate",),
     ("document", "ipam", "rows"),
+    ("encoder",),
     ("state_dir",),
     ("routing",),
     ("groups", "services"),

@@ -1,61 +1,90 @@
 """HostComputeLoadBalancers as load balancers of the model."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from typing import NamedTuple
 
 from dataplane.address import parse_ip
 from dataplane.hns.errors import HcnError
 from dataplane.hns.normal import Document
+from dataplane.memo import Memo
 from dataplane.model import Backend, LoadBalancer, Node
 
 AFFINITY = ("none", "source_ip_protocol", "source_ip")  # by DistributionType
 
 
-class Served:
-    """Which network a load balancer is of, and whom it spreads flows over."""
+class Served(NamedTuple):
+    """A load balancer's network, and what the model says of it."""
 
-    def __init__(self, objects: Mapping[str, Mapping[str, Document]]) -> None:
-        self._objects = objects
-        self._shared: dict[tuple[str, ...], tuple[Backend, ...]] = {}
-        self._sources = {lb.get("SourceVIP") for lb in objects["loadbalancers"].values()} - {None}
-        self._of: dict[str, list[Document]] = {}
-        for lb in objects["loadbalancers"].values():
-            self._of.setdefault(self._network(lb), []).append(lb)
-
-    def of(self, network: str) -> list[Document]:
-        return self._of.get(network, [])
-
-    def is_source(self, endpoint: Document) -> bool:
-        """Whether it only reserves the address that some load balancer translates to."""
-        configs = endpoint.get("IpConfigurations", ())
-        return any(config["IpAddress"] in self._sources for config in configs)
-
-    def backends(self, balancer: Document) -> tuple[Backend, ...]:
-        """The same object for those of the same endpoints."""
-        guids = tuple(balancer.get("HostComputeEndpoints", ()))
-        made = self._shared.get(guids)
-        if made is None:
-            endpoints = map(self._objects["endpoints"].__getitem__, guids)
-            addresses = [c["IpAddress"] for e in endpoints for c in e.get("IpConfigurations", ())]
-            made = tuple(Backend(address=parse_ip(a)) for a in dict.fromkeys(addresses))
-            self._shared[guids] = made
-        return made
-
-    def _network(self, balancer: Document) -> str:
-        found: set[str] = {
-            self._objects["endpoints"][guid]["HostComputeNetwork"]
-            for guid in balancer.get("HostComputeEndpoints", ())
-        } or set(self._objects["networks"])
-        if len(found) != 1:
-            message = (
-                f"loadbalancers {balancer['ID']}: its endpoints are of {len(found)} networks"
-                if balancer.get("HostComputeEndpoints")
-                else f"loadbalancers {balancer['ID']} names no endpoint: of which network is it?"
-            )
-            raise HcnError("HCN_E_INVALID_ENDPOINT", message)
-        return found.pop()
+    network: str
+    balancers: tuple[LoadBalancer, ...]
 
 
-def balancers(
+Shared = dict[tuple[str, ...], tuple[Backend, ...]]  # backends by the IDs of their endpoints
+
+
+class _Round(NamedTuple):
+    """What was made the last time, by ID, each with its document; and of what else."""
+
+    made: Mapping[str, tuple[Document, Served]]
+    endpoints: Mapping[str, Document]
+    others: tuple[tuple[str, ...], Node | None]
+
+
+_FIRST = _Round({}, {}, ((), None))
+
+
+def served(
+    objects: Mapping[str, Mapping[str, Document]], node: Node, memo: Memo
+) -> Iterator[Served]:
+    """All load balancers. Raises HcnError."""
+    endpoints, others = objects["endpoints"], (tuple(objects["networks"]), node)
+    before: _Round = memo.kept("balancers", _FIRST)
+    known = before.made if before.others == others else {}
+    fresh = {guid for guid, made in endpoints.items() if before.endpoints.get(guid) is not made}
+    shared: Shared = {}
+    found: dict[str, tuple[Document, Served]] = {}
+    for guid, document in objects["loadbalancers"].items():
+        old, guids = known.get(guid), document.get("HostComputeEndpoints", ())
+        if old is None or old[0] is not document or not fresh.isdisjoint(guids):
+            old = document, _served(document, endpoints, *others, shared)
+        found[guid] = old
+    memo.keep("balancers", _Round(found, dict(endpoints), others))
+    return (made for _, made in found.values())
+
+
+def sources(documents: Iterable[Document]) -> set[str]:
+    """The addresses that load balancers translate to."""
+    return {document["SourceVIP"] for document in documents if "SourceVIP" in document}
+
+
+def _served(
+    document: Document,
+    objects: Mapping[str, Document],
+    networks: tuple[str, ...],
+    node: Node,
+    shared: Shared,
+) -> Served:
+    guids = tuple(document.get("HostComputeEndpoints", ()))
+    endpoints = [objects[guid] for guid in guids]
+    found = {endpoint["HostComputeNetwork"] for endpoint in endpoints} or set(networks)
+    if len(found) != 1:
+        message = (
+            f"loadbalancers {document['ID']}: its endpoints are of {len(found)} networks"
+            if endpoints
+            else f"loadbalancers {document['ID']} names no endpoint: of which network is it?"
+        )
+        raise HcnError("HCN_E_INVALID_ENDPOINT", message)
+    if guids not in shared:
+        shared[guids] = _backends(endpoints)
+    return Served(found.pop(), _balancers(document, shared[guids], node))
+
+
+def _backends(endpoints: list[Document]) -> tuple[Backend, ...]:
+    addresses = [c["IpAddress"] for e in endpoints for c in e.get("IpConfigurations", ())]
+    return tuple(Backend(address=parse_ip(a)) for a in dict.fromkeys(addresses))
+
+
+def _balancers(
     document: Document, backends: tuple[Backend, ...], node: Node
 ) -> tuple[LoadBalancer, ...]:
     """One for each port mapping. DSR of HNS means that clients of this node are translated here,

@@ -4,6 +4,7 @@ from msgspec.structs import replace
 
 from dataplane.daemon import Daemon
 from dataplane.errors import DocumentError, PortError
+from dataplane.garbage import no_collection
 from dataplane.hns.calls import call, call_v1
 from dataplane.hns.errors import HcnError
 from dataplane.hns.export import created, exported
@@ -45,7 +46,7 @@ class HnsDoor:
         self, method: str, path: str, body: Value = None, query: Value = None, *, v1: bool = False
     ) -> Value:
         """The answer of HNS. Raises HcnError, else DataplaneError: nothing is changed then."""
-        with self._daemon.changing():
+        with self._daemon.changing(), no_collection():
             store = self._committed().copy()
             answer = (
                 call_v1(store, method, path, body) if v1 else call(store, method, path, body, query)
@@ -89,6 +90,10 @@ def _detached(made: Document) -> Document:
 
 def learn(store: Store, share: Share) -> bool:
     """Writes the addresses that endpoints without any were given into the store's objects."""
+    endpoints = store.objects["endpoints"]
+    lacking = [guid for guid, made in endpoints.items() if not made.get("IpConfigurations")]
+    if not lacking:
+        return False
     given = {
         endpoint.tap.name: (endpoint.addresses, network)
         for network in share.networks
@@ -96,10 +101,9 @@ def learn(store: Store, share: Share) -> bool:
         if endpoint.tap is not None
     }
     learned = False
-    endpoints = store.objects["endpoints"]
-    for guid, document in endpoints.items():
+    for guid in lacking:
         addresses, network = given.get(tap_name(guid), ((), None))
-        if document.get("IpConfigurations") or not addresses or network is None:
+        if not addresses or network is None:
             continue
         configs = [
             {
@@ -108,6 +112,6 @@ def learn(store: Store, share: Share) -> bool:
             }
             for address in addresses
         ]
-        endpoints[guid] = document | {"IpConfigurations": configs}
+        endpoints[guid] = endpoints[guid] | {"IpConfigurations": configs}
         learned = True
     return learned

@@ -7,6 +7,8 @@ and what nobody changed stays the same object.
 import json
 import uuid
 from collections.abc import Iterator, Mapping
+from functools import partial
+from itertools import chain
 from typing import Any
 
 from dataplane.defaults import dr_mac
@@ -14,6 +16,7 @@ from dataplane.hns.errors import HcnError, not_found
 from dataplane.hns.normal import OBJECTS, Document, key_of, normal, policies
 from dataplane.hns.v1 import object_of_v1
 from dataplane.hns.values import Value, bad, guid
+from dataplane.memo import Memo
 from dataplane.model import Network, Node
 
 KINDS = tuple(OBJECTS)
@@ -33,13 +36,24 @@ class Store:
     def copy(self) -> "Store":
         return Store(self.node, self.objects)
 
-    def dumps(self) -> str:
-        """All objects, for `loads`."""
-        return json.dumps(self.objects, separators=(",", ":"))
+    def dumps(self, memo: Memo | None = None) -> str:
+        """All objects, for `loads`. `memo`: of the time before; few are others since."""
+        memo = Memo() if memo is None else memo
+        return "\n".join(
+            chain.from_iterable(
+                memo.each(("text", kind), tuple(held.values()), None, partial(_text, kind))
+                for kind, held in self.objects.items()
+            )
+        )
 
     @classmethod
     def loads(cls, node: Node, text: str) -> "Store":
-        return cls(node, json.loads(text) if text else {})
+        objects: dict[str, dict[str, Document]] = {}
+        for line in text.splitlines():
+            kind, _, told = line.partition(" ")
+            document = json.loads(told)
+            objects.setdefault(kind, {})[document["ID"]] = document
+        return cls(node, objects)
 
     # ---- queries -------------------------------------------------------------------------------
 
@@ -268,6 +282,11 @@ class Store:
                 if resource.get("Data", {}).get("ID", "").lower() != endpoint
             ]
             self._put("namespaces", _without(namespace, "Resources") | _if("Resources", rest))
+
+
+def _text(kind: str, document: Document) -> str:
+    """A line: JSON has no line ends in it, and only ASCII."""
+    return f"{kind} {json.dumps(document, separators=(',', ':'))}"
 
 
 _SIGNS = {

@@ -6,18 +6,22 @@ What did not change since is the same object of the model, so that a plan has no
 import hashlib
 import re
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, NamedTuple
+from functools import partial
+from itertools import chain
+from typing import Any
 
 from msgspec.structs import replace
 
 from dataplane.address import Mac, Prefix, Vni, parse_ip, parse_prefix
-from dataplane.hns.balancers import Served, balancers
+from dataplane.hns.balancers import served, sources
 from dataplane.hns.errors import HcnError
 from dataplane.hns.normal import Document
 from dataplane.hns.rules import Sets, rules, sets_of
 from dataplane.hns.store import Store, vsids
+from dataplane.memo import Memo
 from dataplane.model import (
     Endpoint,
+    LoadBalancer,
     Network,
     Node,
     OutboundNat,
@@ -34,67 +38,62 @@ _FAKE = "02-11-"  # how MACs begin that kube-proxy makes up, for backends
 _SOURCE = "source_vip"  # what kube-proxy calls the endpoint that reserves its source address
 
 
-class _Made(NamedTuple):
-    source: tuple[Any, ...]
-    result: Any
-
-
 class Translator:
     """Remembers what it made of each document."""
 
     def __init__(self) -> None:
-        self._made: dict[Any, _Made] = {}
-        self._seen: set[Any] = set()
+        self._memo = Memo()
 
     def share(self, store: Store) -> Share:
         """Raises HcnError for what the model cannot say."""
-        self._seen.clear()
-        networks = tuple(self._networks(store))
-        for key in self._made.keys() - self._seen:
-            del self._made[key]
-        return Share(networks=networks, kept=store.dumps())
+        memo = Memo(self._memo)
+        made = Share(networks=tuple(_networks(store, memo)), kept=store.dumps(memo))
+        self._memo = memo
+        return made
 
-    def _networks(self, store: Store) -> Iterator[Network]:
-        served = Served(store.objects)
-        names = _names(store.objects["networks"].values())
-        by_network: dict[str, list[Document]] = {}
-        for endpoint in store.objects["endpoints"].values():
-            by_network.setdefault(endpoint["HostComputeNetwork"], []).append(endpoint)
-        routes = _routes(store.objects["routes"].values())
-        for guid, document in store.objects["networks"].items():
-            sets = sets_of(document.get("Policies", []))
-            held = by_network.get(guid, [])
-            named = _names(held, _WAYS_OUT)
-            local = tuple(
-                self.kept(
-                    ("endpoint", e["ID"]),
-                    (e, sets, named[e["ID"]], routes.get(e["ID"], ()), store.node),
-                    _endpoint,
-                )
-                for e in held
-                if not (e.get("Flags", 0) & 1 or served.is_source(e) or e.get("Name") == _SOURCE)
-            )
-            remote = [e for e in held if e.get("Flags", 0) & 1]
-            services = tuple(
-                balancer
-                for lb in served.of(guid)
-                for balancer in self.kept(
-                    ("balancer", lb["ID"]), (lb, served.backends(lb), store.node), balancers
-                )
-            )
-            base = self.kept(("network", guid), (document, names[guid], store.node), _network)
-            subnets = self.kept(
-                ("subnets", guid), (base.remote_subnets, _far(remote), store.node), _subnets
-            )
-            yield self.kept(("whole", guid), (base, local, services, subnets), _whole)
 
-    def kept(self, key: Any, source: tuple[Any, ...], make: Callable[..., Any]) -> Any:
-        """What was made of the same source before."""
-        self._seen.add(key)
-        made = self._made.get(key)
-        if made is None or made.source != source:
-            made = self._made[key] = _Made(source, make(*source))
-        return made.result
+def _networks(store: Store, memo: Memo) -> Iterator[Network]:
+    objects, node = store.objects, store.node
+    names = _names(objects["networks"].values())
+    reserved = sources(objects["loadbalancers"].values())
+    balancers: dict[str, list[LoadBalancer]] = {}
+    for served_ in served(objects, node, memo):
+        balancers.setdefault(served_.network, []).extend(served_.balancers)
+    routes = _routes(objects["routes"].values())
+    held: dict[tuple[str, int], list[Document]] = {}
+    for endpoint in objects["endpoints"].values():
+        is_remote = endpoint.get("Flags", 0) & 1
+        held.setdefault((endpoint["HostComputeNetwork"], is_remote), []).append(endpoint)
+    for guid, document in objects["networks"].items():
+        far = tuple(held.get((guid, 1), ()))
+        near = [e for e in held.get((guid, 0), ()) if not _is_source(e, reserved)]
+        sets, named = sets_of(document.get("Policies", [])), _names(near, _WAYS_OUT)
+        local = tuple(
+            _kept(
+                memo,
+                ("endpoint", e["ID"]),
+                (e, sets, named[e["ID"]], routes.get(e["ID"], ()), node),
+                _endpoint,
+            )
+            for e in near
+        )
+        base = _kept(memo, ("network", guid), (document, names[guid], node), _network)
+        told = tuple(chain.from_iterable(memo.each(("far", guid), far, None, _far)))
+        subnets = _kept(memo, ("subnets", guid), (base.remote_subnets, told, node), _subnets)
+        source = base, local, tuple(balancers.get(guid, ())), subnets
+        yield _kept(memo, ("whole", guid), source, _whole)
+
+
+def _kept(
+    memo: Memo, key: tuple[str, str], source: tuple[Any, ...], make: Callable[..., Any]
+) -> Any:
+    return memo(key, source, partial(make, *source))
+
+
+def _is_source(endpoint: Document, reserved: set[str]) -> bool:
+    """Whether it only reserves the address that some load balancer translates to."""
+    configs = endpoint.get("IpConfigurations", ())
+    return endpoint.get("Name") == _SOURCE or any(c["IpAddress"] in reserved for c in configs)
 
 
 def share(store: Store) -> Share:
@@ -179,16 +178,14 @@ def _remote(policies: list[Document], vni: int, where: str) -> Iterator[RemoteSu
         )
 
 
-def _far(remote: list[Document]) -> tuple[tuple[str, str, str], ...]:
-    """Address, provider address and MAC of remote endpoints that tell all three. kube-proxy's MACs
-    are made up."""
-    return tuple(
-        (config["IpAddress"], provider, endpoint["MacAddress"])
-        for endpoint in remote
-        for provider in (_setting(endpoint, "ProviderAddress", "ProviderAddress"),)
-        if provider and not endpoint.get("MacAddress", _FAKE).startswith(_FAKE)
-        for config in endpoint.get("IpConfigurations", ())
-    )
+def _far(endpoint: Document) -> tuple[tuple[str, str, str], ...]:
+    """Addresses of a remote endpoint, each with its provider address and MAC, if it tells both.
+    kube-proxy's MACs are made up."""
+    provider = _setting(endpoint, "ProviderAddress", "ProviderAddress")
+    mac = endpoint.get("MacAddress", _FAKE)
+    if not provider or mac.startswith(_FAKE):
+        return ()
+    return tuple((c["IpAddress"], provider, mac) for c in endpoint.get("IpConfigurations", ()))
 
 
 def _subnets(
