@@ -183,6 +183,7 @@ def after(released: Released, before: Node | None, now: Node) -> Released:
 def _taken(network: Network) -> Iterator[IP]:
     yield from gateways(network)
     yield from vips_of(network)
+    yield from (b.source_vip for b in network.load_balancers if b.source_vip is not None)
     for endpoint in network.endpoints:
         yield from endpoint.addresses
 

@@ -7,15 +7,25 @@ import pytest
 
 from dataplane.address import Mac, Vni
 from dataplane.engine import Engine
-from dataplane.model import Endpoint, HostPort, Network, Node, RemoteSubnet, Tap, Underlay
+from dataplane.model import (
+    Endpoint,
+    HostPort,
+    LoadBalancer,
+    Network,
+    Node,
+    RemoteSubnet,
+    Tap,
+    Underlay,
+)
 from dataplane.reasons import Verdict
 from tests.reference.build import BROADCAST_MAC, vxlan
 
 DR, WEB, DB, PEER = (bytes([2, 0, 0, 0, 0, n]) for n in range(1, 5))
-A, B, GATEWAY, REMOTE, NOBODY, OUTSIDE, HOST, HOST_FAR, NONE = (
+A, B, GATEWAY, REMOTE, NOBODY, OUTSIDE, VIP, SOURCE, HOST, HOST_FAR, NONE = (
     ip_address(a).packed
     for a in (
         *("10.0.1.2", "10.0.1.3", "10.0.1.1", "10.2.0.9", "10.0.1.99", "203.0.113.9"),
+        *("10.0.1.40", "10.0.1.50"),
         *("169.254.1.1", "169.254.1.2", "0.0.0.0"),
     )
 )
@@ -32,6 +42,9 @@ def node() -> Node:
         Endpoint(name=name, addresses=(ip_address(address),), mac=Mac.from_bytes(mac))
         for name, address, mac in (("web", A, WEB), ("db", B, DB))
     )
+    balancer = LoadBalancer(
+        name="shop", protocol="tcp", port=80, vips=(ip_address(VIP),), source_vip=ip_address(SOURCE)
+    )
     blue = Network(
         name="blue",
         vni=Vni(100),
@@ -39,6 +52,7 @@ def node() -> Node:
         dr_mac=Mac.from_bytes(DR),
         remote_subnets=(remote,),
         endpoints=endpoints,
+        load_balancers=(balancer,),
     )
     host = HostPort(address=ip_address(HOST), peer=ip_address(HOST_FAR), tap=Tap(name="h"))
     underlay = Underlay(address=ip_address("192.0.2.1"))
@@ -71,6 +85,8 @@ ANSWERED = {  # request: the MAC that is told
     "gateway, unicast": (frame(dmac=DR), DR),
     "behind a remote subnet": (frame(REMOTE), DR),
     "neighbour": (frame(B), DB),
+    "a service": (frame(VIP), DR),
+    "whom its backends see": (frame(SOURCE), DR),
     "probe for the gateway": (frame(spa=NONE), DR),
     "probe for a neighbour's address": (frame(B, spa=NONE), DB),
 }

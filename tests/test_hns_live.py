@@ -1,6 +1,5 @@
 """docs/hns.md is followed to a ping on a running node; its objects outlive a crash."""
 
-import os
 import re
 import shlex
 import signal
@@ -15,14 +14,14 @@ from dataplane.api.client import Client
 from dataplane.errors import DataplaneError
 from dataplane.hns.normal import POLICIES
 from tests import hns_documents as d
+from tests.hcn_namespaces import RUN, guid, named
 from tests.live_node import Process
 
 ROOT = Path(__file__).resolve().parent.parent
-RUN = f"{os.getpid():08x}"  # in place of the GUIDs' beginning, which name namespaces
-TEXT = (ROOT / "docs/hns.md").read_text().replace("5f1c2a52", RUN)
+TEXT = (ROOT / "docs/hns.md").read_text().replace("5f1c2a52", RUN)  # as namespaces are named
 BLOCK = re.compile(r"^```(\w+) ?(\S*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 BLOCKS = BLOCK.findall(TEXT)
-NAMESPACES = (f"{RUN}-0001-4d6e-8f2a-000000000001", f"{RUN}-0002-4d6e-8f2a-000000000002")
+NAMESPACES = guid(1), guid(2)
 
 
 @pytest.fixture
@@ -43,13 +42,7 @@ def place(
 
 def test_howto(place: tuple[Process, dict[str, str]]) -> None:
     process, names = place
-    for stale in Path("/run/netns").glob("*-000?-4d6e-8f2a-00000000000?"):
-        if not Path("/proc", str(int(stale.name[:8], 16))).exists():
-            subprocess.run(["ip", "netns", "del", stale.name], capture_output=True)
-    links = [Path("/run/netns", guid) for guid in names]
-    try:
-        for guid, name in names.items():
-            subprocess.run(["ip", "netns", "attach", guid, _holder(name)], check=True)
+    with named(names):
         commands = [line for kind, _, text in BLOCKS if kind == "sh" for line in text.splitlines()]
         assert any("ping" in command for command in commands)
         for command in commands:
@@ -62,22 +55,6 @@ def test_howto(place: tuple[Process, dict[str, str]]) -> None:
             assert client.hns("GET", "networks")[0]["Name"] == "flannel.4096"
             again = client.hns("POST", "batch", exported["Calls"])
             assert client.hns("GET", "export") == exported and again
-    finally:
-        for link in links:
-            subprocess.run(["ip", "netns", "del", link.name], capture_output=True)
-        for holder in _HOLDERS:
-            holder.kill()
-            holder.wait()
-        _HOLDERS.clear()
-
-
-_HOLDERS: list[subprocess.Popen[bytes]] = []
-
-
-def _holder(name: str) -> str:
-    holder = subprocess.Popen(["ip", "netns", "exec", name, "sleep", "120"])
-    _HOLDERS.append(holder)
-    return str(holder.pid)
 
 
 def run(command: str, process: Process) -> str:

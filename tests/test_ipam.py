@@ -51,6 +51,8 @@ def test_gateways_services_and_other_nodes_are_left_out() -> None:
     assert texts(ipam.assigned(blue)) == ["10.0.0.32"]
     vip = LoadBalancer(name="v", protocol="tcp", port=80, vips=(ip_address("10.0.0.2"),))
     assert texts(ipam.assigned(network("10.0.0.0/24", load_balancers=(vip,)))) == ["10.0.0.3"]
+    seen = replace(vip, source_vip=ip_address("10.0.0.3"))
+    assert texts(ipam.assigned(network("10.0.0.0/24", load_balancers=(seen,)))) == ["10.0.0.4"]
     own = network("10.0.0.0/24", gateways=(ip_address("10.0.0.254"),))
     assert texts(ipam.assigned(own)) == ["10.0.0.1"]
 

@@ -39,7 +39,8 @@ def domain_of(network: model.Network, node: model.Node) -> list[model.Network]:
 
 
 def vips_of(network: model.Network) -> list[IP]:
-    balancers = [vip for b in network.load_balancers for vip in b.vips]
+    """And the addresses that backends may see in place of clients."""
+    balancers = [vip for b in network.load_balancers for vip in (*b.vips, b.source_vip) if vip]
     mappings = [m.vip for e in network.endpoints for m in e.port_mappings if m.vip is not None]
     return balancers + mappings
 
