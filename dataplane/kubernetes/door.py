@@ -29,7 +29,7 @@ from dataplane.kubernetes.access import Access, KubeError
 from dataplane.kubernetes.client import Client, NotFoundError
 from dataplane.kubernetes.objects import Key, Object, Refused, pod_addresses, table
 from dataplane.kubernetes.reflector import Change, Reflector
-from dataplane.kubernetes.services import Services
+from dataplane.kubernetes.services import Here, Services
 from dataplane.model import Acl, Endpoint, Network
 from dataplane.shares import Part, Share
 
@@ -73,7 +73,8 @@ class Kubernetes:
         self._ended = threading.Event()
         self._known: dict[str, dict[Key, Object]] = {}  # of each kind that was listed
         self._config = _config(options.config)
-        self._services = Services(daemon.policy.host_port is not None)
+        host = daemon.policy.host_port
+        self._services = Services(Here(options.node, host.address if host else None))
         self._network: Network | None = None
         self._told: Refused = {}
         self._announced: Lease | None = None
