@@ -82,6 +82,9 @@ class Kubernetes:
         underlay = daemon.policy.underlay
         if underlay.address.version != 4:
             raise KubeError("flannel names nodes by IPv4: underlay.address has to be one")
+        if self._config.v6 is not None and underlay.address6 is None:
+            text = "EnableIPv6, but the node has none (set underlay.address6)"
+            raise KubeError(f"{options.config}: {text}")
         if self._config.port != underlay.port:
             text = f"flannel's port is {self._config.port}, this node's {underlay.port}"
             raise KubeError(f"{options.config}: {text} (set underlay.port)")
@@ -198,7 +201,8 @@ class Kubernetes:
         underlay = self._daemon.policy.underlay
         public, six = underlay.address, underlay.address6
         assert isinstance(public, ipaddress.IPv4Address)
-        public6 = six if isinstance(six, ipaddress.IPv6Address) else None
+        wanted = self._config.v6 is not None
+        public6 = six if wanted and isinstance(six, ipaddress.IPv6Address) else None
         kept = self._daemon.share(ORIGIN).kept
         mac = nodes.stored_mac(node) or (Mac(kept) if kept else vtep_mac(name, int(public)))
         try:
