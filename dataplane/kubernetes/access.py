@@ -13,6 +13,10 @@ from dataplane.errors import DataplaneError
 
 ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 
+# what a kubeconfig may ask for, and is not done
+NO_USER = {"exec", "auth-provider", "username", "as", "as-uid", "as-groups", "as-user-extra"}
+NO_CLUSTER = {"proxy-url", "tls-server-name"}
+
 
 class KubeError(DataplaneError):
     """The API server does not answer, refuses, or says what nobody understands. Try again later."""
@@ -60,12 +64,11 @@ def kubeconfig(place: str, context: str | None = None) -> Access:
     chosen = _named(told, "contexts", name, "context", place)
     cluster = _named(told, "clusters", _field(chosen, "cluster", place), "cluster", place)
     user = _named(told, "users", chosen.get("user"), "user", place) if chosen.get("user") else {}
-    for key in ("exec", "auth-provider", "username"):
-        if key in user:
-            raise KubeError(f"{place}: user: {key!r} is not supported (use a token or certificate)")
-    server = str(_field(cluster, "server", place)).rstrip("/")
-    if urlsplit(server).scheme not in ("http", "https"):
-        raise KubeError(f"{place}: server: {server} is no http or https address")
+    for what, held, keys in (("user", user, NO_USER), ("cluster", cluster, NO_CLUSTER)):
+        for key in keys & held.keys():
+            fix = "use a token or certificate" if held is user else "name the server itself"
+            raise KubeError(f"{place}: {what}: {key!r} is not supported ({fix})")
+    server = _server(str(_field(cluster, "server", place)), place)
     here = Path(place).resolve().parent
     return Access(
         server,
@@ -73,6 +76,17 @@ def kubeconfig(place: str, context: str | None = None) -> Access:
         token=str(user.get("token") or ""),
         token_file=_path(user, "tokenFile", here) or "",
     )
+
+
+def _server(url: str, place: str) -> str:
+    try:
+        parts = urlsplit(url)
+        sound = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        sound = False
+    if not sound:
+        raise KubeError(f"{place}: server: {url} is no http or https address")
+    return url.rstrip("/")
 
 
 def _tls(cluster: Mapping[str, Any], user: Mapping[str, Any], here: Path) -> ssl.SSLContext:

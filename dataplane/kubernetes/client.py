@@ -15,7 +15,7 @@ from urllib.parse import urlencode, urlsplit
 import msgspec
 
 from dataplane.kubernetes.access import Access, KubeError
-from dataplane.kubernetes.objects import Object
+from dataplane.kubernetes.objects import Object, items, table
 
 TIMEOUT = 10.0  # seconds for one answer, or a part of a list
 WATCH = 290  # seconds after which the server ends a watch; a new one goes on from there
@@ -61,8 +61,8 @@ class Client:
         query = {"limit": str(PART)}
         while True:
             told = self._call("GET", f"{path}?{urlencode(query)}")
-            found += told.get("items") or ()
-            meta = told.get("metadata") or {}
+            found += items(told, "items")
+            meta = table(told, "metadata")
             if not meta.get("continue"):
                 return found, str(meta.get("resourceVersion", ""))
             query["continue"] = meta["continue"]
@@ -176,7 +176,7 @@ def _status(response: http.client.HTTPResponse) -> Object:
 def _refused(code: Any, target: str, told: Object) -> KubeError:
     words = f"{target.partition('?')[0]}: {code} {told.get('message') or told.get('reason') or ''}"
     kinds = {410: GoneError, 404: NotFoundError}
-    return kinds.get(code, KubeError)(words.strip())
+    return (kinds.get(code, KubeError) if isinstance(code, int) else KubeError)(words.strip())
 
 
 def _shut(connection: http.client.HTTPConnection) -> None:

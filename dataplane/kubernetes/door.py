@@ -29,7 +29,7 @@ from dataplane.kubernetes.access import Access, KubeError
 from dataplane.kubernetes.client import Client, NotFoundError
 from dataplane.kubernetes.objects import Key, Object, Refused, pod_addresses, table
 from dataplane.kubernetes.reflector import Change, Reflector
-from dataplane.kubernetes.services import Services
+from dataplane.kubernetes.services import Here, Services
 from dataplane.model import Acl, Endpoint, Network
 from dataplane.shares import Part, Share
 
@@ -73,7 +73,8 @@ class Kubernetes:
         self._ended = threading.Event()
         self._known: dict[str, dict[Key, Object]] = {}  # of each kind that was listed
         self._config = _config(options.config)
-        self._services = Services(daemon.policy.host_port is not None)
+        host = daemon.policy.host_port
+        self._services = Services(Here(options.node, host.address if host else None))
         self._network: Network | None = None
         self._told: Refused = {}
         self._announced: Lease | None = None
@@ -81,6 +82,9 @@ class Kubernetes:
         underlay = daemon.policy.underlay
         if underlay.address.version != 4:
             raise KubeError("flannel names nodes by IPv4: underlay.address has to be one")
+        if self._config.v6 is not None and underlay.address6 is None:
+            text = "EnableIPv6, but the node has none (set underlay.address6)"
+            raise KubeError(f"{options.config}: {text}")
         if self._config.port != underlay.port:
             text = f"flannel's port is {self._config.port}, this node's {underlay.port}"
             raise KubeError(f"{options.config}: {text} (set underlay.port)")
@@ -197,7 +201,8 @@ class Kubernetes:
         underlay = self._daemon.policy.underlay
         public, six = underlay.address, underlay.address6
         assert isinstance(public, ipaddress.IPv4Address)
-        public6 = six if isinstance(six, ipaddress.IPv6Address) else None
+        wanted = self._config.v6 is not None
+        public6 = six if wanted and isinstance(six, ipaddress.IPv6Address) else None
         kept = self._daemon.share(ORIGIN).kept
         mac = nodes.stored_mac(node) or (Mac(kept) if kept else vtep_mac(name, int(public)))
         try:

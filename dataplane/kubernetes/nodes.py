@@ -11,7 +11,8 @@ from typing import Any
 from dataplane.address import Mac
 from dataplane.errors import DocumentError
 from dataplane.flannel.documents import Lease, Subnet, read_lease
-from dataplane.kubernetes.objects import Object
+from dataplane.kubernetes.objects import Object, table
+from dataplane.validate_values import station
 
 PREFIX = "flannel.alpha.coreos.com/"
 
@@ -21,21 +22,22 @@ class NotReadyError(ValueError):
 
 
 def annotations_of(node: Object) -> dict[str, str]:
-    meta = node.get("metadata")
-    found = meta.get("annotations") if isinstance(meta, dict) else None
-    return found if isinstance(found, dict) else {}
+    found = table(node, "metadata", "annotations")
+    return {name: text for name, text in found.items() if isinstance(text, str)}
 
 
 def subnet_of(node: Object) -> Subnet:
     """Its pod subnets. Raises ValueError."""
-    spec = node.get("spec")
-    told = spec if isinstance(spec, dict) else {}
-    texts = told.get("podCIDRs") or [told.get("podCIDR")]
+    told = table(node, "spec")
+    listed = told.get("podCIDRs")
+    texts = listed if isinstance(listed, list) and listed else [told.get("podCIDR")]
     prefixes = [ip_network(str(text)) for text in texts if text]
     fours = [p for p in prefixes if isinstance(p, IPv4Network)]
     sixes = [p for p in prefixes if isinstance(p, IPv6Network)]
+    if not prefixes:
+        raise NotReadyError("its podCIDR is missing")
     if len(fours) != 1 or len(sixes) > 1:
-        raise NotReadyError("its podCIDR is missing" if not prefixes else "one podCIDR of a family")
+        raise ValueError("its podCIDRs are not one of IPv4, and at most one of IPv6")
     return Subnet(fours[0], sixes[0] if sixes else None)
 
 
@@ -56,11 +58,10 @@ def lease_of(node: Object) -> Lease:
 
 
 def leases(nodes: Iterable[tuple[str, Object]], own: str) -> tuple[list[Lease], dict[str, str]]:
-    """Those of all other nodes, and by name why some cannot be followed."""
+    """Those of all other nodes, the latest node first, and by name why some cannot be followed."""
     found, refused = [], {}
-    for name, node in nodes:
-        if name == own:
-            continue
+    others = [(name, node) for name, node in nodes if name != own]
+    for name, node in sorted(others, key=lambda each: _created(each[1]), reverse=True):
         try:
             found.append(lease_of(node))
         except NotReadyError:
@@ -75,23 +76,25 @@ def leases(nodes: Iterable[tuple[str, Object]], own: str) -> tuple[list[Lease], 
 def own_lease(
     node: Object, public: IPv4Address, public6: IPv6Address | None, mac: Mac, vni: int
 ) -> Lease:
-    """Of this node. Raises ValueError. A public address that somebody chose for peers holds."""
+    """Of this node; dual stack where there is a `public6`. A public address that somebody chose for
+    peers holds. Raises ValueError."""
     told = annotations_of(node)
     four = IPv4Address(told.get(f"{PREFIX}public-ip-overwrite") or public)
-    text6 = told.get(f"{PREFIX}public-ipv6-overwrite")
-    six = IPv6Address(text6) if text6 else public6
     subnet = subnet_of(node)
-    six = six if subnet.v6 is not None else None
-    return Lease(subnet, four, six, mac, mac if six is not None else None, vni)
+    if public6 is None or subnet.v6 is None:
+        return Lease(Subnet(subnet.v4), four, None, mac, None, vni)
+    six = IPv6Address(told.get(f"{PREFIX}public-ipv6-overwrite") or public6)
+    return Lease(subnet, four, six, mac, mac, vni)
 
 
 def stored_mac(node: Object) -> Mac | None:
-    """The VtepMAC that the node's annotations have, from before."""
+    """The VtepMAC that the node's annotations have from before, if a station can have it."""
     try:
         text = json.loads(annotations_of(node)[f"{PREFIX}backend-data"])["VtepMAC"]
-        return Mac(str(text).lower())
-    except (KeyError, ValueError, TypeError):
+        mac = Mac(str(text))
+    except (KeyError, ValueError, TypeError, RecursionError):
         return None
+    return None if any(station(mac, ())) else mac
 
 
 def annotated(lease: Lease) -> dict[str, str]:
@@ -131,6 +134,11 @@ def condition(now: str) -> Object:
         "lastHeartbeatTime": now,
     }
     return {"status": {"conditions": [told]}}
+
+
+def _created(node: Object) -> str:
+    """In RFC 3339, so in order."""
+    return str(table(node, "metadata").get("creationTimestamp") or "")
 
 
 def _data(told: dict[str, str], name: str) -> Any:

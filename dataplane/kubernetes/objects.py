@@ -13,12 +13,11 @@ Refused = dict[str, str]  # by what it is of: why
 LONGEST = 63  # characters of a name of ours
 
 
-def key_of(item: Object) -> Key:
-    """Raises ValueError where it has no name."""
-    meta = item.get("metadata")
-    if not isinstance(meta, dict) or not isinstance(meta.get("name"), str):
-        raise ValueError("an object without a name")
-    return str(meta.get("namespace") or ""), meta["name"]
+def key_of(item: Object) -> Key | None:
+    """None where it has no name."""
+    meta = table(item, "metadata")
+    name = meta.get("name")
+    return (str(meta.get("namespace") or ""), name) if isinstance(name, str) else None
 
 
 def table(value: Object, *keys: str) -> Object:
@@ -32,7 +31,7 @@ def table(value: Object, *keys: str) -> Object:
 def items(value: Object, key: str) -> Iterator[Object]:
     """The objects of a list."""
     found = value.get(key)
-    yield from (item for item in found or () if isinstance(item, dict))
+    yield from (item for item in found if isinstance(item, dict)) if isinstance(found, list) else ()
 
 
 def labels_of(item: Object) -> Object:

@@ -6,6 +6,7 @@ Whatever the server does, what was known last stays known; who has lost the thre
 import logging
 import random
 import threading
+import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -15,6 +16,7 @@ from dataplane.kubernetes.objects import Key, Object, key_of
 
 BACK_OFF = 0.2, 10.0  # seconds between attempts: the first, and the longest
 JITTER = 0.5  # of it: many nodes begin again at once
+SHORT = 1.0  # seconds; a watch that the server ends sooner is not begun again at once
 
 log = logging.getLogger("dataplane")
 
@@ -53,17 +55,21 @@ class Reflector:
     def _run(self) -> None:
         wait = BACK_OFF[0]
         while not self._ended.is_set():
+            begin, done = time.monotonic(), False
             try:
                 self._follow()
-                wait = BACK_OFF[0]
-                continue
+                done = True
             except GoneError:
                 self._version = ""
-                wait = min(wait, BACK_OFF[0])
             except DataplaneError as error:
                 self._say(str(error))
             except Exception:
                 log.exception("kubernetes: %s: unforeseen; trying again", self.kind)
+            lasted = time.monotonic() - begin
+            if done and lasted > SHORT:
+                continue
+            if lasted > BACK_OFF[1]:
+                wait = BACK_OFF[0]
             self._ended.wait(wait * (1 + JITTER * random.random()))
             wait = min(wait * 2, BACK_OFF[1])
 
@@ -71,14 +77,15 @@ class Reflector:
         """Until the server ends the watch. Raises DataplaneError."""
         if not self._version:
             items, version = self._client.list(self._path)
-            self._tell(Change(self.kind, listed={key_of(item): item for item in items}))
+            listed = {key: item for item in items if (key := key_of(item)) is not None}
+            self._tell(Change(self.kind, listed=listed))
             self._version = version
         for event in self._client.watch(self._path, self._version):
             self._say("")
             self._version = _version(event.object, self._version)
-            if event.kind != "BOOKMARK":
+            key = key_of(event.object)
+            if event.kind != "BOOKMARK" and key is not None:
                 gone = event.kind == "DELETED"
-                key = key_of(event.object)
                 self._tell(Change(self.kind, key=key, object=None if gone else event.object))
             if self._ended.is_set():
                 break

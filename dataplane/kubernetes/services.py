@@ -1,29 +1,40 @@
 """Services and EndpointSlices as load balancers: kube-proxy's part. Pure.
 
 kubernetes.io/docs/reference/networking/virtual-ips. What the model has no word for is left out, and
-told by name.
+told by name; no object of the server's can have all others refused.
 """
 
 from bisect import insort
 from collections.abc import Iterable, Iterator
-from typing import Literal, NamedTuple
+from itertools import chain
+from typing import Any, Literal, NamedTuple
 
 from msgspec.structs import replace
 
 from dataplane.address import IP, Malformed, parse_ip
 from dataplane.kubernetes.objects import Key, Object, Refused, labels_of, short, table
 from dataplane.model import Backend, LoadBalancer, Transport
+from dataplane.validate_values import named, unicast
 
 OF_SERVICE = "kubernetes.io/service-name"  # the label of a slice
 HEADLESS = "service.kubernetes.io/headless"
 OTHERS = "service.kubernetes.io/service-proxy-name"  # the label of a service that is not for us
 TRANSPORTS: dict[str, Transport] = {"TCP": "tcp", "UDP": "udp"}
+AFFINITY = 10800  # seconds, where a service does not say; ours lasts as long as its backend does
+
+
+class Here(NamedTuple):
+    """This node: what Kubernetes calls it, and its host port's address, for node ports."""
+
+    node: str
+    host: IP | None = None
 
 
 class Made(NamedTuple):
-    """Of one service."""
+    """Of one service. `claims`: what only one load balancer of all may have."""
 
     balancers: tuple[LoadBalancer, ...] = ()
+    claims: tuple[tuple[str, ...], ...] = ()  # of each of them
     refused: tuple[tuple[str, str], ...] = ()
 
 
@@ -31,9 +42,8 @@ class Services:
     """What is known of services, and the load balancers they are. Those of a service that did not
     change stay the same objects."""
 
-    def __init__(self, host_port: bool) -> None:
-        """`host_port`: whether the node has one, for node ports."""
-        self._host_port = host_port
+    def __init__(self, here: Here) -> None:
+        self._here = here
         self._services: dict[Key, Object] = {}
         self._slices: dict[Key, Object] = {}
         self._of: dict[Key, dict[Key, None]] = {}  # slices by service
@@ -53,7 +63,9 @@ class Services:
         """None: it is gone."""
         old = self._slices.pop(key, None)
         if old is not None and (owner := _owner(key, old)) is not None:
-            self._of[owner].pop(key, None)
+            self._of[owner].pop(key)
+            if not self._of[owner]:
+                del self._of[owner]
             self._changed.add(owner)
         if item is not None:
             self._slices[key] = item
@@ -72,7 +84,8 @@ class Services:
                 self.put_slice(key, items.get(key))
 
     def balancers(self) -> tuple[tuple[LoadBalancer, ...], Refused]:
-        """All of them, in the order of their services' names."""
+        """All of them, in the order of their services' names. Where two claim the same, the first
+        one has it."""
         for key in self._changed:
             service = self._services.get(key)
             if service is None:
@@ -80,7 +93,7 @@ class Services:
                     self._order.remove(key)
                 continue
             slices = [self._slices[of] for of in sorted(self._of.get(key, ()))]
-            made = _made(key, service, slices, self._host_port)
+            made = _made(key, service, slices, self._here)
             if key not in self._made:
                 insort(self._order, key)
             if made != self._made.get(key):
@@ -88,7 +101,31 @@ class Services:
         self._changed.clear()
         ordered = [self._made[key] for key in self._order]
         refused = {name: why for made in ordered for name, why in made.refused}
-        return tuple(b for made in ordered for b in made.balancers), refused
+        claims = list(chain.from_iterable(chain.from_iterable(m.claims for m in ordered)))
+        if len(set(claims)) == len(claims):
+            return tuple(b for made in ordered for b in made.balancers), refused
+        return tuple(_first_come(ordered, refused)), refused
+
+
+def _first_come(ordered: Iterable[Made], refused: Refused) -> Iterator[LoadBalancer]:
+    taken: dict[str, str] = {}
+    for made in ordered:
+        for balancer, claims in zip(made.balancers, made.claims, strict=True):
+            clash = next((claim for claim in claims if claim in taken), None)
+            if clash is None and len(set(claims)) == len(claims):
+                taken |= dict.fromkeys(claims, balancer.name)
+                yield balancer
+            else:
+                whose = taken.get(clash or "", "its own")
+                refused[f"service {balancer.name}"] = f"{clash or claims} is {whose} already"
+
+
+def _claims(balancer: LoadBalancer, here: Here) -> tuple[str, ...]:
+    protocol = balancer.protocol
+    met = [("host" if ip == here.host else ip, balancer.port) for ip in balancer.vips]
+    if balancer.node_port is not None:
+        met.append(("host", balancer.node_port))
+    return (balancer.name, *(f"{protocol} {address}:{port}" for address, port in met))
 
 
 def _owner(key: Key, item: Object) -> Key | None:
@@ -98,85 +135,112 @@ def _owner(key: Key, item: Object) -> Key | None:
     return (key[0], name) if isinstance(name, str) and HEADLESS not in labels else None
 
 
-def _made(key: Key, service: Object, slices: list[Object], host_port: bool) -> Made:
+def _made(key: Key, service: Object, slices: list[Object], here: Here) -> Made:
     refused: list[tuple[str, str]] = []
     try:
-        balancers = tuple(_balancers(key, service, slices, host_port, refused))
-    except (Malformed, ValueError, TypeError, KeyError, AttributeError) as error:
-        return Made(refused=((f"service {'/'.join(key)}", f"cannot be read: {error!r}"),))
-    return Made(balancers, tuple(refused))
+        balancers = tuple(_balancers(key, service, slices, here, refused))
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        why = error if isinstance(error, Malformed) else f"cannot be read: {error!r}"
+        return Made(refused=((f"service {'/'.join(key)}", str(why)),))
+    return Made(balancers, tuple(_claims(b, here) for b in balancers), tuple(refused))
 
 
 def _balancers(
-    key: Key,
-    service: Object,
-    slices: list[Object],
-    host_port: bool,
-    refused: list[tuple[str, str]],
+    key: Key, service: Object, slices: list[Object], here: Here, refused: list[tuple[str, str]]
 ) -> Iterator[LoadBalancer]:
     spec, labels = table(service, "spec"), labels_of(service)
     cluster = [ip for ip in spec.get("clusterIPs") or [spec.get("clusterIP")] if ip]
-    if spec.get("type") == "ExternalName" or OTHERS in labels or "None" in cluster:
+    if spec.get("type") == "ExternalName" or labels.keys() & {OTHERS, HEADLESS}:
         return
-    inside = tuple(map(parse_ip, cluster))
-    outside = tuple(dict.fromkeys(_outside(service, spec)))
-    local = spec.get("internalTrafficPolicy") == "Local"
-    far_local = spec.get("externalTrafficPolicy") == "Local"
-    affinity: Literal["source_ip", "none"] = (
-        "source_ip" if spec.get("sessionAffinity") == "ClientIP" else "none"
-    )
+    if "None" in cluster:
+        return
+    whole = f"service {'.'.join(key)}"
+    inside = tuple(dict.fromkeys(map(_station, cluster)))
+    outside = tuple(v for v in dict.fromkeys(_outside(service, whole, refused)) if v not in inside)
+    near = spec.get("internalTrafficPolicy") == "Local"
+    far_near = spec.get("externalTrafficPolicy") == "Local"
+    affinity = _affinity(spec, whole, refused)
     for port in spec.get("ports") or ():
         name = f"{key[0]}.{key[1]}.{port.get('name') or port['port']}"
         transport = TRANSPORTS.get(port.get("protocol") or "TCP")
         if transport is None:
             refused.append((f"service {name}", f"{port['protocol']} is not balanced"))
             continue
-        node_port = port.get("nodePort") or None
-        if node_port and not host_port:
+        node_port = _port(port["nodePort"]) if port.get("nodePort") else None
+        if node_port and here.host is None:
             refused.append((f"service {name}", "its nodePort needs a host_port of the node"))
             node_port = None
         made = LoadBalancer(
-            name=short(name),
-            protocol=transport,
-            port=port["port"],
-            affinity=affinity,
-            backends=tuple(_backends(port, slices)),
+            name=_name(name), protocol=transport, port=_port(port["port"]), affinity=affinity
         )
-        if local == far_local:
-            parts = [(made.name, inside + outside, node_port, local)]
+        if near == far_near:
+            parts = [(made.name, inside + outside, node_port, near)]
         else:
-            parts = [(made.name, inside, None, local)]
-            parts += [(short(f"{name}.outside"), outside, node_port, far_local)]
+            parts = [(made.name, inside, None, near)]
+            parts += [(_name(f"{name}.outside"), outside, node_port, far_near)]
+        servers = list(_servers(port, slices))
         for own, vips, number, only in parts:
             if vips or number:
-                yield replace(made, name=own, vips=vips, node_port=number, local_only=only)
+                met = (*vips, here.host) if number and here.host else vips
+                backends = tuple(_backends(servers, {v.version for v in met}, only, here.node))
+                yield replace(
+                    made, name=own, vips=vips, node_port=number, local_only=only, backends=backends
+                )
 
 
-def _outside(service: Object, spec: Object) -> Iterator[IP]:
-    """Addresses by which clients outside the cluster know it."""
-    yield from map(parse_ip, spec.get("externalIPs") or ())
-    for each in table(service, "status", "loadBalancer").get("ingress") or ():
-        if each.get("ip") and each.get("ipMode") != "Proxy":
-            yield parse_ip(each["ip"])
+def _affinity(
+    spec: Object, whole: str, refused: list[tuple[str, str]]
+) -> Literal["source_ip", "none"]:
+    if spec.get("sessionAffinity") != "ClientIP":
+        return "none"
+    seconds = table(spec, "sessionAffinityConfig", "clientIP").get("timeoutSeconds", AFFINITY)
+    if seconds != AFFINITY:
+        why = "a client keeps its backend as long as that is there"
+        refused.append((f"{whole}: timeoutSeconds {seconds}", why))
+    return "source_ip"
+
+
+def _outside(service: Object, whole: str, refused: list[tuple[str, str]]) -> Iterator[IP]:
+    """Addresses by which clients outside the cluster know it. Where only some may use those of the
+    cloud's balancer, none of them is taken."""
+    spec = table(service, "spec")
+    yield from map(_station, spec.get("externalIPs") or ())
+    ingress = table(service, "status", "loadBalancer").get("ingress") or ()
+    given = [each["ip"] for each in ingress if each.get("ip") and each.get("ipMode") != "Proxy"]
+    if given and spec.get("loadBalancerSourceRanges"):
+        why = "its addresses of a load balancer are left out"
+        refused.append((f"{whole}: loadBalancerSourceRanges", why))
+        return
+    yield from map(_station, given)
 
 
 class _Server(NamedTuple):
-    backend: tuple[IP, int]
+    address: IP
+    port: int
+    node: str | None
     ready: bool
-    serving: bool
+    ending: bool  # and serves
+
+    @property
+    def rank(self) -> int:
+        """0: ready; 1: may be used where none is; 2: keeps the flows it has."""
+        return 0 if self.ready else 1 if self.ending else 2
 
 
-def _backends(port: Object, slices: Iterable[Object]) -> Iterator[Backend]:
-    """Ready ones, and those that end but still serve, which keep their flows; where none is ready
-    the latter get new ones, too (KEP-1669)."""
-    servers = list(dict.fromkeys(_servers(port, slices)))
-    ready = {server.backend for server in servers if server.ready}
-    ending = {s.backend: None for s in servers if s.serving and s.backend not in ready}
+def _backends(
+    servers: Iterable[_Server], versions: set[int], only: bool, node: str
+) -> Iterator[Backend]:
+    """Ready ones; where none is, those that end but still serve (KEP-1669). All others keep their
+    flows, as they do behind kube-proxy. `only`: of this node."""
+    rank: dict[tuple[IP, int], int] = {}
     for server in servers:
-        if server.ready:
-            yield Backend(address=server.backend[0], port=server.backend[1])
-    for address, number in ending:
-        yield Backend(address=address, port=number, drain=bool(ready))
+        if server.address.version in versions and (server.node == node or not only):
+            where = server.address, server.port
+            rank[where] = min(server.rank, rank.get(where, 2))
+    best = {v: min((r for (a, _), r in rank.items() if a.version == v), default=0) for v in (4, 6)}
+    for (address, port), own in rank.items():
+        taken = own == best[address.version] and own < 2
+        yield Backend(address=address, port=port, drain=not taken)
 
 
 def _servers(port: Object, slices: Iterable[Object]) -> Iterator[_Server]:
@@ -185,16 +249,42 @@ def _servers(port: Object, slices: Iterable[Object]) -> Iterator[_Server]:
         if item.get("addressType") not in ("IPv4", "IPv6"):
             continue
         numbers = [
-            each["port"]
+            _port(each["port"])
             for each in item.get("ports") or ()
             if (each.get("name") or "", each.get("protocol") or "TCP") == wanted
             and each.get("port") is not None
         ]
         for endpoint in item.get("endpoints") or ():
             told = table(endpoint, "conditions")
-            ready = told.get("ready") is not False
-            ending = told.get("terminating") is True
-            serving = ending and (told.get("serving", ready) is not False)
+            ready, serving = (told.get(word) is not False for word in ("ready", "serving"))
+            ending = serving and told.get("terminating") is True
             for address in endpoint.get("addresses") or ():
                 for number in numbers:
-                    yield _Server((parse_ip(address), number), ready and not ending, serving)
+                    where = _station(address), number
+                    yield _Server(*where, endpoint.get("nodeName"), ready, ending)
+
+
+# ---- single values: what is wrong raises Malformed -----------------------------------------------
+
+
+def _station(text: Any) -> IP:
+    if not isinstance(text, str):
+        raise Malformed(f"{text!r} is no address")
+    address = parse_ip(text)
+    for complaint in unicast(address, ()):
+        raise Malformed(complaint.message)
+    return address
+
+
+def _port(number: Any) -> int:
+    if isinstance(number, bool) or not isinstance(number, int) or not 1 <= number <= 65535:
+        raise Malformed(f"{number!r} is not a port (1-65535)")
+    return number
+
+
+def _name(text: str) -> str:
+    """Of a load balancer."""
+    name = short(text)
+    for complaint in named(name, ()):
+        raise Malformed(complaint.message)
+    return name
