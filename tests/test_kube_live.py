@@ -233,7 +233,7 @@ def test_a_node_comes_changes_and_goes(cluster: Cluster) -> None:
     wait_for(lambda: mac % 2 in dr_macs())
     cluster.api.put("nodes", node("new", "10.244.1.0/24", "10.99.0.9", mac % 2))  # our own
     wait_for(lambda: remotes(cluster, "a") == 2)
-    assert "10.244.1.0/24 overlaps our own" in cluster.nodes["a"].log.read_text()
+    wait_for(lambda: "10.244.1.0/24 overlaps our own" in cluster.nodes["a"].log.read_text())
     cluster.api.delete("nodes", "new")
     wait_for(lambda: remotes(cluster, "b") == 2)
 
@@ -267,7 +267,7 @@ def test_a_node_port_is_met_at_the_host(cluster: Cluster) -> None:
     cluster.api.put("services", service("out", "10.96.0.11", type="NodePort", ports=ports))
     cluster.api.put("endpointslices", endpoint_slice("out", cluster.addresses["one"]))
     wait_for(lambda: cluster.asked("a", "169.254.77.2", 30080) == "one")
-    assert "its nodePort needs a host_port" in cluster.nodes["b"].log.read_text()
+    wait_for(lambda: "its nodePort needs a host_port" in cluster.nodes["b"].log.read_text())
     cluster.api.delete("services", "out", "default")
     cluster.api.delete("endpointslices", "out-1", "default")
 
@@ -283,8 +283,8 @@ def test_what_cannot_be_is_left_out_by_name(cluster: Cluster, web: None) -> None
 
     wait_for(lambda: "kubernetes/default.sound.80" in named())
     assert "kubernetes/default.pods-own.80" not in named()
-    log = cluster.nodes["a"].log.read_text()
-    assert "service default.pods-own.80 is not followed" in log
+    told = "service default.pods-own.80 is not followed"
+    wait_for(lambda: told in cluster.nodes["a"].log.read_text())
     for name in ("a-twin", "pods-own", "sound"):
         cluster.api.delete("services", name, "default")
     wait_for(lambda: "kubernetes/default.sound.80" not in named())
@@ -344,7 +344,7 @@ def test_the_server_goes_is_compacted_and_comes_back(cluster: Cluster, web: None
     wait_for(lambda: {cluster.asked("client", VIP, 80) for _ in range(10)} == {"two"}, 30)
     cluster.api.delete("nodes", "new")
     wait_for(lambda: remotes(cluster, "a") == 2)
-    assert "follows nodes again" in cluster.nodes["a"].log.read_text()
+    wait_for(lambda: "follows nodes again" in cluster.nodes["a"].log.read_text())
 
 
 def test_a_killed_node_forwards_at_once_without_the_server(cluster: Cluster, web: None) -> None:
