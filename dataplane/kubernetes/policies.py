@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from ipaddress import collapse_addresses
 from typing import Any, Literal, NamedTuple
 
-from dataplane.address import IP, Malformed, Prefix, host_prefix, parse_prefix
+from dataplane.address import IP, Prefix, host_prefix, parse_prefix
 from dataplane.kubernetes.objects import (
     Key,
     Object,
@@ -66,7 +66,7 @@ def acls_of(cluster: Cluster, pod: Key) -> tuple[tuple[Acl, ...], Refused]:
                 for i, rule in enumerate(items(spec, side)):
                     openings = _openings(cluster, pod, side, rule, f"$.spec.{side}[{i}]")
                     found[side][-1][1].extend(openings)
-        except (UnsayableError, Malformed, ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
             refused[f"networkpolicy {name}"] = str(error)
             for side in _sides(spec):
                 found.setdefault(side, [])
