@@ -1,15 +1,20 @@
 """Options of `dataplane run` for the flannel front door, and the door they ask for."""
 
+import logging
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 if TYPE_CHECKING:
     from dataplane.daemon import Daemon
+    from dataplane.model import Flannel as Section
 
 Command = Callable[..., Any]
+
+log = logging.getLogger("dataplane")
 
 
 ACCESS = {  # flanneld's options of these names, and what they are of `Access`
@@ -68,28 +73,57 @@ def doors(
     flannel_env: str,
     **access: str | None,
 ) -> "list[Callable[[Daemon], AbstractContextManager[object]]]":
-    """None where no overlay is named."""
-    if flannel_urls is None:
-        if flannel_endpoints:
-            raise click.UsageError("--flannel-endpoint needs --flannel")
-        return []
-    from pathlib import Path
-
-    from dataplane.flannel.access import Access
-    from dataplane.flannel.door import Flannel, Options
-    from dataplane.model import Endpoint, Tap
-
-    def endpoint(text: str) -> Endpoint:
-        name, _, netns = text.partition("@")
-        return Endpoint(name=name, tap=Tap(name=name, netns=netns or None))
-
+    """Of the overlay that the options name; else of the one that the node's document names, if it
+    does."""
+    if flannel_urls is None and flannel_endpoints:
+        raise click.UsageError("--flannel-endpoint needs --flannel")
     if not flannel_prefix.startswith("/"):
         raise click.UsageError("--flannel-prefix begins with a slash, as in /coreos.com/network")
-    chosen = Options(
-        tuple(url.strip() for url in flannel_urls.split(",")),
-        flannel_prefix.rstrip("/"),
-        tuple(map(endpoint, flannel_endpoints)),
-        Path(flannel_env) if flannel_env else None,
-        access=Access(**{k.removeprefix("etcd_"): v for k, v in access.items() if v}),
-    )
-    return [lambda daemon: Flannel(daemon, chosen)]
+    given = {name.removeprefix("etcd_"): value for name, value in access.items() if value}
+
+    def door(daemon: "Daemon") -> AbstractContextManager[object]:
+        from dataplane.flannel.access import Access
+        from dataplane.flannel.door import Flannel, Options
+        from dataplane.model import Endpoint, Tap
+
+        def endpoint(text: str) -> Endpoint:
+            name, _, netns = text.partition("@")
+            return Endpoint(name=name, tap=Tap(name=name, netns=netns or None))
+
+        urls, prefix, names, env = flannel_urls, flannel_prefix, flannel_endpoints, flannel_env
+        own = dict(given)
+        if urls is None:
+            asked = daemon.committed.own.flannel
+            daemon.on_commit.append(_Reminder(daemon, asked))
+            if asked is None:
+                return nullcontext()
+            urls, prefix, names, env = (
+                ",".join(asked.etcd),
+                asked.prefix,
+                asked.endpoints,
+                asked.env,
+            )
+            own |= {k: v for k in ("ca", "cert", "key", "username") if (v := getattr(asked, k))}
+        chosen = Options(
+            tuple(url.strip() for url in urls.split(",")),
+            prefix.rstrip("/"),
+            tuple(map(endpoint, names)),
+            Path(env) if env else None,
+            access=Access(**own),
+        )
+        return Flannel(daemon, chosen)
+
+    return [door]
+
+
+class _Reminder:
+    """Says once that a changed section needs the node to begin anew. Called after each commit."""
+
+    def __init__(self, daemon: "Daemon", asked: "Section | None") -> None:
+        self._daemon, self._told = daemon, asked
+
+    def __call__(self, _: object) -> None:
+        asked = self._daemon.committed.own.flannel
+        if asked != self._told:
+            self._told = asked
+            log.warning("flannel: the document names another overlay: `dataplane restart` takes it")

@@ -15,10 +15,11 @@ Item = TypeVar("Item")
 
 
 def merge(lower: Node, upper: Node) -> Node:
-    """Of two policies of one node. Its host port stays, unless `upper` has one."""
+    """Of two policies of one node. Its host port and overlay stay, unless `upper` has them."""
     return replace(
         upper,
         host_port=upper.host_port or lower.host_port,
+        flannel=upper.flannel or lower.flannel,
         icmp_rate=upper.icmp_rate or lower.icmp_rate,
         networks=_over(lower.networks, upper.networks, lambda n: n.name, _network),
     )

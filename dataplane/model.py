@@ -276,6 +276,20 @@ class IcmpRate(Model, frozen=True, kw_only=True):
     all_burst: int = 200
 
 
+class Flannel(Model, frozen=True, kw_only=True):
+    """The flannel overlay that the node is of, as the options of `run --flannel` name it. Read when
+    the node begins. A password stands in no document: FLANNELD_ETCD_PASSWORD."""
+
+    etcd: tuple[str, ...]  # URLs of servers
+    prefix: str = "/coreos.com/network"  # of its keys
+    env: str = "/run/flannel/subnet.env"  # for flannel's CNI plugin; empty: nowhere
+    endpoints: tuple[str, ...] = ()  # NAME[@NETNS] of TAPs with an address of the lease each
+    ca: str | None = None  # files in PEM, for https
+    cert: str | None = None
+    key: str | None = None
+    username: str | None = None
+
+
 class Node(Model, frozen=True, kw_only=True):
     """One host: its underlay, its way out, and its networks."""
 
@@ -287,6 +301,7 @@ class Node(Model, frozen=True, kw_only=True):
     )
     networks: tuple[Network, ...] = ()
     timers: Timers = Timers()
+    flannel: Flannel | None = None
 
 
 def outbound_nats(node: Node) -> Iterator[OutboundNat]:

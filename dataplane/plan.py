@@ -179,7 +179,7 @@ def _plain(value: Any) -> str:
 
 
 def _objects(node: Node) -> Iterator[tuple[ObjectName, Object]]:
-    own = node.underlay, node.timers, node.icmp_rate
+    own = node.underlay, node.timers, node.icmp_rate, node.flannel
     yield ("node", node.name), Object(own, _node_line(node) + _icmp_line(node))
     if node.host_port is not None:
         yield ("host", node.name), Object(node.host_port, _host_line(node.host_port))

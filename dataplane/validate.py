@@ -26,6 +26,7 @@ from dataplane.model import (
 from dataplane.names import nodes_of
 from dataplane.tree import Complaint, Path, path_text
 from dataplane.validate_expect import WAYS_OUT, check_expect
+from dataplane.validate_flannel import check_flannel
 from dataplane.validate_remotes import remote_subnets
 from dataplane.validate_services import host_services, network_services
 from dataplane.validate_values import inside, named, station, taken, unicast, within
@@ -78,6 +79,8 @@ def _node(node: Node, path: Path, memo: Memo) -> Iterator[Complaint]:
     for key, seconds in asdict(node.timers).items():
         if seconds is not None:
             yield from within("idle time", seconds, 1, _MAX_IDLE, (*path, "timers", key))
+    if node.flannel is not None:
+        yield from check_flannel(node.flannel, (*path, "flannel"))
     if node.icmp_rate is not None:
         yield from _icmp_rate(node.icmp_rate, (*path, "icmp_rate"))
     places = [((*path, "networks", i), n) for i, n in enumerate(node.networks)]

@@ -20,6 +20,7 @@ from dataplane.model import (
     Direction,
     Endpoint,
     Fallback,
+    Flannel,
     HostPort,
     IcmpRate,
     LoadBalancer,
@@ -395,6 +396,9 @@ timers = st.builds(
 )
 
 
+OVERLAY = Flannel(etcd=("http://127.0.0.1:2379",), env="", endpoints=("web@pod", "db"))
+
+
 @st.composite
 def nodes(draw: st.Draw) -> Node:
     """One or two networks. The second has the first one's addresses, as tenants do, or is of its
@@ -414,6 +418,7 @@ def nodes(draw: st.Draw) -> Node:
         host_port=draw(st.sampled_from([host, host, host, None])),
         icmp_rate=draw(st.sampled_from(RATES)),
         timers=draw(timers),
+        flannel=draw(st.sampled_from([None, OVERLAY])),
     )
     return apart(replace(outline, networks=tuple(draw(networks(v, outline, domain)) for v in vnis)))
 

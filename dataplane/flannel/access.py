@@ -2,9 +2,9 @@
 
 import ssl
 from typing import NamedTuple
-from urllib.parse import urlsplit
 
 from dataplane.errors import DataplaneError
+from dataplane.validate_flannel import is_server
 
 
 class EtcdError(DataplaneError):
@@ -42,11 +42,6 @@ class Access(NamedTuple):
 
 def checked(url: str) -> str:
     """Raises EtcdError where it is no address of a server."""
-    parts = urlsplit(url)
-    try:
-        sound = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:
-        sound = False
-    if not sound or parts.path not in ("", "/") or parts.username is not None:
+    if not is_server(url):
         raise EtcdError(f"{url}: is no address of an etcd server (as in http://127.0.0.1:2379)")
     return url.rstrip("/")

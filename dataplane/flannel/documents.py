@@ -63,13 +63,15 @@ class Family(NamedTuple):
 
 
 class Config(NamedTuple):
-    """Of the whole overlay. `mtu`: of the outer packets; 0: the underlay's."""
+    """Of the whole overlay. `mtu`: of the outer packets; 0: the underlay's. `direct`: no tunnel to
+    peers on the same link."""
 
     v4: Family
     v6: Family | None
     vni: int
     port: int
     mtu: int
+    direct: bool = False
 
 
 class Subnet(NamedTuple):
@@ -131,7 +133,8 @@ def read_config(value: bytes, place: str) -> Config:
     v4 = _family(raw.network, (raw.subnet_len, raw.subnet_min, raw.subnet_max), 4, place)
     six = (raw.ipv6_subnet_len, raw.ipv6_subnet_min, raw.ipv6_subnet_max)
     v6 = _family(raw.ipv6_network, six, 6, place) if raw.enable_ipv6 else None
-    return Config(v4, v6, backend.vni, backend.port or DEFAULT_PORT, backend.mtu)
+    port = backend.port or DEFAULT_PORT
+    return Config(v4, v6, backend.vni, port, backend.mtu, backend.direct_routing)
 
 
 class _Bounds(NamedTuple):

@@ -18,6 +18,7 @@ from dataplane.daemon import Daemon
 from dataplane.errors import BusyError, DataplaneError, DocumentError
 from dataplane.flannel import subnet_env
 from dataplane.flannel.access import Access, EtcdError
+from dataplane.flannel.direct import DirectRoutes
 from dataplane.flannel.documents import (
     OLD_MAX_VNI,
     Config,
@@ -67,7 +68,7 @@ class Flannel:
         """Raises EtcdError where a URL is none, DocumentError where the node cannot take part."""
         self._daemon, self._options = daemon, options
         self._client = Client(options.urls, options.access)
-        self._peers = Peers()
+        self._peers, self._direct = Peers(), DirectRoutes()
         self._held: Held | None = None
         self._ended = threading.Event()
         self._watch: Watch | None = None
@@ -100,6 +101,11 @@ class Flannel:
             watch.wake()
         self._client.close()
         self._thread.join(LEAVE)
+        if not self._thread.is_alive() and not self._daemon.is_leaving:
+            try:
+                self._direct.close()
+            except DataplaneError as failed:
+                log.warning("flannel: %s", failed)
 
     def _run(self) -> None:
         wait = BACK_OFF[0]
@@ -127,6 +133,7 @@ class Flannel:
         own = self._own()
         listed = {self._name(item): item for item in items if self._name(item) != own}
         self._peers.reset(listed, time.monotonic())
+        self._direct.forget()
         self._commit(config)
         with self._client.watch(self._keeper.prefix, revision + 1) as self._watch:
             self._tell("")
@@ -221,6 +228,10 @@ class Flannel:
             staying = tuple(e for e in made.endpoints if e.addresses)
             self._contribute(replace(share, networks=(replace(made, endpoints=staying),)))
         self._contribute(share)
+        lacking = self._direct.follow(config.direct, made, host)
+        if lacking and not self._told.get("direct"):
+            log.warning("flannel: %s", lacking)
+        self._told["direct"] = lacking
         if self._options.env is not None:
             self._write_env(subnet_env.text(config, own.subnet, mtu(config, underlay)))
 
@@ -272,7 +283,7 @@ class Flannel:
         for key, why in refused.items():
             if self._told.get(key) != why:
                 log.warning("flannel: lease %s is not followed: %s", key, why)
-        self._told = {k: v for k, v in self._told.items() if k == "vni"} | refused
+        self._told = {k: v for k, v in self._told.items() if k in ("vni", "direct")} | refused
 
 
 def _addressed(share: Share) -> set[tuple[str, IP]]:
