@@ -7,11 +7,13 @@ refused, and counted in `wrongs`.
 
 import copy
 import json
+import ssl
 import threading
 import time
 from bisect import bisect_right
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -41,8 +43,13 @@ class Server:
     Objects are put and deleted by methods, as by kubectl; all of any thread."""
 
     def __init__(
-        self, token: str = "", netns: str | None = None, address: str = "127.0.0.1"
+        self,
+        token: str = "",
+        netns: str | None = None,
+        address: str = "127.0.0.1",
+        certificate: tuple[Path, Path] | None = None,
     ) -> None:
+        """By HTTPS with a certificate, its own and the only one that it takes of clients."""
         self.token = token
         self.wrongs: list[str] = []
         self.requests: list[str] = []
@@ -60,6 +67,12 @@ class Server:
 
         self._http = inside(netns, lambda: _Http((address, 0), Handler))
         self.url = f"http://{address}:{self._http.server_address[1]}"
+        if certificate is not None:
+            tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=certificate[0])
+            tls.load_cert_chain(*certificate)
+            tls.verify_mode = ssl.CERT_REQUIRED
+            self._http.socket = tls.wrap_socket(self._http.socket, server_side=True)
+            self.url = self.url.replace("http", "https")
         self._thread = threading.Thread(target=self._http.serve_forever, args=(0.05,))
 
     def __enter__(self) -> "Server":
