@@ -3,6 +3,7 @@
 import itertools
 import os
 import re
+import shutil
 import subprocess
 import threading
 from collections.abc import Callable, Generator, Iterator
@@ -53,6 +54,18 @@ def captures() -> list[Path]:
     if not found:
         pytest.skip(f"no captures under {CAPTURES}; set DATAPLANE_CAPTURES")
     return found
+
+
+@pytest.fixture
+def certificate(tmp_path: Path) -> tuple[Path, Path]:
+    """One for all: a server's, a client's, and the authority's. In PEM, and its key."""
+    if not shutil.which("openssl"):
+        pytest.skip("openssl is not installed")
+    pem, key = tmp_path / "all.pem", tmp_path / "all.key"
+    words = "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /O=n1"
+    words += f" -addext subjectAltName=IP:127.0.0.1 -keyout {key} -out {pem}"
+    subprocess.run(["openssl", *words.split()], check=True, capture_output=True)
+    return pem, key
 
 
 # ---- network namespaces ------------------------------------------------------------------------

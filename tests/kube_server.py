@@ -3,15 +3,21 @@
 No server binary can be had here. The rules are those of the API conventions
 (kubernetes.io/docs/reference/using-api/api-concepts), and it is strict: what a client may not do is
 refused, and counted in `wrongs`.
+
+    python3 -m tests.kube_server ADDRESS PORT FILE    serves a List, and again what it has by SIGHUP
 """
 
 import copy
 import json
+import signal
+import ssl
+import sys
 import threading
 import time
 from bisect import bisect_right
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -41,8 +47,14 @@ class Server:
     Objects are put and deleted by methods, as by kubectl; all of any thread."""
 
     def __init__(
-        self, token: str = "", netns: str | None = None, address: str = "127.0.0.1"
+        self,
+        token: str = "",
+        netns: str | None = None,
+        address: str = "127.0.0.1",
+        port: int = 0,
+        certificate: tuple[Path, Path] | None = None,
     ) -> None:
+        """By HTTPS with a certificate, its own and the only one that it takes of clients."""
         self.token = token
         self.wrongs: list[str] = []
         self.requests: list[str] = []
@@ -58,8 +70,14 @@ class Server:
         class Handler(_Handler):
             server_of = outer
 
-        self._http = inside(netns, lambda: _Http((address, 0), Handler))
+        self._http = inside(netns, lambda: _Http((address, port), Handler))
         self.url = f"http://{address}:{self._http.server_address[1]}"
+        if certificate is not None:
+            tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=certificate[0])
+            tls.load_cert_chain(*certificate)
+            tls.verify_mode = ssl.CERT_REQUIRED
+            self._http.socket = tls.wrap_socket(self._http.socket, server_side=True)
+            self.url = self.url.replace("http", "https")
         self._thread = threading.Thread(target=self._http.serve_forever, args=(0.05,))
 
     def __enter__(self) -> "Server":
@@ -79,6 +97,16 @@ class Server:
         path = PATHS[kind]
         with self._changed:
             self._put(path, copy.deepcopy(item))
+
+    def apply(self, listed: Object) -> None:
+        """Puts those of a List that are not as they are there; none is deleted."""
+        for item in listed["items"]:
+            path = next(path for path, kind in LISTS.items() if kind == f"{item['kind']}List")
+            meta = item["metadata"]
+            with self._changed:
+                old = self._objects[path].get((meta.get("namespace", ""), meta["name"]), {})
+                if any(old.get(field) != item[field] for field in item.keys() - {"metadata"}):
+                    self._put(path, {**old, **item, "metadata": old.get("metadata", {}) | meta})
 
     def delete(self, kind: str, name: str, namespace: str = "") -> None:
         path = PATHS[kind]
@@ -260,3 +288,15 @@ class _Handler(BaseHTTPRequestHandler):
 
 def _line(kind: str, item: Object) -> bytes:
     return json.dumps({"type": kind, "object": item}).encode() + b"\n"
+
+
+def _main(address: str, port: str, file: str) -> None:
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+    with Server(address=address, port=int(port)) as server:
+        while True:
+            server.apply(json.loads(Path(file).read_text()))
+            signal.sigwait({signal.SIGHUP})
+
+
+if __name__ == "__main__":
+    _main(*sys.argv[1:])

@@ -1,6 +1,5 @@
 """The flannel front door: its documents, and its lease and watch against a real etcd."""
 
-import shutil
 import signal
 import subprocess
 import sys
@@ -283,18 +282,6 @@ def test_a_watch_tells_all_and_says_when_it_cannot(etcd: Etcd) -> None:
             watch.next(10)
     with pytest.raises(EtcdError):
         client.list("/net/subnets")
-
-
-@pytest.fixture
-def certificate(tmp_path: Path) -> tuple[Path, Path]:
-    """One for all: a server's, a client's, and the authority's."""
-    if not shutil.which("openssl"):
-        pytest.skip("openssl is not installed")
-    pem, key = tmp_path / "all.pem", tmp_path / "all.key"
-    words = "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /O=n1"
-    words += f" -addext subjectAltName=IP:127.0.0.1 -keyout {key} -out {pem}"
-    subprocess.run(["openssl", *words.split()], check=True, capture_output=True)
-    return pem, key
 
 
 @real

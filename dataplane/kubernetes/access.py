@@ -69,12 +69,11 @@ def kubeconfig(place: str, context: str | None = None) -> Access:
             fix = "use a token or certificate" if held is user else "name the server itself"
             raise KubeError(f"{place}: {what}: {key!r} is not supported ({fix})")
     server = _server(str(_field(cluster, "server", place)), place)
-    here = Path(place).resolve().parent
     return Access(
         server,
-        _tls(cluster, user, here) if server.startswith("https") else None,
+        _tls(cluster, user, place) if server.startswith("https") else None,
         token=str(user.get("token") or ""),
-        token_file=_path(user, "tokenFile", here) or "",
+        token_file=_path(user, "tokenFile", Path(place).resolve().parent) or "",
     )
 
 
@@ -89,17 +88,22 @@ def _server(url: str, place: str) -> str:
     return url.rstrip("/")
 
 
-def _tls(cluster: Mapping[str, Any], user: Mapping[str, Any], here: Path) -> ssl.SSLContext:
-    with tempfile.TemporaryDirectory() as place:  # ssl reads a certificate from files only
-        ca, cert, key = (
-            _file(table, name, here, Path(place))
-            for table, name in (
-                (cluster, "certificate-authority"),
-                (user, "client-certificate"),
-                (user, "client-key"),
+def _tls(cluster: Mapping[str, Any], user: Mapping[str, Any], place: str) -> ssl.SSLContext:
+    here = Path(place).resolve().parent
+    with tempfile.TemporaryDirectory() as made_in:  # ssl reads a certificate from files only
+        try:
+            ca, cert, key = (
+                _file(table, name, here, Path(made_in))
+                for table, name in (
+                    (cluster, "certificate-authority"),
+                    (user, "client-certificate"),
+                    (user, "client-key"),
+                )
             )
-        )
-        made = _context(ca, cert, key)
+            made = _context(ca, cert, key)
+        except KubeError as error:
+            words = str(error).replace(f"{made_in}/", "")
+            raise KubeError(f"{place}: {words}") from error
     if cluster.get("insecure-skip-tls-verify"):
         made.check_hostname = False
         made.verify_mode = ssl.CERT_NONE

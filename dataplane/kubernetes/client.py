@@ -122,7 +122,7 @@ class Client:
             except _TROUBLE as error:
                 words = error or type(error).__name__
                 raise KubeError(f"{self._access.server}: {words}") from error
-            if response.status >= 400:
+            if response.status >= 300:
                 raise _refused(response.status, target, _status(response))
             yield response
         finally:
@@ -144,7 +144,8 @@ class Client:
 
 
 def _line(response: http.client.HTTPResponse, path: str) -> bytes:
-    """Of an event; nothing at the end of the watch. A watch may be cut at any byte."""
+    """Of an event; nothing at the end of the watch, or where it was cut between two events: it goes
+    on from the last one in either case."""
     try:
         line = response.readline(MAX_LINE)
     except _TROUBLE as error:
