@@ -26,12 +26,18 @@ ACCESS = {  # flanneld's options of these names, and what they are of `Access`
 }
 
 
-def options(command: Command) -> Command:
-    """Their values are the arguments of `doors`."""
+def access(command: Command) -> Command:
+    """As whom etcd is asked: options of flanneld."""
     for name, (argument, told) in ACCESS.items():
         place = name.upper().replace("-", "_").lstrip("_")
         option = click.option(name, f"etcd_{argument}", envvar=f"FLANNELD_{place}", help=told)
         command = option(command)
+    return command
+
+
+def options(command: Command) -> Command:
+    """Their values are the arguments of `doors`."""
+    command = access(command)
     for option in (
         click.option(
             "--flannel-env",
