@@ -102,6 +102,7 @@ def doors(
             asked = daemon.committed.own.flannel
             daemon.on_commit.append(_Reminder(daemon, asked))
             if asked is None:
+                _forget(daemon)
                 return nullcontext()
             urls, prefix, names, env = (
                 ",".join(asked.etcd),
@@ -120,6 +121,16 @@ def doors(
         return Flannel(daemon, chosen)
 
     return [door]
+
+
+def _forget(daemon: "Daemon") -> None:
+    """Of an overlay that nobody names any more, nothing stays."""
+    from dataplane.flannel.door import ORIGIN
+    from dataplane.shares import Share
+
+    if daemon.share(ORIGIN) != Share():
+        daemon.contribute(ORIGIN, Share())
+        log.info("flannel: no overlay is named: what the node had of one is gone")
 
 
 class _Reminder:
