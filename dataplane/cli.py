@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from dataplane import cli_cni, cli_flannel, cli_kubernetes, cli_node
+from dataplane import cli_cni, cli_flannel, cli_kubernetes, cli_node, cli_policy
 from dataplane.cli_options import call
 from dataplane.errors import (
     BusyError,
@@ -162,6 +162,7 @@ def cli() -> None:
 @click.option("--successor", type=int, hidden=True)  # of handover.py
 @cli_flannel.options
 @cli_kubernetes.options
+@cli_policy.options
 @limit("--max-flows", 1 << 28, "Most flows at a time; a full table refuses new ones.")
 @limit("--max-bindings", 1 << 28, "Most NAT bindings at a time.")
 @limit("--max-rules", 1 << 28, "Most ACL and NAT rules.")
@@ -206,7 +207,13 @@ def run(
     limits = Limits(max_flows=max_flows, max_bindings=max_bindings, max_rules=max_rules)
     tuning = Tuning(offload, busy_poll, workers, xdp)
     kube = {name: chosen.pop(name) for name in [*chosen] if name.startswith("kube_")}
-    doors = [*cli_flannel.doors(**chosen), *cli_kubernetes.doors(**kube)]
+    common = {name: chosen.pop(name) for name in [*chosen] if name.startswith("policy_")}
+    common |= {name: value for name, value in chosen.items() if name.startswith("etcd_")}
+    doors = [
+        *cli_flannel.doors(**chosen),
+        *cli_kubernetes.doors(**kube),
+        *cli_policy.doors(**common),
+    ]
     runner.run(places, node, limits, tuning, successor, doors, confined)
 
 
@@ -379,6 +386,7 @@ def completion(shell: str) -> None:
 
 cli_node.register(cli, EXIT_CODES)
 cli_cni.register(cli, EXIT_CODES)
+cli_policy.register(cli, EXIT_CODES)
 
 
 def main() -> None:

@@ -26,12 +26,18 @@ ACCESS = {  # flanneld's options of these names, and what they are of `Access`
 }
 
 
-def options(command: Command) -> Command:
-    """Their values are the arguments of `doors`."""
+def access(command: Command) -> Command:
+    """As whom etcd is asked: options of flanneld."""
     for name, (argument, told) in ACCESS.items():
         place = name.upper().replace("-", "_").lstrip("_")
         option = click.option(name, f"etcd_{argument}", envvar=f"FLANNELD_{place}", help=told)
         command = option(command)
+    return command
+
+
+def options(command: Command) -> Command:
+    """Their values are the arguments of `doors`."""
+    command = access(command)
     for option in (
         click.option(
             "--flannel-env",
@@ -96,6 +102,7 @@ def doors(
             asked = daemon.committed.own.flannel
             daemon.on_commit.append(_Reminder(daemon, asked))
             if asked is None:
+                _forget(daemon)
                 return nullcontext()
             urls, prefix, names, env = (
                 ",".join(asked.etcd),
@@ -114,6 +121,16 @@ def doors(
         return Flannel(daemon, chosen)
 
     return [door]
+
+
+def _forget(daemon: "Daemon") -> None:
+    """Of an overlay that nobody names any more, nothing stays."""
+    from dataplane.flannel.door import ORIGIN
+    from dataplane.shares import Share
+
+    if daemon.share(ORIGIN) != Share():
+        daemon.contribute(ORIGIN, Share())
+        log.info("flannel: no overlay is named: what the node had of one is gone")
 
 
 class _Reminder:

@@ -45,7 +45,7 @@ def loads(
         with no_collection():
             return _loads(text, name, reasons)
     except Complaint as stop:
-        raise DocumentError(_faults(name, None, [stop])) from None
+        raise DocumentError(faults_of(name, None, [stop])) from None
 
 
 def _loads(text: str | bytes, name: str, reasons: Collection[str] | None) -> Document:
@@ -149,7 +149,7 @@ def _slow(text: str, is_json: bool, name: str, reasons: Collection[str] | None) 
     if document is not None and document is not FAULTY:
         complaints.extend(validate.check(document, reasons, partial=bool(complaints)))
     if complaints:
-        raise DocumentError(_faults(name, tree, complaints))
+        raise DocumentError(faults_of(name, tree, complaints))
     return document  # type: ignore[return-value]
 
 
@@ -163,7 +163,8 @@ def _read(text: str, is_json: bool) -> tuple[Tree, list[Complaint]]:
     return yamltree.read(text)
 
 
-def _faults(name: str, tree: Tree | None, complaints: list[Complaint]) -> tuple[Fault, ...]:
+def faults_of(name: str, tree: Tree | None, complaints: list[Complaint]) -> tuple[Fault, ...]:
+    """With lines where the tree has them, in their order."""
     faults = [
         Fault(
             name,

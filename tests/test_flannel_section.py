@@ -11,12 +11,14 @@ import pytest
 from click.testing import CliRunner
 from msgspec.structs import replace
 
+from dataplane.address import Vni, parse_prefix
 from dataplane.cli_flannel import doors
 from dataplane.daemon import Daemon
 from dataplane.document import dump, loads
 from dataplane.errors import DocumentError
 from dataplane.merge import merge
-from dataplane.model import Document, Flannel, Node, Underlay
+from dataplane.model import Document, Flannel, Network, Node, Underlay
+from dataplane.shares import Share
 from dataplane.state_dir import Saved
 from tests.etcd_server import WHY_NOT, Etcd
 from tests.test_flannel_door import CONFIG, PORT, until
@@ -104,7 +106,11 @@ def test_a_node_takes_part(etcd: Etcd, tmp_path: Path, caplog: pytest.LogCapture
 
 
 def test_a_node_without_one_has_none() -> None:
-    with Daemon(Saved(1, NODE)) as daemon:
+    """Nor what is left of one that it had."""
+    left = Network(name="flannel", vni=Vni(1), prefixes=(parse_prefix("10.5.0.0/16"),))
+    shares = {"flannel": Share(networks=(left,), kept="x")}
+    with Daemon(Saved(1, NODE, {}, shares)) as daemon:
+        assert daemon.policy.networks
         (door,) = doors(None, "/coreos.com/network", (), "/run/flannel/subnet.env")
         with door(daemon) as none:
             assert none is None and daemon.policy.networks == ()

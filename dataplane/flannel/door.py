@@ -4,18 +4,17 @@ A thread of its own; whatever etcd does, what was known last is forwarded.
 """
 
 import logging
-import threading
 import time
 from pathlib import Path
 from types import TracebackType
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
 from msgspec import json as msgspec_json
 from msgspec.structs import replace
 
 from dataplane.address import IP, Mac
 from dataplane.daemon import Daemon
-from dataplane.errors import BusyError, DataplaneError, DocumentError
+from dataplane.errors import DataplaneError, DocumentError
 from dataplane.flannel import subnet_env
 from dataplane.flannel.access import Access, EtcdError
 from dataplane.flannel.direct import DirectRoutes
@@ -27,7 +26,8 @@ from dataplane.flannel.documents import (
     read_lease,
     read_subnet,
 )
-from dataplane.flannel.etcd import Client, CompactedError, Item, Watch
+from dataplane.flannel.etcd import Client, Item, Watch
+from dataplane.flannel.follower import LONG, Follower
 from dataplane.flannel.keeper import Held, Identity, Keeper
 from dataplane.flannel.peers import Peers
 from dataplane.flannel.translate import mtu, network, remote_subnets, vtep_mac
@@ -36,9 +36,6 @@ from dataplane.shares import Share
 
 ORIGIN = "flannel"
 BURST = 0.02  # seconds in which events of a burst come together, for one commit
-BACK_OFF = 0.1, 5.0  # seconds between attempts: the first, and the longest
-LEAVE = 1.0  # seconds until a thread that etcd holds up is left alone
-LONG = 3600.0  # seconds to wait for events, if nothing else is due
 
 log = logging.getLogger("dataplane")
 
@@ -61,18 +58,15 @@ class Kept(NamedTuple):
     mac: str
 
 
-class Flannel:
-    """A context manager; see run.Door."""
+class Flannel(Follower):
+    """The lease stays when it is left: a node that comes again has it again."""
 
     def __init__(self, daemon: Daemon, options: Options) -> None:
         """Raises EtcdError where a URL is none, DocumentError where the node cannot take part."""
-        self._daemon, self._options = daemon, options
-        self._client = Client(options.urls, options.access)
+        super().__init__(ORIGIN, daemon, Client(options.urls, options.access))
+        self._options = options
         self._peers, self._direct = Peers(), DirectRoutes()
         self._held: Held | None = None
-        self._ended = threading.Event()
-        self._watch: Watch | None = None
-        self._state = ""
         self._told: dict[str, str] = {}
         underlay = daemon.policy.underlay
         if underlay.address.version != 4:
@@ -83,11 +77,6 @@ class Flannel:
         public6 = six if six is not None and six.version == 6 else None
         self._keeper = Keeper(self._client, options.root, Identity(underlay.address, public6, mac))
         self._previous = read_subnet(kept.subnet) if kept else None
-        self._thread = threading.Thread(target=self._run, name="flannel", daemon=True)
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
 
     def __exit__(
         self,
@@ -95,37 +84,14 @@ class Flannel:
         error: BaseException | None,
         at: TracebackType | None,
     ) -> None:
-        """The lease stays: a node that comes again has it again."""
-        self._ended.set()
-        if (watch := self._watch) is not None:
-            watch.wake()
-        self._client.close()
-        self._thread.join(LEAVE)
+        super().__exit__(kind, error, at)
         if not self._thread.is_alive() and not self._daemon.is_leaving:
             try:
                 self._direct.close()
             except DataplaneError as failed:
                 log.warning("flannel: %s", failed)
 
-    def _run(self) -> None:
-        wait = BACK_OFF[0]
-        while not self._ended.is_set():
-            try:
-                self._follow()
-            except CompactedError as error:
-                log.info("flannel: %s; listing again", error)
-                wait = BACK_OFF[0]
-            except DataplaneError as error:
-                self._tell(f"{error}; what was known last holds")
-            except Exception:
-                log.exception("flannel: unforeseen; trying again")
-            if self._state == "":
-                wait = BACK_OFF[0]
-            self._ended.wait(wait)
-            wait = min(wait * 2, BACK_OFF[1])
-
     def _follow(self) -> None:
-        """From a listing on, until something fails. Raises DataplaneError."""
         config = self._config()
         previous = self._previous or self._from_env()
         self._hold(config, self._keeper.acquire(config, previous, self._held))
@@ -235,14 +201,6 @@ class Flannel:
         if self._options.env is not None:
             self._write_env(subnet_env.text(config, own.subnet, mtu(config, underlay)))
 
-    def _contribute(self, share: Share) -> None:
-        while share != self._daemon.share(ORIGIN) and not self._ended.is_set():
-            try:
-                self._daemon.contribute(ORIGIN, share)
-                break
-            except BusyError:
-                self._ended.wait(BACK_OFF[0])
-
     def _endpoints(self, now: Share, subnet: Subnet) -> tuple[Endpoint, ...]:
         """Those asked for, with the addresses they have, if these are of the lease."""
         had = {e.name: e.addresses for n in now.networks for e in n.endpoints}
@@ -272,12 +230,6 @@ class Flannel:
 
     def _name(self, item: Item) -> str:
         return item.key.removeprefix(f"{self._keeper.prefix}/")
-
-    def _tell(self, trouble: str) -> None:
-        """Once per change."""
-        if trouble != self._state:
-            log.warning("flannel: %s", trouble) if trouble else log.info("flannel: follows etcd")
-            self._state = trouble
 
     def _tell_refused(self, refused: dict[str, str]) -> None:
         for key, why in refused.items():

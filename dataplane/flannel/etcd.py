@@ -83,6 +83,10 @@ class Client:
     def revoke(self, lease: str) -> None:
         self._call("lease/revoke", {"ID": lease})
 
+    def put(self, key: str, value: bytes) -> int:
+        """The revision it has then."""
+        return _revision(self._call("kv/put", {"key": _b64(key), "value": _b64(value)}))
+
     def put_if(self, key: str, value: bytes, lease: str, revision: int) -> int | None:
         """Puts if the key was last changed at `revision` (0: if there is none). The revision it
         has then; None: it is not so."""

@@ -1,0 +1,1 @@
+"""One policy for all nodes, kept in etcd."""
