@@ -26,7 +26,7 @@ from dataplane.flannel.translate import network as overlay
 from dataplane.flannel.translate import remote_subnets, vtep_mac
 from dataplane.kubernetes import nodes, policies
 from dataplane.kubernetes.access import Access, KubeError
-from dataplane.kubernetes.client import Client, NotFoundError
+from dataplane.kubernetes.client import Client
 from dataplane.kubernetes.objects import Key, Object, Refused, pod_addresses, table
 from dataplane.kubernetes.reflector import Change, Reflector
 from dataplane.kubernetes.services import Here, Services
@@ -77,7 +77,8 @@ class Kubernetes:
         self._services = Services(Here(options.node, host.address if host else None))
         self._network: Network | None = None
         self._told: Refused = {}
-        self._announced: Lease | None = None
+        self._trouble = ""
+        self._announced: tuple[Lease, str] | None = None  # what was told, of which object
         self._thread = threading.Thread(target=self._run, name="kubernetes", daemon=True)
         underlay = daemon.policy.underlay
         if underlay.address.version != 4:
@@ -125,10 +126,11 @@ class Kubernetes:
             try:
                 self._commit()
                 self._announce()
+                self._say("")
             except BusyError:
                 due = BURST
             except DataplaneError as error:
-                self._tell({**self._told, "this node": str(error)})
+                self._say(str(error))
                 due = AGAIN
             except Exception:
                 log.exception("kubernetes: unforeseen; trying again")
@@ -261,22 +263,27 @@ class Kubernetes:
     # ---- what is told --------------------------------------------------------------------------
 
     def _announce(self) -> None:
-        """This node, to the others. Raises KubeError."""
-        lease = self._own_lease()
-        if self._announced == lease:
-            return
-        node = self._known["nodes"]["", self._options.node]
+        """This node, to the others: what its object does not say yet. Raises KubeError."""
+        key, lease = ("", self._options.node), self._own_lease()
+        node = self._known["nodes"][key]
         path = f"{KINDS['nodes']}/{quote(self._options.node, safe='')}/status"
         change = nodes.patch_of(node, lease)
         if change is not None:
-            self._client.patch(path, change)
+            node = self._known["nodes"][key] = self._client.patch(path, change)
+        announced = lease, str(table(node, "metadata").get("uid"))
+        if change is None and self._announced == announced:
+            return
+        if not nodes.is_available(node):
             now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-            try:
-                self._client.patch(path, nodes.condition(now))
-            except NotFoundError as error:
-                log.warning("kubernetes: %s", error)
-        self._announced = lease
+            self._client.patch(path, nodes.condition(now))
+        self._announced = announced
         log.info("kubernetes: node %s, subnet %s", self._options.node, lease.subnet.key())
+
+    def _say(self, trouble: str) -> None:
+        """Once per change."""
+        if trouble and trouble != self._trouble:
+            log.warning("kubernetes: %s; what was known last holds", trouble)
+        self._trouble = trouble
 
     def _tell(self, refused: Refused) -> None:
         """Of each once, until it is another."""

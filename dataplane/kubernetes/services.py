@@ -20,7 +20,11 @@ OF_SERVICE = "kubernetes.io/service-name"  # the label of a slice
 HEADLESS = "service.kubernetes.io/headless"
 OTHERS = "service.kubernetes.io/service-proxy-name"  # the label of a service that is not for us
 TRANSPORTS: dict[str, Transport] = {"TCP": "tcp", "UDP": "udp"}
+UNREADABLE = ValueError, TypeError, KeyError, AttributeError
 AFFINITY = 10800  # seconds, where a service does not say; ours lasts as long as its backend does
+
+
+Slices = dict[Key, Object]
 
 
 class Here(NamedTuple):
@@ -92,7 +96,7 @@ class Services:
                 if self._made.pop(key, None):
                     self._order.remove(key)
                 continue
-            slices = [self._slices[of] for of in sorted(self._of.get(key, ()))]
+            slices = {of: self._slices[of] for of in sorted(self._of.get(key, ()))}
             made = _made(key, service, slices, self._here)
             if key not in self._made:
                 insort(self._order, key)
@@ -135,18 +139,21 @@ def _owner(key: Key, item: Object) -> Key | None:
     return (key[0], name) if isinstance(name, str) and HEADLESS not in labels else None
 
 
-def _made(key: Key, service: Object, slices: list[Object], here: Here) -> Made:
+def _made(key: Key, service: Object, slices: Slices, here: Here) -> Made:
     refused: list[tuple[str, str]] = []
     try:
         balancers = tuple(_balancers(key, service, slices, here, refused))
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        why = error if isinstance(error, Malformed) else f"cannot be read: {error!r}"
-        return Made(refused=((f"service {'/'.join(key)}", str(why)),))
+    except UNREADABLE as error:
+        return Made(refused=((f"service {'/'.join(key)}", _why(error)),))
     return Made(balancers, tuple(_claims(b, here) for b in balancers), tuple(refused))
 
 
+def _why(error: Exception) -> str:
+    return str(error) if isinstance(error, Malformed) else f"cannot be read: {error!r}"
+
+
 def _balancers(
-    key: Key, service: Object, slices: list[Object], here: Here, refused: list[tuple[str, str]]
+    key: Key, service: Object, slices: Slices, here: Here, refused: list[tuple[str, str]]
 ) -> Iterator[LoadBalancer]:
     spec, labels = table(service, "spec"), labels_of(service)
     cluster = [ip for ip in spec.get("clusterIPs") or [spec.get("clusterIP")] if ip]
@@ -178,7 +185,7 @@ def _balancers(
         else:
             parts = [(made.name, inside, None, near)]
             parts += [(_name(f"{name}.outside"), outside, node_port, far_near)]
-        servers = list(_servers(port, slices))
+        servers = list(_servers(port, slices, refused))
         for own, vips, number, only in parts:
             if vips or number:
                 met = (*vips, here.host) if number and here.host else vips
@@ -243,25 +250,32 @@ def _backends(
         yield Backend(address=address, port=port, drain=not taken)
 
 
-def _servers(port: Object, slices: Iterable[Object]) -> Iterator[_Server]:
+def _servers(port: Object, slices: Slices, refused: list[tuple[str, str]]) -> Iterator[_Server]:
+    """A slice that cannot be read has none."""
+    for key, item in slices.items():
+        try:
+            yield from list(_servers_of(port, item))
+        except UNREADABLE as error:
+            refused.append((f"endpointslice {'/'.join(key)}", _why(error)))
+
+
+def _servers_of(port: Object, item: Object) -> Iterator[_Server]:
     wanted = port.get("name") or "", port.get("protocol") or "TCP"
-    for item in slices:
-        if item.get("addressType") not in ("IPv4", "IPv6"):
-            continue
-        numbers = [
-            _port(each["port"])
-            for each in item.get("ports") or ()
-            if (each.get("name") or "", each.get("protocol") or "TCP") == wanted
-            and each.get("port") is not None
-        ]
-        for endpoint in item.get("endpoints") or ():
-            told = table(endpoint, "conditions")
-            ready, serving = (told.get(word) is not False for word in ("ready", "serving"))
-            ending = serving and told.get("terminating") is True
-            for address in endpoint.get("addresses") or ():
-                for number in numbers:
-                    where = _station(address), number
-                    yield _Server(*where, endpoint.get("nodeName"), ready, ending)
+    if item.get("addressType") not in ("IPv4", "IPv6"):
+        return
+    numbers = [
+        _port(each["port"])
+        for each in item.get("ports") or ()
+        if (each.get("name") or "", each.get("protocol") or "TCP") == wanted
+        and each.get("port") is not None
+    ]
+    for endpoint in item.get("endpoints") or ():
+        told = table(endpoint, "conditions")
+        ready, serving = (told.get(word) is not False for word in ("ready", "serving"))
+        ending = serving and told.get("terminating") is True
+        for address in endpoint.get("addresses") or ():
+            for number in numbers:
+                yield _Server(_station(address), number, endpoint.get("nodeName"), ready, ending)
 
 
 # ---- single values: what is wrong raises Malformed -----------------------------------------------
