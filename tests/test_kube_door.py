@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from dataplane.daemon import Daemon
+from dataplane.kubernetes import nodes
 from dataplane.kubernetes.access import Access
 from dataplane.kubernetes.door import Kubernetes, Options
 from dataplane.model import Network, Node, Underlay
@@ -62,6 +63,11 @@ def overlay(daemon: Daemon) -> Network | None:
 def balancers(daemon: Daemon) -> list[str]:
     network = overlay(daemon)
     return [] if network is None else [b.name for b in network.load_balancers]
+
+
+def peers(daemon: Daemon) -> list[str]:
+    network = overlay(daemon)
+    return [] if network is None else [str(r.provider_address) for r in network.remote_subnets]
 
 
 def said(server: Server) -> dict[str, str]:
@@ -150,6 +156,32 @@ def test_a_node_without_a_subnet_is_waited_for(
         until(lambda: overlay(daemon))
     assert caplog.text.count("is not known") == 1
     assert caplog.text.count("podCIDR is missing") == 1
+
+
+def test_what_kubelets_say_again_and_again_costs_little(
+    server: Server, options: Options, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Peers are found anew where a node says something else of its subnet; not for its status, nor
+    for a service."""
+    counted: list[object] = []
+    real = nodes.leases
+    monkeypatch.setattr(nodes, "leases", lambda *given: counted.append(given) or real(*given))
+    peer = node("x", "10.244.9.0/24", "192.0.2.9", "02:00:00:00:00:09")
+    server.put("nodes", peer)
+    with Daemon(Saved(1, NODE)) as daemon, Kubernetes(daemon, options):
+        until(lambda: conditions(server) == {"NetworkUnavailable": "False"})
+        until(lambda: peers(daemon) == ["192.0.2.9"])
+        time.sleep(0.2)  # its own annotations come back
+        before = len(counted)
+        server.put("nodes", peer | {"status": {"conditions": [{"type": "Ready"}]}})
+        server.put("services", service("web", "10.96.0.1"))
+        until(lambda: balancers(daemon))
+        assert len(counted) == before
+        moved = node("x", "10.244.9.0/24", "192.0.2.10", "02:00:00:00:00:09")
+        server.put("nodes", moved)
+        until(lambda: peers(daemon) == ["192.0.2.10"])
+        server.delete("nodes", "x")
+        until(lambda: peers(daemon) == [])
 
 
 # ---- hostile -------------------------------------------------------------------------------------

@@ -57,6 +57,11 @@ def lease_of(node: Object) -> Lease:
     return read_lease(subnet.key(), json.dumps(value).encode())
 
 
+def said_of(node: Object) -> tuple[Any, ...]:
+    """All that `leases` depends on."""
+    return annotations_of(node), table(node, "spec"), _created(node)
+
+
 def leases(nodes: Iterable[tuple[str, Object]], own: str) -> tuple[list[Lease], dict[str, str]]:
     """Those of all other nodes, the latest node first, and by name why some cannot be followed."""
     found, refused = [], {}
