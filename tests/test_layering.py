@@ -111,7 +111,7 @@ PYTHON_TIERS = (
     ),
     ("flannel.door", "kubernetes", "kubernetes.access", "kubernetes.objects"),
     ("kubernetes.client", "kubernetes.endpoints", "kubernetes.nodes", "kubernetes.policies"),
-    ("kubernetes.services",),
+    ("kubernetes.peers", "kubernetes.services"),
     ("kubernetes.reflector",),
     ("kubernetes.door",),
     ("commands", "api.edits", "api.filters", "api.resources", "api.sockets", "api.page", "api"),

@@ -23,14 +23,15 @@ from dataplane.daemon import Applied, Daemon
 from dataplane.errors import BusyError, DataplaneError, DocumentError
 from dataplane.flannel.documents import Config, Lease, read_config
 from dataplane.flannel.translate import network as overlay
-from dataplane.flannel.translate import remote_subnets, vtep_mac
+from dataplane.flannel.translate import vtep_mac
 from dataplane.kubernetes import nodes, policies
 from dataplane.kubernetes.access import Access, KubeError
 from dataplane.kubernetes.client import Client
 from dataplane.kubernetes.objects import Key, Object, Refused, pod_addresses, table
+from dataplane.kubernetes.peers import Peers
 from dataplane.kubernetes.reflector import Change, Reflector
 from dataplane.kubernetes.services import Here, Services
-from dataplane.model import Acl, Endpoint, Network, RemoteSubnet, Underlay
+from dataplane.model import Acl, Endpoint, Network
 from dataplane.shares import Part, Share
 
 ORIGIN = NETWORK = "kubernetes"
@@ -59,14 +60,6 @@ class Options(NamedTuple):
     config: Path
 
 
-class _Peers(NamedTuple):
-    """What is made of all other nodes, and of what else."""
-
-    given: tuple[Lease, Underlay]
-    remote: tuple[RemoteSubnet, ...]
-    refused: Refused
-
-
 class Kubernetes:
     """A context manager; see run.Door."""
 
@@ -84,7 +77,7 @@ class Kubernetes:
         host = daemon.policy.host_port
         self._services = Services(Here(options.node, host.address if host else None))
         self._network: Network | None = None
-        self._peers: _Peers | None = None  # by what nodes say; None: to be found anew
+        self._peers = Peers(self._config, options.node)
         self._told: Refused = {}
         self._trouble = ""
         self._announced: tuple[Lease, str] | None = None  # what was told, of which object
@@ -159,8 +152,6 @@ class Kubernetes:
         if change is None:
             return
         known = self._known.setdefault(change.kind, {})
-        if change.kind == "nodes" and not _is_of_status(change, known):
-            self._peers = None
         if change.listed is not None:
             self._known[change.kind] = change.listed
         elif change.object is None:
@@ -168,6 +159,7 @@ class Kubernetes:
         else:
             known[change.key] = change.object
         put: dict[str, tuple[Callable[..., None], Callable[..., None]]] = {
+            "nodes": (self._peers.replace, self._peers.put),
             "services": (self._services.replace_services, self._services.put_service),
             "endpointslices": (self._services.replace_slices, self._services.put_slice),
         }
@@ -225,14 +217,9 @@ class Kubernetes:
 
     def _overlay(self, own: Lease, refused: Refused) -> Network:
         underlay = self._daemon.policy.underlay
-        if self._peers is None or self._peers.given != (own, underlay):
-            known = ((key[1], node) for key, node in self._known["nodes"].items())
-            peers, unread = nodes.leases(known, self._options.node)
-            remote, wrong = remote_subnets(self._config, own, peers, underlay)
-            unread |= {f"subnet {key}": why for key, why in wrong.items()}
-            self._peers = _Peers((own, underlay), remote, unread)
-        refused |= self._peers.refused
-        made = overlay(self._config, own, self._peers.remote, (), underlay, None)
+        remote, unfollowed = self._peers.remote(own, underlay)
+        refused |= unfollowed
+        made = overlay(self._config, own, remote, (), underlay, None)
         host = self._daemon.policy.host_port is not None
         return replace(made, name=NETWORK, host_route=host)
 
@@ -305,12 +292,6 @@ class Kubernetes:
             if self._told.get(name) != why:
                 log.warning("kubernetes: %s is not followed: %s", name, why)
         self._told = refused
-
-
-def _is_of_status(change: Change, known: dict[Key, Object]) -> bool:
-    """Of a node's status alone, as its kubelet writes it again and again."""
-    old, new = known.get(change.key), change.object
-    return old is not None and new is not None and nodes.said_of(old) == nodes.said_of(new)
 
 
 def _same(old: Network | None, new: Network) -> Network:
