@@ -157,12 +157,13 @@ class Server:
                 begin = int(place)
                 if int(version) < self._oldest:
                     raise Refused(410, "Expired")
-            items = [copy.deepcopy(item) for _, item in sorted(self._objects[path].items())]
-        end = begin + limit if limit else len(items)
+            keys = sorted(self._objects[path])
+            end = begin + limit if limit else len(keys)
+            items = [copy.deepcopy(self._objects[path][key]) for key in keys[begin:end]]
         meta = {"resourceVersion": version}
-        if end < len(items):
-            meta |= {"continue": f"{version}.{end}", "remainingItemCount": str(len(items) - end)}
-        return {"kind": LISTS[path], "metadata": meta, "items": items[begin:end]}
+        if end < len(keys):
+            meta |= {"continue": f"{version}.{end}", "remainingItemCount": str(len(keys) - end)}
+        return {"kind": LISTS[path], "metadata": meta, "items": items}
 
     def watch(self, path: str, query: dict[str, str]) -> Iterator[bytes]:
         """Lines, b"" where the server would be silent for a while."""

@@ -411,9 +411,12 @@ def bad(path: str, value: object) -> list[Object]:
 def test_what_cannot_be_is_told_and_refuses_no_other(path: str, value: object) -> None:
     fine = service("zz", "10.96.0.99"), endpoint_slice("zz", C)
     balancers, refused = known(*bad(path, value), *fine).balancers()
-    assert [b.name for b in balancers] == ["default.zz.80"]
-    assert any(name.startswith("service default") and "web" in name for name in refused)
-    assert committed(balancers) == 1
+    *others, fine_one = balancers
+    assert (fine_one.name, len(fine_one.backends)) == ("default.zz.80", 1)
+    assert [len(b.backends) for b in others] == ([] if path.startswith("0") else [0])
+    whose = "service default" if path.startswith("0") else "endpointslice default/web-1"
+    assert any(name.startswith(whose) and "web" in name for name in refused)
+    assert committed(balancers) == len(balancers)
 
 
 JSON = st.recursive(

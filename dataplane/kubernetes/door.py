@@ -23,11 +23,12 @@ from dataplane.daemon import Applied, Daemon
 from dataplane.errors import BusyError, DataplaneError, DocumentError
 from dataplane.flannel.documents import Config, Lease, read_config
 from dataplane.flannel.translate import network as overlay
-from dataplane.flannel.translate import remote_subnets, vtep_mac
+from dataplane.flannel.translate import vtep_mac
 from dataplane.kubernetes import nodes, policies
 from dataplane.kubernetes.access import Access, KubeError
-from dataplane.kubernetes.client import Client, NotFoundError
+from dataplane.kubernetes.client import Client
 from dataplane.kubernetes.objects import Key, Object, Refused, pod_addresses, table
+from dataplane.kubernetes.peers import Peers
 from dataplane.kubernetes.reflector import Change, Reflector
 from dataplane.kubernetes.services import Here, Services
 from dataplane.model import Acl, Endpoint, Network
@@ -76,8 +77,10 @@ class Kubernetes:
         host = daemon.policy.host_port
         self._services = Services(Here(options.node, host.address if host else None))
         self._network: Network | None = None
+        self._peers = Peers(self._config, options.node)
         self._told: Refused = {}
-        self._announced: Lease | None = None
+        self._trouble = ""
+        self._announced: tuple[Lease, str] | None = None  # what was told, of which object
         self._thread = threading.Thread(target=self._run, name="kubernetes", daemon=True)
         underlay = daemon.policy.underlay
         if underlay.address.version != 4:
@@ -125,10 +128,11 @@ class Kubernetes:
             try:
                 self._commit()
                 self._announce()
+                self._say("")
             except BusyError:
                 due = BURST
             except DataplaneError as error:
-                self._tell({**self._told, "this node": str(error)})
+                self._say(str(error))
                 due = AGAIN
             except Exception:
                 log.exception("kubernetes: unforeseen; trying again")
@@ -155,6 +159,7 @@ class Kubernetes:
         else:
             known[change.key] = change.object
         put: dict[str, tuple[Callable[..., None], Callable[..., None]]] = {
+            "nodes": (self._peers.replace, self._peers.put),
             "services": (self._services.replace_services, self._services.put_service),
             "endpointslices": (self._services.replace_slices, self._services.put_slice),
         }
@@ -212,16 +217,16 @@ class Kubernetes:
 
     def _overlay(self, own: Lease, refused: Refused) -> Network:
         underlay = self._daemon.policy.underlay
-        known = ((key[1], node) for key, node in self._known["nodes"].items())
-        peers, unread = nodes.leases(known, self._options.node)
-        remote, wrong = remote_subnets(self._config, own, peers, underlay)
-        refused |= unread | {f"subnet {key}": why for key, why in wrong.items()}
+        remote, unfollowed = self._peers.remote(own, underlay)
+        refused |= unfollowed
         made = overlay(self._config, own, remote, (), underlay, None)
         host = self._daemon.policy.host_port is not None
         return replace(made, name=NETWORK, host_route=host)
 
     def _acls(self, refused: Refused) -> dict[str, dict[str, tuple[Acl, ...]]]:
         """By network and endpoint, for those endpoints that are pods of this node."""
+        if not self._known["networkpolicies"]:
+            return {}
         pods = self._known["pods"]
         local = {
             address: key
@@ -229,8 +234,6 @@ class Kubernetes:
             if table(pod, "spec").get("nodeName") == self._options.node
             for address in pod_addresses(pod)
         }
-        if not self._known["networkpolicies"]:
-            return {}
         cluster = policies.Cluster(
             policies=self._known["networkpolicies"],
             pods=pods,
@@ -261,22 +264,27 @@ class Kubernetes:
     # ---- what is told --------------------------------------------------------------------------
 
     def _announce(self) -> None:
-        """This node, to the others. Raises KubeError."""
-        lease = self._own_lease()
-        if self._announced == lease:
-            return
-        node = self._known["nodes"]["", self._options.node]
+        """This node, to the others: what its object does not say yet. Raises KubeError."""
+        key, lease = ("", self._options.node), self._own_lease()
+        node = self._known["nodes"][key]
         path = f"{KINDS['nodes']}/{quote(self._options.node, safe='')}/status"
         change = nodes.patch_of(node, lease)
         if change is not None:
-            self._client.patch(path, change)
+            node = self._known["nodes"][key] = self._client.patch(path, change)
+        announced = lease, str(table(node, "metadata").get("uid"))
+        if change is None and self._announced == announced:
+            return
+        if not nodes.is_available(node):
             now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-            try:
-                self._client.patch(path, nodes.condition(now))
-            except NotFoundError as error:
-                log.warning("kubernetes: %s", error)
-        self._announced = lease
+            self._client.patch(path, nodes.condition(now))
+        self._announced = announced
         log.info("kubernetes: node %s, subnet %s", self._options.node, lease.subnet.key())
+
+    def _say(self, trouble: str) -> None:
+        """Once per change."""
+        if trouble and trouble != self._trouble:
+            log.warning("kubernetes: %s; what was known last holds", trouble)
+        self._trouble = trouble
 
     def _tell(self, refused: Refused) -> None:
         """Of each once, until it is another."""

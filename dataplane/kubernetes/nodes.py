@@ -11,7 +11,7 @@ from typing import Any
 from dataplane.address import Mac
 from dataplane.errors import DocumentError
 from dataplane.flannel.documents import Lease, Subnet, read_lease
-from dataplane.kubernetes.objects import Object, table
+from dataplane.kubernetes.objects import Object, items, table
 from dataplane.validate_values import station
 
 PREFIX = "flannel.alpha.coreos.com/"
@@ -55,6 +55,11 @@ def lease_of(node: Object) -> Lease:
         "BackendV6Data": _data(told, "backend-v6-data"),
     }
     return read_lease(subnet.key(), json.dumps(value).encode())
+
+
+def said_of(node: Object) -> tuple[Any, ...]:
+    """All that `leases` depends on."""
+    return annotations_of(node), table(node, "spec"), _created(node)
 
 
 def leases(nodes: Iterable[tuple[str, Object]], own: str) -> tuple[list[Lease], dict[str, str]]:
@@ -121,6 +126,14 @@ def patch_of(node: Object, lease: Lease) -> Object | None:
     if all(told.get(name) == text for name, text in wanted.items()):
         return None
     return {"metadata": {"annotations": wanted}}
+
+
+def is_available(node: Object) -> bool:
+    """Whether the node's conditions say that its network is there."""
+    return any(
+        each.get("type") == "NetworkUnavailable" and each.get("status") == "False"
+        for each in items(table(node, "status"), "conditions")
+    )
 
 
 def condition(now: str) -> Object:

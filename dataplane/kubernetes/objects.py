@@ -1,10 +1,11 @@
 """What all objects of Kubernetes have in common, as plain JSON values. Pure."""
 
+import contextlib
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
-from dataplane.address import IP, parse_ip
+from dataplane.address import IP, Malformed, parse_ip
 
 Object = dict[str, Any]
 Key = tuple[str, str]  # namespace, name
@@ -39,12 +40,18 @@ def labels_of(item: Object) -> Object:
 
 
 def pod_addresses(pod: Object) -> tuple[IP, ...]:
-    """Of one that runs and has a network of its own; Raises Malformed."""
+    """Of one that runs and has a network of its own, those that can be read."""
     status = table(pod, "status")
     if table(pod, "spec").get("hostNetwork") or status.get("phase") in ("Succeeded", "Failed"):
         return ()
     texts = [each.get("ip") for each in items(status, "podIPs")] or [status.get("podIP")]
-    return tuple(parse_ip(text) for text in texts if text)
+    return tuple(_parsed(text for text in texts if isinstance(text, str)))
+
+
+def _parsed(texts: Iterable[str]) -> Iterator[IP]:
+    for text in texts:
+        with contextlib.suppress(Malformed):
+            yield parse_ip(text)
 
 
 def short(name: str) -> str:

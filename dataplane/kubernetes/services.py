@@ -4,17 +4,25 @@ kubernetes.io/docs/reference/networking/virtual-ips. What the model has no word 
 told by name; no object of the server's can have all others refused.
 """
 
-from bisect import insort
 from collections.abc import Iterable, Iterator
 from itertools import chain
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 from msgspec.structs import replace
 
-from dataplane.address import IP, Malformed, parse_ip
+from dataplane.address import IP, Malformed
+from dataplane.kubernetes.endpoints import (
+    UNREADABLE,
+    Slices,
+    backends_of,
+    port_of,
+    reason_of,
+    servers_of,
+    station,
+)
 from dataplane.kubernetes.objects import Key, Object, Refused, labels_of, short, table
-from dataplane.model import Backend, LoadBalancer, Transport
-from dataplane.validate_values import named, unicast
+from dataplane.model import LoadBalancer, Transport
+from dataplane.validate_values import named
 
 OF_SERVICE = "kubernetes.io/service-name"  # the label of a slice
 HEADLESS = "service.kubernetes.io/headless"
@@ -48,8 +56,9 @@ class Services:
         self._slices: dict[Key, Object] = {}
         self._of: dict[Key, dict[Key, None]] = {}  # slices by service
         self._made: dict[Key, Made] = {}
-        self._order: list[Key] = []  # of what is made
         self._changed: set[Key] = set()
+        self._order: list[Key] | None = None  # of what is made; None: to be found anew
+        self._clash = False  # whether two claim the same
 
     def put_service(self, key: Key, item: Object | None) -> None:
         """None: it is gone."""
@@ -87,24 +96,33 @@ class Services:
         """All of them, in the order of their services' names. Where two claim the same, the first
         one has it."""
         for key in self._changed:
-            service = self._services.get(key)
-            if service is None:
-                if self._made.pop(key, None):
-                    self._order.remove(key)
+            old, new = self._made.get(key), self._make(key)
+            if new == old:
                 continue
-            slices = [self._slices[of] for of in sorted(self._of.get(key, ()))]
-            made = _made(key, service, slices, self._here)
-            if key not in self._made:
-                insort(self._order, key)
-            if made != self._made.get(key):
-                self._made[key] = made
+            if old is None or new is None or old.claims != new.claims:
+                self._order = None
+            if new is None:
+                del self._made[key]
+            else:
+                self._made[key] = new
         self._changed.clear()
+        if self._order is None:
+            self._order = sorted(self._made)
+            claims = [c for made in self._made.values() for each in made.claims for c in each]
+            self._clash = len(set(claims)) < len(claims)
         ordered = [self._made[key] for key in self._order]
         refused = {name: why for made in ordered for name, why in made.refused}
-        claims = list(chain.from_iterable(chain.from_iterable(m.claims for m in ordered)))
-        if len(set(claims)) == len(claims):
-            return tuple(b for made in ordered for b in made.balancers), refused
-        return tuple(_first_come(ordered, refused)), refused
+        if self._clash:
+            return tuple(_first_come(ordered, refused)), refused
+        return tuple(chain.from_iterable(made.balancers for made in ordered)), refused
+
+    def _make(self, key: Key) -> Made | None:
+        """None where there is no such service."""
+        service = self._services.get(key)
+        if service is None:
+            return None
+        slices = {of: self._slices[of] for of in sorted(self._of.get(key, ()))}
+        return _made(key, service, slices, self._here)
 
 
 def _first_come(ordered: Iterable[Made], refused: Refused) -> Iterator[LoadBalancer]:
@@ -135,18 +153,17 @@ def _owner(key: Key, item: Object) -> Key | None:
     return (key[0], name) if isinstance(name, str) and HEADLESS not in labels else None
 
 
-def _made(key: Key, service: Object, slices: list[Object], here: Here) -> Made:
+def _made(key: Key, service: Object, slices: Slices, here: Here) -> Made:
     refused: list[tuple[str, str]] = []
     try:
         balancers = tuple(_balancers(key, service, slices, here, refused))
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        why = error if isinstance(error, Malformed) else f"cannot be read: {error!r}"
-        return Made(refused=((f"service {'/'.join(key)}", str(why)),))
+    except UNREADABLE as error:
+        return Made(refused=((f"service {'/'.join(key)}", reason_of(error)),))
     return Made(balancers, tuple(_claims(b, here) for b in balancers), tuple(refused))
 
 
 def _balancers(
-    key: Key, service: Object, slices: list[Object], here: Here, refused: list[tuple[str, str]]
+    key: Key, service: Object, slices: Slices, here: Here, refused: list[tuple[str, str]]
 ) -> Iterator[LoadBalancer]:
     spec, labels = table(service, "spec"), labels_of(service)
     cluster = [ip for ip in spec.get("clusterIPs") or [spec.get("clusterIP")] if ip]
@@ -155,7 +172,7 @@ def _balancers(
     if "None" in cluster:
         return
     whole = f"service {'.'.join(key)}"
-    inside = tuple(dict.fromkeys(map(_station, cluster)))
+    inside = tuple(dict.fromkeys(map(station, cluster)))
     outside = tuple(v for v in dict.fromkeys(_outside(service, whole, refused)) if v not in inside)
     near = spec.get("internalTrafficPolicy") == "Local"
     far_near = spec.get("externalTrafficPolicy") == "Local"
@@ -166,23 +183,23 @@ def _balancers(
         if transport is None:
             refused.append((f"service {name}", f"{port['protocol']} is not balanced"))
             continue
-        node_port = _port(port["nodePort"]) if port.get("nodePort") else None
+        node_port = port_of(port["nodePort"]) if port.get("nodePort") else None
         if node_port and here.host is None:
             refused.append((f"service {name}", "its nodePort needs a host_port of the node"))
             node_port = None
         made = LoadBalancer(
-            name=_name(name), protocol=transport, port=_port(port["port"]), affinity=affinity
+            name=_name(name), protocol=transport, port=port_of(port["port"]), affinity=affinity
         )
         if near == far_near:
             parts = [(made.name, inside + outside, node_port, near)]
         else:
             parts = [(made.name, inside, None, near)]
             parts += [(_name(f"{name}.outside"), outside, node_port, far_near)]
-        servers = list(_servers(port, slices))
+        servers = list(servers_of(port, slices, refused))
         for own, vips, number, only in parts:
             if vips or number:
                 met = (*vips, here.host) if number and here.host else vips
-                backends = tuple(_backends(servers, {v.version for v in met}, only, here.node))
+                backends = tuple(backends_of(servers, {v.version for v in met}, only, here.node))
                 yield replace(
                     made, name=own, vips=vips, node_port=number, local_only=only, backends=backends
                 )
@@ -204,82 +221,14 @@ def _outside(service: Object, whole: str, refused: list[tuple[str, str]]) -> Ite
     """Addresses by which clients outside the cluster know it. Where only some may use those of the
     cloud's balancer, none of them is taken."""
     spec = table(service, "spec")
-    yield from map(_station, spec.get("externalIPs") or ())
+    yield from map(station, spec.get("externalIPs") or ())
     ingress = table(service, "status", "loadBalancer").get("ingress") or ()
     given = [each["ip"] for each in ingress if each.get("ip") and each.get("ipMode") != "Proxy"]
     if given and spec.get("loadBalancerSourceRanges"):
         why = "its addresses of a load balancer are left out"
         refused.append((f"{whole}: loadBalancerSourceRanges", why))
         return
-    yield from map(_station, given)
-
-
-class _Server(NamedTuple):
-    address: IP
-    port: int
-    node: str | None
-    ready: bool
-    ending: bool  # and serves
-
-    @property
-    def rank(self) -> int:
-        """0: ready; 1: may be used where none is; 2: keeps the flows it has."""
-        return 0 if self.ready else 1 if self.ending else 2
-
-
-def _backends(
-    servers: Iterable[_Server], versions: set[int], only: bool, node: str
-) -> Iterator[Backend]:
-    """Ready ones; where none is, those that end but still serve (KEP-1669). All others keep their
-    flows, as they do behind kube-proxy. `only`: of this node."""
-    rank: dict[tuple[IP, int], int] = {}
-    for server in servers:
-        if server.address.version in versions and (server.node == node or not only):
-            where = server.address, server.port
-            rank[where] = min(server.rank, rank.get(where, 2))
-    best = {v: min((r for (a, _), r in rank.items() if a.version == v), default=0) for v in (4, 6)}
-    for (address, port), own in rank.items():
-        taken = own == best[address.version] and own < 2
-        yield Backend(address=address, port=port, drain=not taken)
-
-
-def _servers(port: Object, slices: Iterable[Object]) -> Iterator[_Server]:
-    wanted = port.get("name") or "", port.get("protocol") or "TCP"
-    for item in slices:
-        if item.get("addressType") not in ("IPv4", "IPv6"):
-            continue
-        numbers = [
-            _port(each["port"])
-            for each in item.get("ports") or ()
-            if (each.get("name") or "", each.get("protocol") or "TCP") == wanted
-            and each.get("port") is not None
-        ]
-        for endpoint in item.get("endpoints") or ():
-            told = table(endpoint, "conditions")
-            ready, serving = (told.get(word) is not False for word in ("ready", "serving"))
-            ending = serving and told.get("terminating") is True
-            for address in endpoint.get("addresses") or ():
-                for number in numbers:
-                    where = _station(address), number
-                    yield _Server(*where, endpoint.get("nodeName"), ready, ending)
-
-
-# ---- single values: what is wrong raises Malformed -----------------------------------------------
-
-
-def _station(text: Any) -> IP:
-    if not isinstance(text, str):
-        raise Malformed(f"{text!r} is no address")
-    address = parse_ip(text)
-    for complaint in unicast(address, ()):
-        raise Malformed(complaint.message)
-    return address
-
-
-def _port(number: Any) -> int:
-    if isinstance(number, bool) or not isinstance(number, int) or not 1 <= number <= 65535:
-        raise Malformed(f"{number!r} is not a port (1-65535)")
-    return number
+    yield from map(station, given)
 
 
 def _name(text: str) -> str:
