@@ -1,5 +1,6 @@
 """The JSON Schema of policy documents, for editors: generated from the model, never written."""
 
+import inspect
 import json
 from typing import Any
 
@@ -40,6 +41,8 @@ def _with_bare_values(node: Any) -> Any:
     if not isinstance(node, dict):
         return node
     made = {key: _with_bare_values(item) for key, item in node.items()}
+    if isinstance(made.get("description"), str):  # msgspec before 0.21 leaves it indented
+        made["description"] = inspect.cleandoc(made["description"])
     if made.get("type") != "array" or "$ref" in made.get("items", {"$ref": ""}):
         return made
     default = {"default": made.pop("default")} if "default" in made else {}

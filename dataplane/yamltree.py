@@ -37,6 +37,8 @@ def read(text: str) -> tuple[Tree, list[Complaint]]:
         mark = error.problem_mark or error.context_mark
         last = text.count("\n") + 1  # the parser may stand one behind it
         line = min(mark.line + 1, last) if mark else 0
+        if "nesting depth" in str(error.problem):  # libyaml's own bound, met as it reads ahead
+            raise too_deep(line) from None
         raise Complaint((), f"not YAML: {error.problem}", line=line) from None
     except yaml.YAMLError as error:
         line = text.count("\n", 0, getattr(error, "position", 0) or 0) + 1
