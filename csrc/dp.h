@@ -92,7 +92,8 @@ enum dp_route_kind {
     DP_TO_GATEWAY = 2,  /* the distributed router itself */
     DP_TO_SUBNET = 3,   /* on-link, owned by no one */
     DP_TO_VIP = 4,      /* a load balancer's: what no service takes goes no further */
-    DP_TO_HOST = 5      /* the host itself, behind the host port */
+    DP_TO_HOST = 5,     /* the host itself, behind the host port */
+    DP_TO_DIRECT = 6    /* another node's, by the host's own routes and without a tunnel */
 };
 enum dp_route_flag {
     DP_ROUTE_ANY_VTEP = 1 /* sources in the prefix may come from any VTEP of the network (DSR) */

@@ -84,7 +84,7 @@ enum dp_reason dp_lb(struct dp_walk *w, enum dp_direction direction) {
 enum dp_reason dp_lb_source(struct dp_walk *w) {
     const struct dp_service *v = w->service;
     const bool hairpin = w->to.port == w->from.port && w->to.kind == DP_PORT_ENDPOINT;
-    const bool astray = w->from.kind == DP_PORT_HOST && w->to.kind == DP_PORT_UNDERLAY;
+    const bool astray = w->from.kind == DP_PORT_HOST && w->to.kind != DP_PORT_ENDPOINT;
     if (!v || !w->translated || w->outside || !(hairpin || astray)) {
         return DP_R_none;
     }

@@ -18,7 +18,7 @@ static struct dp_hop hop_of(const struct dp_route *r) {
 }
 
 static const char *fault_of(const struct dp_route *r) {
-    if (r->len > 128 || r->kind > DP_TO_HOST || r->flags & ~DP_ROUTE_ANY_VTEP) {
+    if (r->len > 128 || r->kind > DP_TO_DIRECT || r->flags & ~DP_ROUTE_ANY_VTEP) {
         return "prefix length, kind or flag out of range";
     }
     return dp_point_equal(point_of(r), dp_point_first(point_of(r), r->len))

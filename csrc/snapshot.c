@@ -257,6 +257,7 @@ static const char *hop_fault(const struct dp_snapshot *s, uint32_t network,
                    ? NULL
                    : "its target is not of the network";
     case DP_TO_HOST:
+    case DP_TO_DIRECT:
         return s->host != DP_PORT_NONE ? NULL : "there is no host port";
     default:
         return NULL;

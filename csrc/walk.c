@@ -132,6 +132,7 @@ static enum dp_reason to_route(struct dp_walk *w, const struct dp_hop *r) {
     case DP_TO_VIP:
         return DP_R_lb_no_service;
     case DP_TO_HOST:
+    case DP_TO_DIRECT:
         return to_host(w);
     default:
         return DP_R_no_such_endpoint;
@@ -160,7 +161,7 @@ static enum dp_reason vnet_in(struct dp_walk *w) {
     }
     const struct dp_hop *r = route_to(w, &w->id.dst);
     expect(w, r);
-    const bool away = !r || r->kind == DP_TO_REMOTE;
+    const bool away = !r || r->kind == DP_TO_REMOTE || r->kind == DP_TO_DIRECT;
     return dp_layer_leave(w, DP_LAYER_VNET, DP_IN, away ? DP_R_not_local : to_route(w, r));
 }
 
@@ -175,7 +176,8 @@ static bool source_stands(struct dp_walk *w) {
     w->back = remote ? at_remote(w, r) : (struct dp_place){DP_PORT_HOST, w->policy->host, 0};
     if (dp_services_have(&w->policy->services, DP_PORT_UNDERLAY, w->network, &w->id.dst)) {
         w->any_vtep = true;
-        return remote || (!r && w->policy->host != DP_PORT_NONE);
+        const bool beyond = !r || r->kind == DP_TO_DIRECT;
+        return remote || (beyond && w->policy->host != DP_PORT_NONE);
     }
     w->any_vtep = remote && (r->flags & DP_ROUTE_ANY_VTEP);
     return remote && (!w->outer_src || w->any_vtep ||
@@ -315,13 +317,19 @@ static enum dp_reason walk_from_underlay(struct dp_walk *w) {
     return r ? r : deliver(w);
 }
 
-/* A network that the host has a route to: the source is the host, the destination lives there. */
+/* The host reaches who lives on the network, nodes that are reached directly those who live here.
+ */
+static bool host_reaches(const struct dp_hop *src, const struct dp_hop *dst) {
+    if (!src || !dst || (src->kind != DP_TO_HOST && src->kind != DP_TO_DIRECT)) {
+        return false;
+    }
+    return dst->kind == DP_TO_ENDPOINT || (dst->kind == DP_TO_REMOTE && src->kind == DP_TO_HOST);
+}
+
+/* The first network that has such a way. */
 static bool host_route(struct dp_walk *w) {
     for (w->network = 0; w->network < w->policy->n_networks; w->network++) {
-        const struct dp_hop *src = route_to(w, &w->id.src);
-        const struct dp_hop *dst = route_to(w, &w->id.dst);
-        if (src && src->kind == DP_TO_HOST && dst &&
-            (dst->kind == DP_TO_ENDPOINT || dst->kind == DP_TO_REMOTE)) {
+        if (host_reaches(route_to(w, &w->id.src), route_to(w, &w->id.dst))) {
             return true;
         }
     }
@@ -342,7 +350,8 @@ static enum dp_reason admit_from_host(struct dp_walk *w) {
         return DP_R_no_route;
     }
     const struct dp_hop *src = route_to(w, &w->id.src);
-    return src && src->kind != DP_TO_HOST ? DP_R_guard_ip : DP_R_none;
+    const bool there = !src || src->kind == DP_TO_HOST || src->kind == DP_TO_DIRECT;
+    return there ? DP_R_none : DP_R_guard_ip;
 }
 
 static enum dp_reason walk_from_host(struct dp_walk *w) {

@@ -23,7 +23,7 @@ FILE = click.option(
 def apply(node: str | None, socket: str | None, **options: Any) -> None:
     """Commit a policy document, all or nothing, while frames pass.
 
-    Networks, endpoints, remote subnets, ACLs and load balancers it does not name stay as they are,
+    Networks, endpoints, subnets, ACLs and load balancers it does not name stay as they are,
     unless --prune. Exit code 2 where it cannot be used: nothing is applied then.
     """
     call("change.apply", node, socket, options.pop("file"), **options)
@@ -43,8 +43,8 @@ def export(node: str | None, socket: str | None, form: str) -> None:
 @node_options
 @output("wide", "json", "yaml", "name")
 def get(kind: str, watch: bool, node: str | None, socket: str | None, form: str) -> None:
-    """List networks, endpoints, remote-subnets, peers, routes, acls, nats, load-balancers,
-    layers, drops, ports, fdb or neigh."""
+    """List networks, endpoints, remote-subnets, direct-subnets, peers, routes, acls, nats,
+    load-balancers, layers, drops, ports, fdb or neigh."""
     if watch:
         call("look.watch", node, socket, kind, form, 1.0)
     call("look.get", node, socket, kind, form)
@@ -66,7 +66,7 @@ def describe(kind: str, name: str, node: str | None, socket: str | None, form: s
 @node_options
 @output("json", "yaml")
 def delete(kind: str, name: str, node: str | None, socket: str | None, form: str) -> None:
-    """Remove a network, or NETWORK/NAME of an endpoint, remote subnet, ACL or load balancer."""
+    """Remove a network, or NETWORK/NAME of an endpoint, a subnet, ACL or load balancer."""
     call("change.delete", node, socket, kind, name, form)
 
 

@@ -129,6 +129,10 @@ KINDS: Mapping[str, Columns] = {
         (NAME, field("PEER", "provider_address"), field("DR MAC", "dr_mac"), field("VNI")),
         (field("DSR"), ORIGIN),
     ),
+    "direct-subnets": Columns(
+        (NAME, field("PEER", "provider_address"), field("VNI")),
+        (ORIGIN,),
+    ),
     "peers": Columns(
         (
             field("NAME"),

@@ -171,11 +171,6 @@ class Daemon:
             self._changing.release()
 
     @property
-    def is_leaving(self) -> bool:
-        """Whether a successor takes over, or has."""
-        return self._leaving
-
-    @property
     def xdp(self) -> str | None:
         """AF_XDP beside the underlay's sockets, in words."""
         xdp = self._ports.xdp

@@ -93,9 +93,9 @@ def _faults(
 
 
 def _judged(expect: Expect, journey: Journey) -> Hop:
-    """The hop an expectation speaks of: the last, or the one that sent into the underlay."""
-    if expect.to == UNDERLAY:
-        return next((h for h in journey.hops if h.outcome.port == UNDERLAY), journey.last)
+    """The hop an expectation speaks of: the last, or the one that sent out of the overlay."""
+    if expect.to in (UNDERLAY, HOST):
+        return next((h for h in journey.hops if h.outcome.port == expect.to), journey.last)
     return journey.last
 
 

@@ -124,6 +124,10 @@ def _edges(node: Node, network: Network, homes: Mapping[tuple[str, int], str]) -
         target = homes.get((provider, int(network.vni)), provider)
         ways.setdefault(target, []).append(str(subnet.prefix))
     source = f"{node.name}/{network.name}"
+    for direct in network.direct_subnets:
+        provider = str(direct.provider_address)
+        target = homes.get((provider, int(network.vni)), provider)
+        ways.setdefault(target, []).append(f"{direct.prefix} direct")
     for target, prefixes in ways.items():
         yield Edge(source, target, tuple(prefixes))
     nats = [network.outbound_nat, *(endpoint.outbound_nat for endpoint in network.endpoints)]

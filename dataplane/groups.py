@@ -132,7 +132,8 @@ def _pool_flags(nat: OutboundNat) -> int:
 
 
 def _inner_prefixes(network: Network, node: Node, memo: Memo) -> tuple[Span, ...]:
-    """All that routes lead to: prefixes, remote subnets outside of all of them, VIPs, the host."""
+    """All that routes lead to: prefixes, remote subnets outside of all of them, VIPs, the host, and
+    what is reached by it."""
     domain = domain_of(network, node)
     routed = [
         memo(
@@ -145,6 +146,7 @@ def _inner_prefixes(network: Network, node: Node, memo: Memo) -> tuple[Span, ...
     single = [vip_spans(n, memo) for n in domain]
     if network.host_route and node.host_port is not None:
         single.append(((ip16(node.host_port.peer), 128),))
+        single.append(tuple(prefix16(s.prefix) for s in network.direct_subnets))
     spans = (*routed, *single)
     return memo(
         ("inner spans", network.name),

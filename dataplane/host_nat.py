@@ -19,7 +19,7 @@ LOOPBACK = {4: "127.0.0.0/8", 6: "::1"}
 
 def needs_host(node: Node) -> bool:
     """Whether the host has to forward what leaves or enters by its port."""
-    behind = any(network.host_subnets for network in node.networks)
+    behind = any(network.host_subnets or network.direct_subnets for network in node.networks)
     nat = any(outbound_nats(node)) or any(_mapped(node))
     return node.host_port is not None and (behind or nat)
 

@@ -71,8 +71,10 @@ class Pool:
         return pool or [p for p in self._network.prefixes if p.version == version]
 
     def _all(self, version: int) -> Iterator[IP]:
-        far = [r.prefix for r in self._network.remote_subnets if r.prefix.version == version]
-        return _hosts(self._ranges(version), far)
+        network = self._network
+        far: list[Prefix] = [r.prefix for r in network.remote_subnets]
+        far += [d.prefix for d in network.direct_subnets]
+        return _hosts(self._ranges(version), [p for p in far if p.version == version])
 
 
 def assigned(network: Network, released: Iterable[str] = ()) -> tuple[IP, ...]:

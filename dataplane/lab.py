@@ -23,10 +23,13 @@ from dataplane.model import Document, Endpoint, HostPort, Network, Node, RemoteS
 from dataplane.names import nodes_of
 from dataplane.packet import describe
 from dataplane.reasons import Verdict
+from dataplane.rules import host_mac
 from dataplane.trace import Walk
 
 MAX_HOPS = 16
 INBOX = 65_536  # frames kept for recv(); older ones go
+
+_Way = tuple["LabNode", bytes, str]  # a frame's next: node and port
 
 
 class Received(bytes):
@@ -80,7 +83,8 @@ class Journey:
             told = str(out.reason) if out.verdict is Verdict.DROP else f"to {out.port}"
             lines.append(f'    n{i}["{hop.node}<br/>in {hop.port}<br/>{out.verdict} {told}"]')
             if i:
-                lines.append(f"    n{i - 1} -- VXLAN --> n{i}")
+                by = "direct" if self.hops[i - 1].outcome.port == HOST else "VXLAN"
+                lines.append(f"    n{i - 1} -- {by} --> n{i}")
             if out.verdict is Verdict.DROP:
                 lines.append(f"    style n{i} fill:#f66")
         return "\n".join(lines)
@@ -185,10 +189,10 @@ class Lab:
         walk = at.engine.trace(frame, port)
         outcome = at.engine.process_one(frame, port)
         yield Hop(at.name, walk.port, outcome, walk)
-        ways = [(out, self._deliver(at, out)) for out in (outcome, *outcome.more)]
-        for i, (out, node) in enumerate(ways):
-            if node is not None and hops > 1:
-                rest = self._follow(node, out.frame, UNDERLAY, hops - 1)
+        ways = [self._deliver(at, out) for out in (outcome, *outcome.more)]
+        for i, way in enumerate(ways):
+            if way is not None and hops > 1:
+                rest = self._follow(*way, hops - 1)
                 if i == 0:
                     yield from rest
                 else:
@@ -209,25 +213,41 @@ class Lab:
             for inbox in node.inboxes.values():
                 inbox.clear()
 
-    def _deliver(self, node: "LabNode", outcome: Outcome) -> "LabNode | None":
+    def _deliver(self, node: "LabNode", outcome: Outcome) -> _Way | None:
         """To the port's inbox, or to the node that the frame goes on to."""
         frame = Received(outcome.frame)
         if outcome.port is None:
             return None
-        if outcome.port == HOST:
-            node.outside.append(frame)
-        elif outcome.port != UNDERLAY:
+        if outcome.port == UNDERLAY:
+            peer = self._at(destination(frame))
+            if peer is None:
+                self.lost.append(frame)
+            return (peer, frame, UNDERLAY) if peer is not None else None
+        if outcome.port != HOST:
             node.inbox(outcome.port).append(frame)
-        else:
-            return self._underlay(frame)
-        return None
+            return None
+        node.outside.append(frame)
+        return self._by_hosts(node, frame)
 
-    def _underlay(self, frame: Received) -> "LabNode | None":
-        to = outer_destination(frame)
+    def _by_hosts(self, node: "LabNode", frame: Received) -> _Way | None:
+        """On to the node that the host has a direct route to; how many routers hosts are on the
+        way, the packet's TTL does not say."""
+        to = destination(frame)
+        direct = [s for n in node.model.networks for s in n.direct_subnets if to in s.prefix]
+        if not direct:
+            return None
+        peer = self._at(max(direct, key=lambda s: s.prefix.prefixlen).provider_address)
+        if peer is None or peer.model.host_port is None:
+            return None
+        host = peer.model.host_port
+        macs = host_mac(host.address).packed + host_mac(host.peer).packed
+        return peer, macs + frame[12:], HOST
+
+    def _at(self, address: IP | None) -> "LabNode | None":
+        """The node with the provider address."""
         for node in self.nodes.values():
-            if to in (node.model.underlay.address, node.model.underlay.address6):
+            if address in (node.model.underlay.address, node.model.underlay.address6):
                 return node
-        self.lost.append(frame)
         return None
 
 
@@ -351,8 +371,8 @@ class LabEndpoint:
         return bytes(packet)
 
 
-def outer_destination(frame: bytes) -> IP | None:
-    """Where an underlay packet goes to."""
+def destination(frame: bytes) -> IP | None:
+    """Where the packet in the frame goes to; of an underlay packet, the outer one."""
     if frame[12:14] == b"\x08\x00" and len(frame) >= 34:
         return ip_from16(b"\0" * 10 + b"\xff\xff" + frame[30:34])
     if frame[12:14] == b"\x86\xdd" and len(frame) >= 54:

@@ -52,10 +52,11 @@ assert (RouteKind.ENDPOINT, RouteKind.REMOTE, RouteKind.GATEWAY) == (
     lib.DP_TO_REMOTE,
     lib.DP_TO_GATEWAY,
 )
-assert (RouteKind.SUBNET, RouteKind.VIP, RouteKind.HOST) == (
+assert (RouteKind.SUBNET, RouteKind.VIP, RouteKind.HOST, RouteKind.DIRECT) == (
     lib.DP_TO_SUBNET,
     lib.DP_TO_VIP,
     lib.DP_TO_HOST,
+    lib.DP_TO_DIRECT,
 )
 assert BACKEND.size == ffi.sizeof("struct dp_backend")
 

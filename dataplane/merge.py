@@ -1,7 +1,7 @@
 """Merging: a policy that names some objects, laid over one that stands. Pure.
 
-Networks are known by name; in them endpoints, ACLs and load balancers by name, remote subnets by
-prefix. What is named is as the upper policy says, whole; what it does not name stays.
+Networks are known by name; in them endpoints, ACLs and load balancers by name, remote and direct
+subnets by prefix. What is named is as the upper policy says, whole; what it does not name stays.
 """
 
 from collections.abc import Callable
@@ -30,6 +30,7 @@ def _network(lower: Network, upper: Network) -> Network:
         upper,
         endpoints=_over(lower.endpoints, upper.endpoints, lambda e: e.name),
         remote_subnets=_over(lower.remote_subnets, upper.remote_subnets, lambda r: r.prefix),
+        direct_subnets=_over(lower.direct_subnets, upper.direct_subnets, lambda d: d.prefix),
         acls=_over(lower.acls, upper.acls, lambda acl: acl.name),
         load_balancers=_over(lower.load_balancers, upper.load_balancers, lambda b: b.name),
     )

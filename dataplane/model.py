@@ -191,6 +191,14 @@ class RemoteSubnet(Model, frozen=True, kw_only=True):
     dsr: bool = False  # VIPs: any VTEP of the network may answer for them
 
 
+class DirectSubnet(Model, frozen=True, kw_only=True):
+    """A prefix of another node on the underlay's own link, which is reached without a tunnel: by a
+    route of the host through the host port (flannel's DirectRouting; l2bridge on Windows)."""
+
+    prefix: Prefix
+    provider_address: IP
+
+
 class Wire(Model, frozen=True, kw_only=True):
     """How a network's packets stand on the underlay, where RFC 7348 leaves a choice.
 
@@ -221,6 +229,7 @@ class Network(Model, frozen=True, kw_only=True):
     dr_mac: Mac | None = None  # default: derived from node name and VNI
     mtu: int | Literal["auto"] = "auto"  # auto: underlay MTU less 50 (IPv4) or 70 (IPv6)
     remote_subnets: tuple[RemoteSubnet, ...] = ()
+    direct_subnets: tuple[DirectSubnet, ...] = ()
     endpoints: tuple[Endpoint, ...] = ()
     acls: tuple[Acl, ...] = ()  # a group of its own, walked before each endpoint's
     outbound_nat: OutboundNat | None = None
@@ -323,7 +332,8 @@ class Expect(Model, frozen=True, kw_only=True):
     """A packet and what must become of it; proved by `dataplane check`.
 
     In a lab of several nodes a packet sent into the underlay is followed to the node it is sent to,
-    unless `to: underlay` asks for the packet on the wire. Each packet meets a fresh engine.
+    unless `to: underlay` asks for the packet on the wire; likewise one that hosts route directly,
+    and `to: host`. Each packet meets a fresh engine.
     """
 
     packet: str  # as in `dataplane trace`: tcp 10.1.1.2:40000 > 10.1.2.2:80 syn

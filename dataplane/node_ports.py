@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dataplane.address import IP, Mac, host_prefix
+from dataplane.direct import DirectRoutes
 from dataplane.errors import PortError
 from dataplane.ids import HOST, UNDERLAY
 from dataplane.memo import Memo
@@ -155,6 +156,9 @@ def _sockets(node: Node) -> dict[str, Any]:
     }
 
 
+_Ports = dict[str, VxlanSocket | TapPort]
+
+
 class NodePorts:
     """Owns the open ports of a node. `open_ports` is what a forwarder takes.
 
@@ -174,7 +178,8 @@ class NodePorts:
         self._wanted_xdp: str | None = None
         self._sockets: dict[str, Any] = {}
         self._devices: dict[str, Device] = {}
-        self._ports: dict[str, VxlanSocket | TapPort] = {}
+        self._ports: _Ports = {}
+        self._direct = DirectRoutes()
         self._memo = Memo()
 
     @property
@@ -245,6 +250,9 @@ class NodePorts:
         for name, device in devices(node, self._memo).items():
             self._ports[name] = device.open(self._offload, self._queues, self._keep)
             self._devices[name] = device
+        self._direct.adopt(node)
+        with self._direct.changed(node):
+            pass
 
     def outlive(self) -> None:
         """All of them wait for the next process, if this one is killed and they are to be kept."""
@@ -270,60 +278,82 @@ class NodePorts:
         for name, each in state.items():
             kind = VxlanSocket if name == UNDERLAY else TapPort
             self._ports[name] = kind.inherited(each)
+        self._direct.adopt(node)
 
     def leave(self) -> None:
         """Closes them for this process only."""
+        self._direct.leave()
         while self._ports:
             self._ports.popitem()[1].leave()
 
     @contextlib.contextmanager
     def change(self, node: Node) -> Iterator[bool]:
-        """Inside the block the ports are those of the new policy; True if they differ from before.
+        """Inside the block ports and routes are those of the new policy, beside old routes; True if
+        the ports differ from before.
 
-        If the block raises they are as they were, else those not wanted any more are closed. Only
-        what is of a policy that was committed outlives a process that is killed.
+        If the block raises they are as they were, else what is not wanted any more goes. Only what
+        is of a policy that was committed outlives a process that is killed.
         """
         memo = Memo(self._memo)
-        wanted, lost = devices(node, memo), self.lost()
+        wanted = devices(node, memo)
         self._refuse(node, wanted)
-        held = {
-            device.place: self._ports[name]
-            for name, device in self._devices.items()
-            if name not in lost
-        }
         before = self._ports, self._devices
-        after: dict[str, VxlanSocket | TapPort] = {UNDERLAY: self._ports[UNDERLAY]}
+        with (
+            self._opened(wanted) as after,
+            self._routed(after, wanted),
+            self._direct.changed(node),
+        ):
+            self._ports, self._devices = after, wanted
+            try:
+                yield after != before[0]
+            except BaseException:
+                self._ports, self._devices = before
+                raise
+            self._memo = memo
+
+    @contextlib.contextmanager
+    def _opened(self, wanted: Mapping[str, Device]) -> Iterator[_Ports]:
+        """The ports of these devices: those that are open already, and new ones."""
+        lost = self.lost()
+        held = {d.place: self._ports[n] for n, d in self._devices.items() if n not in lost}
+        after: _Ports = {UNDERLAY: self._ports[UNDERLAY]}
         fresh: list[TapPort] = []
-        standing = _standing(self._devices, wanted)
         leaving: list[Port] = []
-        begun: list[tuple[TapPort, frozenset[Route], frozenset[Route]]] = []
         try:
             for name, device in wanted.items():
                 if device.place not in held:
                     fresh.append(device.open(self._offload, self._queues, self._keep))
                 after[name] = held.get(device.place) or fresh[-1]
-            for name, old, new in standing:
-                begun.append((_tap(after[name]), old, new))
-                _tap(after[name]).add_routes(new - old)
-            self._ports, self._devices, self._memo = after, wanted, memo
-            leaving = [p for p in before[0].values() if p not in after.values()]
+            leaving = [p for p in self._ports.values() if p not in after.values()]
             _outlive(leaving, False)
-            yield after != before[0]
+            yield after
         except BaseException:
-            self._ports, self._devices = before
             _outlive(leaving, True)
+            for opened in fresh:
+                opened.close()
+            raise
+        _outlive(fresh, True)
+        for left in leaving:
+            left.close()
+
+    @contextlib.contextmanager
+    def _routed(self, ports: _Ports, wanted: Mapping[str, Device]) -> Iterator[None]:
+        """What the host finds behind devices that stay open, beside what it found before."""
+        standing = _standing(self._devices, wanted)
+        begun: list[tuple[TapPort, frozenset[Route], frozenset[Route]]] = []
+        try:
+            for name, old, new in standing:
+                begun.append((_tap(ports[name]), old, new))
+                _tap(ports[name]).add_routes(new - old)
+            yield
+        except BaseException:
             for port, old, new in begun:
                 with contextlib.suppress(PortError):
                     port.add_routes(old - new)
                 port.remove_routes(new - old, old)
-            for opened in fresh:
-                opened.close()
             raise
-        for name, old, new in standing:
-            _tap(after[name]).remove_routes(old - new, new)
-        _outlive(fresh, True)
-        for left in leaving:
-            left.close()
+        for port, old, new in begun:
+            port.remove_routes(old - new, new)
 
     def _refuse(self, node: Node, wanted: Mapping[str, Device]) -> None:
         """What cannot change while the node runs."""
@@ -342,6 +372,7 @@ class NodePorts:
 
     def close(self) -> None:
         """Again is harmless."""
+        self._direct.close()
         while self._ports:
             self._ports.popitem()[1].close()
         self._devices.clear()

@@ -189,7 +189,7 @@ def _objects(node: Node) -> Iterator[tuple[ObjectName, Object]]:
 
 def _network_objects(network: Network) -> Iterator[tuple[ObjectName, Object]]:
     order = tuple(e.name for e in network.endpoints), tuple(acl.name for acl in network.acls)
-    own = replace(network, endpoints=(), remote_subnets=(), acls=())
+    own = replace(network, endpoints=(), remote_subnets=(), direct_subnets=(), acls=())
     yield ("network", network.name), Object((own, order), _network_line(network))
     for acl in network.acls:
         yield ("acl", f"{network.name}/{acl.name}"), Object(acl, _acl_line(acl))
@@ -199,6 +199,9 @@ def _network_objects(network: Network) -> Iterator[tuple[ObjectName, Object]]:
         yield ("endpoint", name), Object(value, _endpoint_line(endpoint))
         for acl in endpoint.acls:
             yield ("acl", f"{name}/{acl.name}"), Object(acl, _acl_line(acl))
+    for direct in network.direct_subnets:
+        line = f"via {direct.provider_address}"
+        yield ("direct", f"{network.name}/{direct.prefix}"), Object(direct, line)
     peers: dict[IP, list[RemoteSubnet]] = {}
     for subnet in network.remote_subnets:
         peers.setdefault(subnet.provider_address, []).append(subnet)

@@ -163,6 +163,7 @@ class Remotes:
             and place.fixed.isdisjoint(chain(gone, come))
             and all(s.keys().isdisjoint(new) for s in (place.subnets, *others))
             and not (place.is_exception and any(map(place.leads_out, chain(edit.gone, edit.come))))
+            and not place.network.direct_subnets  # which no tunnel has to fit
             and not any(self._may_change_mtu(s.provider_address) for s in (*edit.gone, *edit.come))
             and self._vteps_are_plain(place, edit.come, ending)
         )

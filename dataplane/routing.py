@@ -151,7 +151,7 @@ def _routes(network: Network, node: Node, ids: Ids, memo: Memo) -> RouteTable:
         for e in n.endpoints
         for a in e.addresses
     )
-    host = tuple(_behind_host(network, node))
+    host = tuple(_by_host(network, node))
     vips = tuple(vip_spans(n, memo) for n in domain)
     remotes = tuple((n.vni, n.prefixes, n.remote_subnets) for n in domain)
     source = ends, network.gateways, host, vips, remotes, ids.lineage
@@ -165,22 +165,26 @@ def _routes(network: Network, node: Node, ids: Ids, memo: Memo) -> RouteTable:
 _Route = tuple[bytes, int, int, int]  # prefix, length, kind, target
 
 
-def _behind_host(network: Network, node: Node) -> Iterator[Span]:
+def _by_host(network: Network, node: Node) -> Iterator[_Route]:
+    """What lives behind the host, or further on."""
     if node.host_port is not None and network.host_route:
-        yield ip16(node.host_port.peer), 128
-        yield from map(prefix16, network.host_subnets)
+        yield ip16(node.host_port.peer), 128, RouteKind.HOST, 0
+        for prefix in network.host_subnets:
+            yield *prefix16(prefix), RouteKind.HOST, 0
+        for subnet in network.direct_subnets:
+            yield *prefix16(subnet.prefix), RouteKind.DIRECT, 0
 
 
 def _few(
     network: Network,
     ends: tuple[tuple[bytes, int], ...],
-    host: tuple[Span, ...],
+    host: tuple[_Route, ...],
     vips: tuple[tuple[Span, ...], ...],
 ) -> list[_Route]:
-    """Single addresses, and what lives behind the host. Whoever comes first has it."""
+    """Single addresses, and what the host leads to. Whoever comes first has it."""
     few = {(octets, 128): (octets, 128, RouteKind.ENDPOINT, port) for octets, port in ends}
-    for span in host:
-        few.setdefault(span, (*span, RouteKind.HOST, 0))
+    for row in host:
+        few.setdefault(row[:2], row)
     for octets in map(ip16, network.gateways):
         few.setdefault((octets, 128), (octets, 128, RouteKind.GATEWAY, 0))
     for octets, _ in chain.from_iterable(vips):

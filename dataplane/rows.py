@@ -157,4 +157,4 @@ class Tables:
 class RouteKind:
     """As `enum dp_route_kind`."""
 
-    ENDPOINT, REMOTE, GATEWAY, SUBNET, VIP, HOST = range(6)
+    ENDPOINT, REMOTE, GATEWAY, SUBNET, VIP, HOST, DIRECT = range(7)

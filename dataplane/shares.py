@@ -10,13 +10,23 @@ from typing import Any, NamedTuple
 from msgspec.structs import replace
 
 from dataplane.errors import DocumentError, Fault
-from dataplane.model import Acl, Endpoint, LoadBalancer, Model, Network, Node, RemoteSubnet
+from dataplane.model import (
+    Acl,
+    DirectSubnet,
+    Endpoint,
+    LoadBalancer,
+    Model,
+    Network,
+    Node,
+    RemoteSubnet,
+)
 
 DOCUMENT = "document"  # the origin of what `apply` and the API's paths say
 
 KEYS = {  # the objects of a network that any origin may put in, and what names one
     "endpoints": "name",
     "remote_subnets": "prefix",
+    "direct_subnets": "prefix",
     "acls": "name",
     "load_balancers": "name",
 }
@@ -29,6 +39,7 @@ class Part(Model, frozen=True, kw_only=True):
     network: str
     endpoints: tuple[Endpoint, ...] = ()
     remote_subnets: tuple[RemoteSubnet, ...] = ()
+    direct_subnets: tuple[DirectSubnet, ...] = ()
     acls: tuple[Acl, ...] = ()
     load_balancers: tuple[LoadBalancer, ...] = ()
     endpoint_acls: dict[str, tuple[Acl, ...]] = {}  # noqa: RUF012 (msgspec copies it)

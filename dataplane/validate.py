@@ -27,6 +27,7 @@ from dataplane.names import nodes_of
 from dataplane.tree import Complaint, Path, path_text
 from dataplane.validate_expect import WAYS_OUT, check_expect
 from dataplane.validate_flannel import check_flannel
+from dataplane.validate_host import direct_subnets, host_subnets
 from dataplane.validate_remotes import remote_subnets
 from dataplane.validate_services import host_services, network_services
 from dataplane.validate_values import inside, named, station, taken, unicast, within
@@ -156,11 +157,12 @@ def _tap(tap: Tap, path: Path) -> Iterator[Complaint]:
 def _network(network: Network, node: Node, path: Path, memo: Memo) -> Iterator[Complaint]:
     yield from named(network.name, path)
     yield from _prefixes(network, path)
-    yield from _host_subnets(network, node, path)
     yield from _mtu(network, node, path)
     if network.dr_mac is not None:
         yield from station(network.dr_mac, (*path, "dr_mac"))
     yield from remote_subnets(network, node, (*path, "remote_subnets"), memo)
+    yield from host_subnets(network, node, path)
+    yield from direct_subnets(network, node, path, memo)
     places = [((*path, "endpoints", i), e) for i, e in enumerate(network.endpoints)]
     yield from taken("endpoint", ((e.name, p) for p, e in places))
     yield from taken("MAC", _macs(network, node, path))
@@ -191,21 +193,10 @@ def _prefixes(network: Network, path: Path) -> Iterator[Complaint]:
                 yield from inside(address, network, (*path, key, i))
 
 
-def _host_subnets(network: Network, node: Node, path: Path) -> Iterator[Complaint]:
-    if network.host_subnets and not network.host_route:
-        yield Complaint((*path, "host_subnets"), "the host is not routed to", "host_route: true")
-    for i, subnet in enumerate(network.host_subnets):
-        place = (*path, "host_subnets", i)
-        if node.host_port and subnet.version != node.host_port.address.version:
-            yield Complaint(place, f"{subnet} is not of the IP version of the host port")
-        for j, other in enumerate(network.host_subnets[:i]):
-            if subnet.version == other.version and subnet.overlaps(other):
-                yield Complaint(place, f"{subnet} overlaps {other}", f"see host_subnets[{j}]")
-
-
 def _mtu(network: Network, node: Node, path: Path) -> Iterator[Complaint]:
     cost = defaults.overhead(network, node)
-    fits = node.underlay.mtu - cost
+    tunnels = bool(network.remote_subnets) or not network.direct_subnets
+    fits = node.underlay.mtu - cost * tunnels
     least = max((_MIN_MTU[p.version] for p in network.prefixes), default=_MIN_MTU[4])
     size = defaults.mtu(network, node)
     where = (*path, "mtu") if network.mtu != "auto" else path

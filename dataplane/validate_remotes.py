@@ -21,6 +21,7 @@ class Sound(NamedTuple):
     dr_macs: dict[IP, Mac]  # of all, and maybe of some that are gone
 
 
+DIRECT = "direct subnet"  # the owner of one
 NOTHING = Sound(None, (), {}, {})
 
 
@@ -55,12 +56,12 @@ def _judge(
         places = ((s.prefix, (*path, i)) for i, s in enumerate(subnets))
         complaints += taken("remote subnet", places)
     for i, subnet in enumerate(fresh, head):
-        provider, mac = subnet.provider_address, subnet.dr_mac
-        known = found.dr_macs.setdefault(provider, mac)
+        via, mac = subnet.provider_address, subnet.dr_mac
+        known = found.dr_macs.setdefault(via, mac)
         if known is mac:
             complaints += vtep(subnet, underlay, (*path, i))
         elif known != mac:
-            message = f"{provider} has the DR MAC {known} in an earlier remote subnet, {mac} here"
+            message = f"{via} has the DR MAC {known} in an earlier remote subnet, {mac} here"
             fix = "one DR MAC a VTEP and network"
             complaints.append(Complaint((*path, i, "dr_mac"), message, fix))
     return complaints, found
@@ -68,18 +69,19 @@ def _judge(
 
 def vtep(subnet: RemoteSubnet, underlay: Underlay, path: Path) -> Iterator[Complaint]:
     """What is wrong with where it leads."""
-    own = [a for a in (underlay.address, underlay.address6) if a is not None]
-    yield from _provider(subnet.provider_address, own, (*path, "provider_address"))
+    yield from provider(subnet.provider_address, underlay, (*path, "provider_address"))
     yield from station(subnet.dr_mac, (*path, "dr_mac"))
 
 
-def _provider(provider: IP, own: list[IP], path: Path) -> Iterator[Complaint]:
-    yield from unicast(provider, path, loopback=True)
-    if provider in own:
-        yield Complaint(path, f"{provider} is this node's own underlay address")
-    if all(provider.version != a.version for a in own):
-        key = "address6" if provider.version == 6 else "address"
-        message = f"{provider} cannot be reached: the underlay has no IPv{provider.version} address"
+def provider(address: IP, underlay: Underlay, path: Path) -> Iterator[Complaint]:
+    """What is wrong with the address of another node."""
+    own = [a for a in (underlay.address, underlay.address6) if a is not None]
+    yield from unicast(address, path, loopback=True)
+    if address in own:
+        yield Complaint(path, f"{address} is this node's own underlay address")
+    if all(address.version != a.version for a in own):
+        key = "address6" if address.version == 6 else "address"
+        message = f"{address} cannot be reached: the underlay has no IPv{address.version} address"
         yield Complaint(path, message, f"set underlay.{key}")
 
 
@@ -98,7 +100,7 @@ def _stolen(
 
 def local_owners(network: Network, node: Node, memo: Memo) -> dict[Span, str]:
     """Who has an address here that no remote subnet of the network may be."""
-    owners: dict[Span, str] = {}
+    owners = dict.fromkeys((prefix16(s.prefix) for s in network.direct_subnets), DIRECT)
     for other in (network, *_domain(network, node)):
         owners |= dict.fromkeys(vip_spans(other, memo), "VIP")
         owners |= {(ip16(a), 128): "endpoint" for e in other.endpoints for a in e.addresses}

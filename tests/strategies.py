@@ -18,6 +18,7 @@ from dataplane.model import (
     Acl,
     Backend,
     Direction,
+    DirectSubnet,
     Endpoint,
     Fallback,
     Flannel,
@@ -49,12 +50,14 @@ VTEPS6 = [ip_address(f"2001:db8::{n}") for n in (2, 3)]
 
 
 class Ground(NamedTuple):
-    """Where a network stands: its own addresses, and what may lie behind VTEPs."""
+    """Where a network stands: its own addresses, and what may lie behind VTEPs, or be reached
+    directly."""
 
     local: list[tuple[IP, IP]]  # by NAMES
     gateways: tuple[IP, IP]
     prefixes: tuple[Prefix, ...]
     behind: list[Prefix]
+    direct: list[Prefix]
     remote: list[IP]
 
     @property
@@ -64,12 +67,15 @@ class Ground(NamedTuple):
 
 def _ground(near: int, far: int, *wide: str) -> Ground:
     behind = f"10.0.{far}.0/24", f"10.0.{far}.128/25", f"fd00:{far}::/64", *wide
+    direct = f"10.0.{near}.64/26", f"10.0.{near}.96/27", f"fd00:{near}:0:0:8000::/66"
     remote = f"10.0.{far}.2", f"10.0.{far}.200", f"fd00:{far}::2"
+    remote = *remote, f"10.0.{near}.70", f"10.0.{near}.100", f"fd00:{near}:0:0:8000::2"
     return Ground(
         [(ip_address(f"10.0.{near}.{n}"), ip_address(f"fd00:{near}::{n}")) for n in (2, 3, 4)],
         (ip_address(f"10.0.{near}.1"), ip_address(f"fd00:{near}::1")),
         (ip_network(f"10.0.{near}.0/24"), ip_network(f"fd00:{near}::/64")),
         [ip_network(p) for p in behind],
+        [ip_network(p) for p in direct],
         [ip_address(a) for a in remote],
     )
 
@@ -290,14 +296,27 @@ def remote_subnets(draw: st.Draw, family6: bool, behind: list[Prefix]) -> tuple[
 
 
 @st.composite
-def host_routes(draw: st.Draw, ground: Ground, host: HostPort | None) -> dict[str, Any]:
-    """Behind the host are some of a network's own addresses, or all that are nobody's."""
+def host_routes(
+    draw: st.Draw, ground: Ground, host: HostPort | None, family6: bool
+) -> dict[str, Any]:
+    """Behind the host are some of a network's own addresses, or all that are nobody's, and
+    some are reached by its routes."""
     if host is None or not draw(st.booleans()):
         return {}
     whole = next(p for p in ground.prefixes if p.version == host.peer.version)
     low, high = whole.subnets()
     chosen = draw(st.sampled_from([(), (whole,), (low,), (high,), (low, high)]))
-    return {"host_route": True, "host_subnets": chosen}
+    direct = [p for p in ground.direct if p.version == host.peer.version]
+    vtep = (VTEPS4 if host.peer.version == 4 else VTEPS6)[0]
+    return {
+        "host_route": True,
+        "host_subnets": chosen,
+        "direct_subnets": tuple(
+            DirectSubnet(prefix=prefix, provider_address=vtep)
+            for prefix in draw(st.lists(st.sampled_from(direct), unique=True, max_size=2))
+            if family6 or vtep.version == 4
+        ),
+    }
 
 
 @st.composite
@@ -309,7 +328,8 @@ def networks(draw: st.Draw, vni: int, outline: Node, domain: str | None) -> Netw
     family6 = outline.underlay.address6 is not None
     ends = tuple(draw(endpoints(n, vni, ground, host)) for n in names)
     subnets = draw(remote_subnets(family6, ground.behind))
-    live = _lives_in(ends, subnets, ground)
+    by_host = draw(host_routes(ground, host, family6))
+    live = _lives_in(ends, (*subnets, *by_host.get("direct_subnets", ())), ground)
     return Network(
         name=f"net{vni}",
         vni=Vni(vni),
@@ -325,7 +345,7 @@ def networks(draw: st.Draw, vni: int, outline: Node, domain: str | None) -> Netw
             draw(balancers(f"lb{i}", live, host))
             for i in range(draw(st.sampled_from([0, 1, 1, 2])))
         ),
-        **draw(host_routes(ground, host)),
+        **by_host,
         routing_domain=domain,
         max_flows=draw(st.sampled_from([0, 0, 0, 1, 3])),
         wire=draw(st.just(Wire()) | wires),
@@ -333,7 +353,7 @@ def networks(draw: st.Draw, vni: int, outline: Node, domain: str | None) -> Netw
 
 
 def _lives_in(
-    ends: tuple[Endpoint, ...], subnets: tuple[RemoteSubnet, ...], ground: Ground
+    ends: tuple[Endpoint, ...], subnets: tuple[RemoteSubnet | DirectSubnet, ...], ground: Ground
 ) -> list[IP]:
     near = [a for e in ends for a in e.addresses]
     return near + [a for a in ground.remote if any(a in s.prefix for s in subnets)]
@@ -365,6 +385,7 @@ def apart(node: Node) -> Node:
                 endpoints=tuple(ends),
                 host_route=host_route,
                 host_subnets=network.host_subnets if host_route else (),
+                direct_subnets=network.direct_subnets if host_route else (),
             )
         )
     return replace(node, networks=tuple(made))
@@ -443,7 +464,8 @@ def edits(draw: st.Draw, node: Node) -> Node:
     else:
         new = draw(networks(int(old.vni), node, old.routing_domain))
         field = "load_balancers" if field == "backends" else field
-        fields = ["host_route", "host_subnets"] if field == "host_route" else [field]
+        together = ["host_route", "host_subnets", "direct_subnets"]
+        fields = together if field == "host_route" else [field]
         changed = replace(old, **{key: getattr(new, key) for key in fields})
     return _replaced(node, old, changed)
 
@@ -477,7 +499,8 @@ def _with_other_backends(draw: st.Draw, network: Network) -> Network:
         del some[at]
     else:
         ground = GROUNDS[[g.prefixes for g in GROUNDS].index(network.prefixes)]
-        live = _lives_in(network.endpoints, network.remote_subnets, ground)
+        subnets = *network.remote_subnets, *network.direct_subnets
+        live = _lives_in(network.endpoints, subnets, ground)
         some.extend(draw(backends(live, {v.version for v in old.vips})))
     unique = {(b.address, b.port or 0): b for b in some}
     new = replace(old, backends=tuple(unique.values()))
@@ -673,7 +696,8 @@ def _from_host(draw: st.Draw, site: Site) -> Frame:
     lives = [a for n in site.networks.values() for a in _everyone(site, n)]
     routed = [n for n in site.networks.values() if n.route(_ip16(peer))]
     known = [a for n in routed for a in _known(site, n, None)]
-    src = draw(_mostly([*OUTSIDE, *([peer] * 4 if routed else [peer])], lives))
+    near = [a for n in routed for a in lives if n.kind(_ip16(a)) == "direct"]
+    src = draw(_mostly([*OUTSIDE, *near, *([peer] * 4 if routed else [peer])], lives))
     packet = draw(packets(src, [address, *NAT_VIPS, *(known or lives)], _aims(site, HOST, None)))
     dmac = draw(_mostly([site.host.mac], [b"\x02\0\0\0\0\x66", b"\xff" * 6]))
     return Frame(HOST, build.ethernet(dmac, site.host.peer_mac, build.ip_type(packet), packet))
@@ -694,7 +718,7 @@ def _known(site: Site, network: Mesh, sender: Place | None) -> list[IP]:
     """Those of them that it has a way to, oftenest such as answer."""
     ways = {a: network.route(_ip16(a)) for a in _everyone(site, network)}
     own = [(a, r.kind) for a, r in ways.items() if r and (not sender or r.endpoint != sender)]
-    often = [a for a, kind in own if kind in ("endpoint", "remote", "host")]
+    often = [a for a, kind in own if kind in ("endpoint", "remote", "host", "direct")]
     seldom = [a for a, kind in own if kind in ("gateway", "vip")]
     pool = ip_of(sender.nat.pool.address) if sender and sender.nat else None
     outside = [a for a in OUTSIDE if pool and a.version == pool.version]

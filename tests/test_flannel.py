@@ -184,17 +184,19 @@ def test_what_a_peer_writes_refuses_nobody_else() -> None:
     }
     bad = {"10.6.1.0-24", "10.5.0.0-16", "10.5.60.0-24", "10.5.61.0-24", "10.5.62.0-24", DUAL_KEY}
     assert refused.keys() == bad
-    made = network(CONFIG, own, found, (), underlay, None)
+    made = network(CONFIG, own, found, (), (), underlay, None)
     assert (made.vni, made.mtu, made.dr_mac) == (42, 1450, MAC)
     assert made.gateways == (ip_address("10.5.19.1"),)
     host = HostPort(
         address=IPv4Address("169.254.1.1"), peer=IPv4Address("169.254.1.2"), tap=Tap(name="f0")
     )
-    behind = network(CONFIG, own, found, (), underlay, host)
+    behind = network(CONFIG, own, found, (), (), underlay, host)
     assert (behind.host_subnets, behind.host_route) == ((IPv4Network("10.5.19.0/24"),), True)
     assert behind.gateways == (ip_address("10.5.0.1"),), "10.5.19.1 is the bridge's"
     first = own._replace(subnet=read_lease("10.5.0.0-24", V4_VALUE).subnet)
-    assert network(CONFIG, first, found, (), underlay, host).gateways == (ip_address("10.5.0.254"),)
+    assert network(CONFIG, first, found, (), (), underlay, host).gateways == (
+        ip_address("10.5.0.254"),
+    )
 
 
 # ---- a real etcd -----------------------------------------------------------------------------

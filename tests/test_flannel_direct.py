@@ -15,8 +15,8 @@ from typing import NamedTuple
 import pytest
 
 from dataplane.api.client import Client
+from dataplane.direct import PROTOCOL
 from dataplane.document import dump
-from dataplane.flannel.direct import PROTOCOL
 from dataplane.flannel.documents import Lease, read_lease
 from dataplane.model import Document, HostPort, Node, Tap, Underlay
 from tests.etcd_server import WHY_NOT, Etcd
@@ -183,7 +183,7 @@ def test_a_successor_has_the_routes(place: Place) -> None:
         assert place.routes() == {"10.5.57.0/24": NEAR}
     finally:
         end_successor(place.process.socket)
-    assert place.routes() == {}
+    until(lambda: place.routes() == {})
     place.process.start()
     until(place.routes)
 

@@ -291,7 +291,7 @@ WRONG_EDITS = [  # adjacencies, routes that go, routes that come, ids, status, o
     ({}, [remote_route("10.1.3.0", 0)], [], None, EREF, "route", "no such prefix"),
     ({}, [GONE, GONE], [], None, EREF, "route", "no such prefix"),
     ({}, [], [GONE], None, EDUP, "route", "twice"),
-    ({}, [], [GONE | {"kind": 6}], None, EINVAL, "route", "kind"),
+    ({}, [], [GONE | {"kind": lib.DP_TO_DIRECT + 1}], None, EINVAL, "route", "kind"),
 ]
 
 
@@ -318,7 +318,7 @@ WRONG_GROUPS = [
     (lambda: group([], ACL, [], [(2, 1)]), EINVAL, "range", "above"),
     (lambda: group([], lib.DP_LAYERS), ELIMIT, "group", "layer"),
     (lambda: routes([route("10.0.0.0", 33, 0)]), EINVAL, "route", "length"),
-    (lambda: routes([route("10.0.0.0", 8, 6)]), EINVAL, "route", "kind"),
+    (lambda: routes([route("10.0.0.0", 8, lib.DP_TO_DIRECT + 1)]), EINVAL, "route", "kind"),
     (lambda: routes([route("10.0.0.1", 8, 0)]), EINVAL, "route", "host bits"),
     (lambda: routes([route("10.0.0.0", 8, 0), route("10.0.0.0", 8, 3)]), EDUP, "route", "twice"),
     (lambda: snapshot(RIGHT, nat=[{"action": lib.DP_SNAT, "arg": 1}]), EREF, "rule", "NAT pool"),

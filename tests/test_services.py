@@ -5,6 +5,7 @@ Three nodes: a serves the clients and balances, b and c hold backends.
 
 import struct
 from collections import Counter
+from contextlib import nullcontext
 from ipaddress import ip_address, ip_network
 from typing import Any
 
@@ -19,6 +20,7 @@ from dataplane.document import loads
 from dataplane.engine import Outcome
 from dataplane.model import (
     Backend,
+    DirectSubnet,
     Endpoint,
     HostPort,
     LoadBalancer,
@@ -558,6 +560,45 @@ def test_bad_subnets_behind_the_host(fields: dict[str, Any], what: str) -> None:
     good = {"host_route": True, "host_subnets": (ip_network("10.1.9.0/24"),)}
     with pytest.raises(DocumentError, match=what):
         World(network(**good | fields))
+
+
+@pytest.mark.parametrize(
+    ("fields", "what"),
+    [
+        ({"host_route": False}, r"direct_subnets: the host is not routed to \(host_route: true\)"),
+        ({"prefix": "10.2.0.0/24"}, "lies outside"),
+        ({"prefix": "10.1.0.0/16"}, "10.1.0.0/16 is the whole network"),
+        ({"prefix": "10.1.2.0/24"}, "10.1.2.0/24 is the address of a local direct subnet"),
+        ({"prefix": "10.1.1.2/32"}, "10.1.1.2/32 is the address of a local endpoint"),
+        ({"via": "192.0.2.1"}, "192.0.2.1 is this node's own underlay address"),
+        ({"via": "fd00::9"}, "fd00::9 is not of the IP version"),
+        ({"mtu": 1451, "remote_subnets": ()}, None),
+        ({"mtu": 1451}, "mtu 1451 does not fit"),
+    ],
+)
+def test_bad_direct_subnets(fields: dict[str, Any], what: str | None) -> None:
+    prefix, via = fields.pop("prefix", "10.1.9.0/24"), fields.pop("via", "192.0.2.9")
+    subnet = DirectSubnet(prefix=ip_network(prefix), provider_address=ip_address(via))
+    made = network(**{"host_route": True, "direct_subnets": (subnet,)} | fields)
+    with pytest.raises(DocumentError, match=what) if what else nullcontext():
+        World(made)
+
+
+def test_direct_subnets_are_reached_by_the_host() -> None:
+    """And no VTEP is: neither is a packet handed on to one, nor one that came from one."""
+    subnet = DirectSubnet(
+        prefix=ip_network("10.1.9.0/24"), provider_address=ip_address("192.0.2.9")
+    )
+    world = World(network(host_route=True, direct_subnets=(subnet,)))
+    there = world.at(WEB, "udp 10.1.1.2:9 > 10.1.9.5:53")
+    assert seen(there)[0] == "host" and seen(there)[1] == "10.1.1.2:9", "with its own address"
+    assert seen(world.host("udp 10.1.9.5:9 > 10.1.1.3:53"))[0] == "blue/db"
+    assert world.host("udp 10.1.9.5:9 > 10.1.2.9:53").reason is Reason["NO_ROUTE"]
+    assert world.host("udp 198.51.100.2:9 > 10.1.9.5:53").reason is Reason["NO_ROUTE"]
+    through = world.underlay("udp 10.1.2.9:9 > 10.1.9.5:53")
+    assert through.reason is Reason["NOT_LOCAL"]
+    spoofed = world.underlay("udp 10.1.9.5:9 > 10.1.1.2:54")
+    assert spoofed.reason is Reason["SOURCE_NOT_BEHIND_VTEP"]
 
 
 def test_the_host_is_no_neighbour() -> None:

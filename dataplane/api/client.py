@@ -174,7 +174,8 @@ class Client:
         return self._value(method, "/v1/policy", query, body, headers)
 
     def put(self, network: str, part: str, name: str, value: Value) -> Value:
-        """Commits one of a network's endpoints, remote-subnets, acls or load-balancers."""
+        """Commits one of a network's endpoints, remote-subnets, direct-subnets, acls or
+        load-balancers."""
         path = f"/v1/networks/{_part(network)}/{_part(part)}/{_part(name)}"
         return self._value("PUT", path, body=json.dumps(value).encode())
 

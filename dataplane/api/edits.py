@@ -8,7 +8,16 @@ from msgspec.structs import replace
 from dataplane.convert import FAULTY, Converter
 from dataplane.document import read_tree
 from dataplane.errors import DocumentError, Fault, MissingError
-from dataplane.model import Acl, Endpoint, LoadBalancer, Model, Network, Node, RemoteSubnet
+from dataplane.model import (
+    Acl,
+    DirectSubnet,
+    Endpoint,
+    LoadBalancer,
+    Model,
+    Network,
+    Node,
+    RemoteSubnet,
+)
 from dataplane.tree import Complaint, Tree, path_text
 
 
@@ -23,6 +32,7 @@ class Part(NamedTuple):
 PARTS = {
     "endpoints": Part("endpoints", Endpoint, "name"),
     "remote-subnets": Part("remote_subnets", RemoteSubnet, "prefix"),
+    "direct-subnets": Part("direct_subnets", DirectSubnet, "prefix"),
     "acls": Part("acls", Acl, "name"),
     "load-balancers": Part("load_balancers", LoadBalancer, "name"),
 }

@@ -159,7 +159,7 @@ OPERATIONS = (
     _change("DELETE", "/v1/networks/{network}", "delete_object", "Remove a network", None),
     _change(
         *("PUT", "/v1/networks/{network}/{part}/{name:path}", "put_object"),
-        "Commit one endpoint, remote subnet, ACL or load balancer of a network",
+        "Commit one endpoint, remote or direct subnet, ACL or load balancer of a network",
         shapes.PART,
     ),
     _change(

@@ -36,7 +36,7 @@ def plain(value: Any) -> Any:
 
 def networks(engine: Engine) -> Iterator[Resource]:
     for network in _policy(engine).networks:
-        parts = ("endpoints", "remote_subnets", "acls", "load_balancers")
+        parts = ("endpoints", "remote_subnets", "direct_subnets", "acls", "load_balancers")
         counts: Resource = {part: len(getattr(network, part)) for part in parts}
         yield _own(network, network.name, parts) | counts
 
@@ -53,6 +53,13 @@ def endpoints(engine: Engine) -> Iterator[Resource]:
 def remote_subnets(engine: Engine) -> Iterator[Resource]:
     for network in _policy(engine).networks:
         for subnet in network.remote_subnets:
+            name = f"{network.name}/{subnet.prefix}"
+            yield _own(subnet, name, ()) | {"vni": int(network.vni)}
+
+
+def direct_subnets(engine: Engine) -> Iterator[Resource]:
+    for network in _policy(engine).networks:
+        for subnet in network.direct_subnets:
             name = f"{network.name}/{subnet.prefix}"
             yield _own(subnet, name, ()) | {"vni": int(network.vni)}
 
@@ -102,6 +109,8 @@ def routes(engine: Engine) -> Iterator[Resource]:
             yield _route(network, f"{gateway}/{gateway.max_prefixlen}", "gateway", "")
         for subnet in network.remote_subnets:
             yield _route(network, str(subnet.prefix), "remote", str(subnet.provider_address))
+        for direct in network.direct_subnets:
+            yield _route(network, str(direct.prefix), "direct", str(direct.provider_address))
         for own in network.prefixes:
             yield _route(network, str(own), "subnet", "")
 
@@ -224,6 +233,7 @@ KINDS: Mapping[str, Callable[[Engine], Iterator[Resource]]] = {
     "networks": networks,
     "endpoints": endpoints,
     "remote-subnets": remote_subnets,
+    "direct-subnets": direct_subnets,
     "peers": peers,
     "routes": routes,
     "acls": acls,

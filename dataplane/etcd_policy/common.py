@@ -55,8 +55,11 @@ def share(common: Common, node: Node, revision: int) -> Share:
 
 def _seen_from(node: Node, holder: Holder) -> Holder:
     own = (node.underlay.address, node.underlay.address6)
-    subnets = tuple(r for r in holder.remote_subnets if r.provider_address not in own)
-    return holder if subnets == holder.remote_subnets else replace(holder, remote_subnets=subnets)
+    remote = tuple(r for r in holder.remote_subnets if r.provider_address not in own)
+    direct = tuple(d for d in holder.direct_subnets if d.provider_address not in own)
+    if (remote, direct) == (holder.remote_subnets, holder.direct_subnets):
+        return holder
+    return replace(holder, remote_subnets=remote, direct_subnets=direct)
 
 
 class Answer(Model, frozen=True, kw_only=True):

@@ -6,7 +6,6 @@ A thread of its own; whatever etcd does, what was known last is forwarded.
 import logging
 import time
 from pathlib import Path
-from types import TracebackType
 from typing import NamedTuple
 
 from msgspec import json as msgspec_json
@@ -14,10 +13,9 @@ from msgspec.structs import replace
 
 from dataplane.address import IP, Mac
 from dataplane.daemon import Daemon
-from dataplane.errors import DataplaneError, DocumentError
+from dataplane.errors import DocumentError
 from dataplane.flannel import subnet_env
 from dataplane.flannel.access import Access, EtcdError
-from dataplane.flannel.direct import DirectRoutes
 from dataplane.flannel.documents import (
     OLD_MAX_VNI,
     Config,
@@ -29,6 +27,7 @@ from dataplane.flannel.documents import (
 from dataplane.flannel.etcd import Client, Item, Watch
 from dataplane.flannel.follower import LONG, Follower
 from dataplane.flannel.keeper import Held, Identity, Keeper
+from dataplane.flannel.link import LACKS_HOST, Link
 from dataplane.flannel.peers import Peers
 from dataplane.flannel.translate import mtu, network, remote_subnets, vtep_mac
 from dataplane.model import Endpoint
@@ -65,7 +64,7 @@ class Flannel(Follower):
         """Raises EtcdError where a URL is none, DocumentError where the node cannot take part."""
         super().__init__(ORIGIN, daemon, Client(options.urls, options.access))
         self._options = options
-        self._peers, self._direct = Peers(), DirectRoutes()
+        self._peers, self._link = Peers(), Link()
         self._held: Held | None = None
         self._told: dict[str, str] = {}
         underlay = daemon.policy.underlay
@@ -78,19 +77,6 @@ class Flannel(Follower):
         self._keeper = Keeper(self._client, options.root, Identity(underlay.address, public6, mac))
         self._previous = read_subnet(kept.subnet) if kept else None
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        at: TracebackType | None,
-    ) -> None:
-        super().__exit__(kind, error, at)
-        if not self._thread.is_alive() and not self._daemon.is_leaving:
-            try:
-                self._direct.close()
-            except DataplaneError as failed:
-                log.warning("flannel: %s", failed)
-
     def _follow(self) -> None:
         config = self._config()
         previous = self._previous or self._from_env()
@@ -99,7 +85,7 @@ class Flannel(Follower):
         own = self._own()
         listed = {self._name(item): item for item in items if self._name(item) != own}
         self._peers.reset(listed, time.monotonic())
-        self._direct.forget()
+        self._link.forget()
         self._commit(config)
         with self._client.watch(self._keeper.prefix, revision + 1) as self._watch:
             self._tell("")
@@ -174,6 +160,9 @@ class Flannel(Follower):
             )
         if config.v6 is not None and underlay.address6 is None:
             raise EtcdError(f"{place}: EnableIPv6, but the node has none (set underlay.address6)")
+        if config.direct and self._daemon.policy.host_port is None and not self._told.get("direct"):
+            self._told["direct"] = "told"
+            log.warning("flannel: %s", LACKS_HOST)
         if config.vni > OLD_MAX_VNI and not self._told.get("vni"):
             self._told["vni"] = "told"
             log.warning("flannel: VNI %d: nodes before 0.24 and on Windows refuse it", config.vni)
@@ -187,17 +176,16 @@ class Flannel(Follower):
         self._tell_refused(refused | self._peers.refused)
         now = self._daemon.share(ORIGIN)
         host = self._daemon.policy.host_port
-        made = network(config, own, remote, self._endpoints(now, own.subnet), underlay, host)
+        remote, direct = self._link.split(remote, host) if config.direct else (remote, ())
+        made = network(
+            config, own, remote, direct, self._endpoints(now, own.subnet), underlay, host
+        )
         kept = msgspec_json.encode(Kept(own.subnet.key(), str(own.mac))).decode()
         share = Share(networks=(made,), kept=kept)
         if _addressed(now) - _addressed(share):  # an open TAP has no other addresses
             staying = tuple(e for e in made.endpoints if e.addresses)
             self._contribute(replace(share, networks=(replace(made, endpoints=staying),)))
         self._contribute(share)
-        lacking = self._direct.follow(config.direct, made, host)
-        if lacking and not self._told.get("direct"):
-            log.warning("flannel: %s", lacking)
-        self._told["direct"] = lacking
         if self._options.env is not None:
             self._write_env(subnet_env.text(config, own.subnet, mtu(config, underlay)))
 

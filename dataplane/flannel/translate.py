@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from dataplane.address import IP, Mac, Prefix, Vni
 from dataplane.flannel.documents import Config, Family, Lease
-from dataplane.model import Endpoint, HostPort, Network, RemoteSubnet, Underlay
+from dataplane.model import DirectSubnet, Endpoint, HostPort, Network, RemoteSubnet, Underlay
 from dataplane.validate_remotes import vtep
 
 NETWORK = "flannel"
@@ -40,6 +40,7 @@ def network(
     config: Config,
     own: Lease,
     remote: tuple[RemoteSubnet, ...],
+    direct: tuple[DirectSubnet, ...],
     endpoints: tuple[Endpoint, ...],
     underlay: Underlay,
     host: HostPort | None,
@@ -64,8 +65,9 @@ def network(
         dr_mac=own.mac,
         mtu=mtu(config, underlay),
         remote_subnets=remote,
+        direct_subnets=direct,
         endpoints=endpoints,
-        host_route=bool(behind),
+        host_route=bool(behind or direct),
         host_subnets=behind,
     )
 

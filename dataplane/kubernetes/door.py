@@ -216,12 +216,11 @@ class Kubernetes:
             raise KubeError(f"node {name}: {error}") from error
 
     def _overlay(self, own: Lease, refused: Refused) -> Network:
-        underlay = self._daemon.policy.underlay
-        remote, unfollowed = self._peers.remote(own, underlay)
-        refused |= unfollowed
-        made = overlay(self._config, own, remote, (), underlay, None)
-        host = self._daemon.policy.host_port is not None
-        return replace(made, name=NETWORK, host_route=host)
+        underlay, host = self._daemon.policy.underlay, self._daemon.policy.host_port
+        found = self._peers.subnets(own, underlay, host)
+        refused |= found.refused
+        made = overlay(self._config, own, found.remote, found.direct, (), underlay, None)
+        return replace(made, name=NETWORK, host_route=host is not None)
 
     def _acls(self, refused: Refused) -> dict[str, dict[str, tuple[Acl, ...]]]:
         """By network and endpoint, for those endpoints that are pods of this node."""

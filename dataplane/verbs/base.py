@@ -20,6 +20,7 @@ ALIASES = {
     "ep": "endpoints",
     "remote-subnet": "remote-subnets",
     "rs": "remote-subnets",
+    "direct-subnet": "direct-subnets",
     "peer": "peers",
     "route": "routes",
     "acl": "acls",

@@ -54,7 +54,7 @@ OPTIONS = {
     "udp.try_heuristic_first": "FALSE",
 }
 DECODE = "udp.port==8472,vxlan"
-APPLICATIONS = ["dns", "dhcp", "dhcpv6", "http", "skinny", "find"]
+APPLICATIONS = ["dns", "dhcp", "dhcpv6", "http", "skinny", "find", "cpfi"]
 
 
 class Passage(NamedTuple):

@@ -96,7 +96,15 @@ class Route:
     any_vtep: bool = False  # whoever lives there may speak through any VTEP of the network
 
 
-KINDS = ("subnet", "remote", "vip", "gateway", "host", "endpoint")  # the more particular the later
+KINDS = (
+    "subnet",
+    "remote",
+    "vip",
+    "gateway",
+    "direct",
+    "host",
+    "endpoint",
+)  # the more particular the later
 
 
 @dataclass(frozen=True)
@@ -115,6 +123,10 @@ class Network:
         """The longest prefix; of equals the more particular kind."""
         found = [r for r in self.routes if within(address, r.prefix)]
         return max(found, key=lambda r: (r.prefix[1], KINDS.index(r.kind)), default=None)
+
+    def kind(self, address: bytes) -> str | None:
+        route = self.route(address)
+        return route.kind if route else None
 
 
 class Site:
@@ -220,6 +232,7 @@ def _add_routes(
     if source.host_route and node.host_port is not None:
         routes.append(Route((ip16(node.host_port.peer), 128), "host"))
         routes.extend(Route(span(p), "host") for p in source.host_subnets)
+        routes.extend(Route(span(d.prefix), "direct") for d in source.direct_subnets)
 
 
 def _adjacency(remote: model.RemoteSubnet, network: model.Network) -> Adjacency:
@@ -272,6 +285,7 @@ def _nat(endpoint: model.Endpoint, network: model.Network, node: model.Node) -> 
     single = [vip for n in domain for vip in vips_of(n)]
     if network.host_route and node.host_port is not None:
         single.append(node.host_port.peer)
+        routed += [d.prefix for d in network.direct_subnets]
     return Nat(
         exceptions=(
             *(span(p) for p in routed),

@@ -133,7 +133,8 @@ class Walk:
         balanced = self._services("underlay")
         self.any_vtep = bool(balanced or (back and way and back.any_vtep))
         if balanced:
-            good = way is not None or (back is None and self.site.host is not None)
+            beyond = back is None or back.kind == "direct"
+            good = way is not None or (beyond and self.site.host is not None)
         else:
             sent_by = self.outer_src
             good = way is not None and (self.any_vtep or sent_by in (None, way.remote))
@@ -142,7 +143,7 @@ class Walk:
         self._balance("underlay")
         if is_multicast(self.flow.dst):
             raise Drop("multicast")
-        if self._kind(self.flow.dst) in (None, "remote"):
+        if self._kind(self.flow.dst) in (None, "remote", "direct"):
             raise Drop("not_local")
         self.end = self._to_route()
 
@@ -152,16 +153,17 @@ class Walk:
         bound = None if self.service else self._to_binding()
         if not self.service and not bound:
             self.network = self._host_routed()
-        if self._kind(self.flow.src) not in (None, "host"):
+        if self._kind(self.flow.src) not in (None, "host", "direct"):
             raise Drop("guard_ip")
         self.end = bound or self._to_route()
         self._show_source()
 
     def _host_routed(self) -> Network:
-        """The first network where the host itself may be the source, and somebody lives there."""
+        """The first network where the host may be the source, and somebody lives there, or a node
+        that is reached directly, and somebody lives here."""
+        ways = ("host", "endpoint"), ("host", "remote"), ("direct", "endpoint")
         for network in self.site.networks.values():
-            src, dst = network.route(self.flow.src), network.route(self.flow.dst)
-            if src and src.kind == "host" and dst and dst.kind in ("endpoint", "remote"):
+            if (network.kind(self.flow.src), network.kind(self.flow.dst)) in ways:
                 return network
         raise Drop("no_route")
 
@@ -256,8 +258,7 @@ class Walk:
         return Place(end.port, end)
 
     def _kind(self, address: bytes) -> str | None:
-        route = self.network.route(address)
-        return route.kind if route else None
+        return self.network.kind(address)
 
     def _to_route(self) -> Place:
         """Where the destination lives; of a flow handed on, its server."""
@@ -268,7 +269,7 @@ class Walk:
         return self._follow(route)
 
     def _follow(self, route: Route) -> Place:
-        if route.kind == "host":
+        if route.kind in ("host", "direct"):
             return AT_HOST
         if route.adjacency:
             self.any_vtep = route.any_vtep
@@ -284,11 +285,11 @@ class Walk:
 
     def _show_source(self) -> None:
         """Another source than the client's, where the server's answers would not come back here:
-        to a client that is its own server, and to one outside from another node."""
+        to a client that is its own server, and to one outside from another node's."""
         if self.service is None or self.handed_on or self.outside:
             return
         hairpin = self.end.endpoint is not None and self.end == self.start
-        astray = self.start == AT_HOST and self.end.port == UNDERLAY
+        astray = self.start == AT_HOST and self.end.endpoint is None
         if hairpin and self.service.source is None:
             raise Drop("no_such_endpoint")
         if (hairpin or astray) and self.service.source:

@@ -1,0 +1,78 @@
+"""Which peers are on the node's own link, as flannel asks for DirectRouting."""
+
+from collections.abc import Iterator
+from ipaddress import ip_network
+from typing import Any
+
+from dataplane.address import IP, Prefix
+from dataplane.direct import FAMILY, MAIN, PROTOCOL, Ways
+from dataplane.errors import PortError
+from dataplane.model import DirectSubnet, HostPort, RemoteSubnet
+
+_UNICAST = 1  # RTN_UNICAST
+
+LACKS_HOST = (
+    "DirectRouting: the host has no way to us (give the node a host_port of the overlay's IP "
+    "version); peers are sent VXLAN, and those on this link that send none do not reach us"
+)
+
+
+class Link:
+    """Near is to whom the way has no gateway. In the namespace of the calling thread."""
+
+    def __init__(self) -> None:
+        self._near: dict[IP, bool] = {}
+
+    def forget(self) -> None:
+        """Who is on the link may have changed."""
+        self._near.clear()
+
+    def split(
+        self, remote: tuple[RemoteSubnet, ...], host: HostPort | None
+    ) -> tuple[tuple[RemoteSubnet, ...], tuple[DirectSubnet, ...]]:
+        """Those that take a tunnel, and those that do not. Raises PortError."""
+        version = host.address.version if host is not None and not host.tap.netns else None
+        near = self._near_of(
+            {r.prefix: r.provider_address for r in remote if r.prefix.version == version}
+        )
+        direct = (
+            DirectSubnet(prefix=r.prefix, provider_address=r.provider_address)
+            for r in remote
+            if r.prefix in near
+        )
+        return tuple(r for r in remote if r.prefix not in near), tuple(direct)
+
+    def _near_of(self, ways: Ways) -> set[Prefix]:
+        """But where somebody else has a route."""
+        from pyroute2 import IPRoute
+        from pyroute2.netlink.exceptions import NetlinkError
+
+        if not ways:
+            return set()
+        try:
+            with IPRoute() as kernel:
+                foreign = set(_foreign(kernel, {prefix.version for prefix in ways}))
+                return {
+                    p for p, via in ways.items() if p not in foreign and self._is_near(kernel, via)
+                }
+        except NetlinkError as error:
+            raise PortError(f"direct routes: {error}") from error
+
+    def _is_near(self, kernel: Any, peer: IP) -> bool:
+        from pyroute2.netlink.exceptions import NetlinkError
+
+        if peer not in self._near:
+            try:
+                (found,) = kernel.route("get", dst=str(peer), family=FAMILY[peer.version])
+            except NetlinkError:  # there is no way at all
+                return False
+            gateway = found.get_attr("RTA_GATEWAY") or found.get_attr("RTA_VIA")
+            self._near[peer] = found["type"] == _UNICAST and not gateway
+        return self._near[peer]
+
+
+def _foreign(kernel: Any, versions: set[int]) -> Iterator[Prefix]:
+    for version in versions:
+        for route in kernel.get_routes(family=FAMILY[version], table=MAIN):
+            if route["proto"] != PROTOCOL and (at := route.get_attr("RTA_DST")):
+                yield ip_network(f"{at}/{route['dst_len']}")
