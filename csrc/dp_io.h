@@ -66,7 +66,8 @@ int dp_loop_add_underlay(struct dp_loop *loop, uint16_t port,
 /* AF_XDP beside an underlay's sockets: whole outer frames past the host's stack, both ways. A
  * program on the interface hands over what is UDP over plain IP to our addresses and port; all
  * else, fragments and tags among it, goes on to the kernel, and so to the sockets. A packet leaves
- * by AF_XDP once its way is known, else by the sockets. */
+ * by AF_XDP once its way is known, else by the sockets. Super-frames, and what is in a burst with
+ * them, take the sockets, too, where AF_XDP would copy each packet: UDP_SEGMENT costs less. */
 struct dp_xdp_config {
     uint32_t ifindex;  /* of an Ethernet device in the calling thread's namespace */
     uint16_t udp_port; /* as those of the underlay */
@@ -74,6 +75,7 @@ struct dp_xdp_config {
     uint8_t ip4[16];   /* all zero: none */
     uint8_t ip6[16];
     bool checksum4; /* packets cut from super-frames have UDP checksums over IPv4, too */
+    bool cut;       /* super-frames are cut here even where the kernel copies what is sent */
 };
 /* How packets to a provider address leave. */
 struct dp_way {

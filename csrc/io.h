@@ -27,8 +27,10 @@ struct io_port {
     bool uso;      /* TAP: the kernel cuts UDP super-frames */
     int fd;        /* TAP */
     struct dp_underlay_sockets sockets;
-    int *sending; /* n_send IPv4 sockets, then n_send IPv6 ones */
-    bool *uncut;  /* of each: its way was found not to take UDP_SEGMENT */
+    int *sending;         /* n_send IPv4 sockets, then n_send IPv6 ones */
+    bool *uncut;          /* of each: its way was found not to take UDP_SEGMENT */
+    bool told;            /* one of them told of an ICMP error: their queues are to be read */
+    struct io_port *next; /* the loop's next underlay */
     struct io_inbox *inbox;
     struct io_outbox *outbox;
     struct io_xdp *xdp; /* or NULL */

@@ -4,6 +4,7 @@
 #include "io.h"
 #include <errno.h>
 #include <limits.h>
+#include <poll.h>
 #include <sched.h>
 #include <stdatomic.h>
 #include <stdlib.h>
@@ -13,12 +14,13 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { EVENTS = 64, TURN_MS = 100, EXPIRE_BUDGET = 8192, ERRORS_A_TURN = 16 };
+enum { EVENTS = 64, TURN_MS = 100, EXPIRE_BUDGET = 8192, ERRORS_A_TURN = 16, POLLED = 256 };
 enum { FEW = 2, IN_A_ROW = 4, SOON_NS = 100000 };
-enum { ON_STOP = INT32_MAX, ON_V6 = 1, ERRORS = 32 };
+enum { ON_STOP = INT32_MAX, ON_V6 = 1, QUEUE = 32 };
 #define ON_XDP (1ull << 63)
-/* epoll data: port id * 2 + family, or the stop; from bit ERRORS on the place + 1 of a sending
- * socket, behind them those of raw ICMP, or, with ON_XDP, the number of a queue */
+#define ON_ICMP (1ull << 62)
+/* epoll data: port id * 2 + family, or the stop; with ON_ICMP, raw ICMP of the family; with ON_XDP,
+ * from bit QUEUE on the number of a queue */
 #define ARENA ((size_t)IO_FRAMES * IO_SLOT)
 enum { GO_ON = 0, STOPPED = 1, INTERRUPTED = 2 };
 
@@ -26,13 +28,14 @@ struct dp_loop {
     struct dp_engine *engine;
     uint32_t worker;
     int epoll;
-    int stop;            /* eventfd */
-    atomic_flag inside;  /* a thread is in dp_loop_run or dp_loop_step */
-    uint64_t expired_ns; /* when idle flows were last looked for */
-    uint64_t busy_ns;    /* how long to look for frames before sleeping, whatever came before */
-    uint32_t lone;       /* how many turns in a row had one packet or two, and soon */
-    uint32_t served;     /* packets of this turn */
+    int stop;           /* eventfd */
+    atomic_flag inside; /* a thread is in dp_loop_run or dp_loop_step */
+    uint64_t kept_ns;   /* when idle flows and ICMP errors were last looked for */
+    uint64_t busy_ns;   /* how long to look for frames before sleeping, whatever came before */
+    uint32_t lone;      /* how many turns in a row had one packet or two, and soon */
+    uint32_t served;    /* packets of this turn */
     struct io_burst burst;
+    struct io_port *underlays;           /* all of them, or NULL */
     struct io_port *xdp;                 /* the one that has some, or NULL */
     struct io_port *ports[DP_PORT_NONE]; /* by id */
 };
@@ -156,26 +159,57 @@ static void serve_xdp(struct dp_loop *l, struct io_port *p, uint32_t queue, uint
 }
 
 /* Of what ICMP tells about packets sent before, the path MTUs are for the engine. */
-static bool next_error(struct io_port *p, uint32_t place, struct io_path *path) {
-    const uint32_t sockets = p->sockets.n_send * 2;
-    return place < sockets ? io_underlay_error(p, p->sending[place], path)
-                           : io_icmp_error(p, place == sockets, path);
+static void learn(struct dp_loop *l, const struct io_path *path) {
+    while (path->mtu && dp_learn_path(l->engine, dp_addr_bytes(&path->remote), path->vni, path->mtu,
+                                      clock_ns()) == DP_EBUSY) {
+        sched_yield();
+    }
 }
 
-static void serve_errors(struct dp_loop *l, struct io_port *p, uint32_t place) {
+static void serve_icmp(struct dp_loop *l, struct io_port *p, bool v4) {
     struct io_path path;
-    for (int i = 0; i < ERRORS_A_TURN && next_error(p, place, &path); i++) {
-        while (path.mtu && dp_learn_path(l->engine, dp_addr_bytes(&path.remote), path.vni, path.mtu,
-                                         clock_ns()) == DP_EBUSY) {
-            sched_yield();
+    for (int i = 0; i < ERRORS_A_TURN && io_icmp_error(p, v4, &path); i++) {
+        learn(l, &path);
+    }
+}
+
+static void serve_socket_errors(struct dp_loop *l, struct io_port *p, int fd) {
+    struct io_path path;
+    for (int i = 0; i < ERRORS_A_TURN && io_underlay_error(p, fd, &path); i++) {
+        learn(l, &path);
+    }
+}
+
+/* Errors of the sending sockets are asked for: a socket that wakes somebody does so for each packet
+ * that has left. */
+static void look_for_errors(struct dp_loop *l, struct io_port *p) {
+    struct pollfd asked[POLLED];
+    const uint32_t sockets = p->sockets.n_send * 2;
+    p->told = false;
+    for (uint32_t from = 0; from < sockets; from += POLLED) {
+        const uint32_t n = sockets - from < POLLED ? sockets - from : POLLED;
+        for (uint32_t i = 0; i < n; i++) {
+            asked[i] = (struct pollfd){.fd = p->sending[from + i]};
+        }
+        const int found = poll(asked, n, 0);
+        for (uint32_t i = 0; found > 0 && i < n; i++) {
+            if (asked[i].revents & POLLERR) {
+                serve_socket_errors(l, p, asked[i].fd);
+            }
         }
     }
 }
 
 static void housekeeping(struct dp_loop *l, uint64_t now) {
-    if (l->worker == 0 && now - l->expired_ns >= TURN_MS * 1000000u) {
-        l->expired_ns = now;
+    const bool due = l->worker == 0 && now - l->kept_ns >= TURN_MS * 1000000u;
+    if (due) {
+        l->kept_ns = now;
         (void)dp_expire(l->engine, now, EXPIRE_BUDGET);
+    }
+    for (struct io_port *p = l->underlays; p; p = p->next) {
+        if (due || p->told) {
+            look_for_errors(l, p);
+        }
     }
 }
 
@@ -226,9 +260,9 @@ static int turn(struct dp_loop *l, int wait_ms) {
         }
         struct io_port *port = l->ports[(uint32_t)what >> 1];
         if (what & ON_XDP) {
-            serve_xdp(l, port, (uint32_t)((what & ~ON_XDP) >> ERRORS), events[i].events);
-        } else if (what >> ERRORS) {
-            serve_errors(l, port, (uint32_t)(what >> ERRORS) - 1);
+            serve_xdp(l, port, (uint32_t)((what & ~ON_XDP) >> QUEUE), events[i].events);
+        } else if (what & ON_ICMP) {
+            serve_icmp(l, port, !(what & ON_V6));
         } else {
             serve(l, port, what & ON_V6);
         }
@@ -291,26 +325,19 @@ void dp_loop_stop(struct dp_loop *l) {
 
 /* ---- life --------------------------------------------------------------------------------- */
 
-/* Errors are waited for in any case, of sockets that workers share by the first one. */
-static bool watch_for(const struct dp_loop *l, int fd, uint32_t events, uint64_t what) {
-    struct epoll_event event = {.events = events, .data.u64 = what};
+static bool watch(const struct dp_loop *l, int fd, uint64_t what) {
+    struct epoll_event event = {.events = EPOLLIN, .data.u64 = what};
     return epoll_ctl(l->epoll, EPOLL_CTL_ADD, fd, &event) == 0;
 }
 
-static bool watch(const struct dp_loop *l, int fd, uint64_t what) {
-    return watch_for(l, fd, EPOLLIN, what);
-}
-
-static bool watch_errors(const struct dp_loop *l, const struct io_port *p) {
-    bool all = true;
-    const uint32_t sockets = p->sockets.n_send * 2;
-    const int icmp[] = {p->sockets.icmp4, p->sockets.icmp6};
-    for (uint32_t i = 0; i < sockets + 2; i++) {
-        const uint64_t what = ((uint64_t)i + 1) << ERRORS | (uint64_t)p->id << 1;
-        const int fd = i < sockets ? p->sending[i] : icmp[i - sockets];
-        all = all && (fd < 0 || watch_for(l, fd, i < sockets ? 0 : EPOLLIN, what));
-    }
-    return all;
+/* The sockets of an underlay that there are; raw ICMP, which workers share, by the first one. */
+static bool watch_underlay(const struct dp_loop *l, const struct io_port *p) {
+    const struct dp_underlay_sockets *s = &p->sockets;
+    const uint64_t what = (uint64_t)p->id << 1;
+    return (s->receive4 < 0 || watch(l, s->receive4, what)) &&
+           (s->receive6 < 0 || watch(l, s->receive6, what | ON_V6)) &&
+           (s->icmp4 < 0 || l->worker > 0 || watch(l, s->icmp4, ON_ICMP | what)) &&
+           (s->icmp6 < 0 || l->worker > 0 || watch(l, s->icmp6, ON_ICMP | what | ON_V6));
 }
 
 static void *touched_arena(void) {
@@ -440,12 +467,12 @@ int dp_loop_add_underlay(struct dp_loop *l, uint16_t port, const struct dp_under
         p->sending[i] = s->send4 ? s->send4[i] : -1;
         p->sending[s->n_send + i] = s->send6 ? s->send6[i] : -1;
     }
-    const uint64_t what = (uint64_t)port << 1;
-    const bool polled = p->sending && p->uncut && p->inbox && p->outbox &&
-                        (s->receive4 < 0 || watch(l, s->receive4, what)) &&
-                        (s->receive6 < 0 || watch(l, s->receive6, what | ON_V6)) &&
-                        (l->worker > 0 || watch_errors(l, p));
-    return join(l, p, polled, err);
+    const bool made = p->sending && p->uncut && p->inbox && p->outbox;
+    if (join(l, p, made && watch_underlay(l, p), err) == DP_OK) {
+        p->next = l->underlays;
+        l->underlays = p;
+    }
+    return err->status;
 }
 
 int dp_loop_add_xdp(struct dp_loop *l, uint16_t port, struct dp_xdp *xdp, uint32_t queue,
@@ -461,7 +488,7 @@ int dp_loop_add_xdp(struct dp_loop *l, uint16_t port, struct dp_xdp *xdp, uint32
     }
     l->xdp = p;
     for (uint32_t i = 0; io_xdp_fd(p->xdp, i) >= 0; i++) {
-        if (!watch(l, io_xdp_fd(p->xdp, i), ON_XDP | (uint64_t)i << ERRORS | (uint64_t)port << 1)) {
+        if (!watch(l, io_xdp_fd(p->xdp, i), ON_XDP | (uint64_t)i << QUEUE | (uint64_t)port << 1)) {
             *err = (struct dp_error){DP_EIO, "port", port, "its descriptor cannot be polled"};
             return err->status;
         }

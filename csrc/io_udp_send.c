@@ -170,6 +170,7 @@ static void send_run(struct io_outbox *o, uint32_t first, uint32_t last) {
             tried = false;
         } else if (errno == EINTR || (is_echo_of_icmp(errno) && !tried)) {
             tried = true;
+            o->port->told = true;
             dp_count(&o->port->count.rx_errors, 1);
         } else {
             struct message *m = &o->messages[first++];

@@ -436,16 +436,29 @@ static struct io_xsk *sender_of(const struct io_xdp *x) {
     return sends ? &x->of->queues[x->first] : NULL;
 }
 
+/* Whether AF_XDP is to take the frames: all, or none, so their order stays. */
+static bool takes(const struct io_port *p, const struct io_xsk *s, struct dp_frame *const *frames,
+                  uint32_t n) {
+    const bool cuts = s && (s->zero_copy || p->xdp->of->config.cut || !p->sockets.segment);
+    for (uint32_t i = 0; s && !cuts && i < n; i++) {
+        if (frames[i]->head) {
+            return false;
+        }
+    }
+    return s;
+}
+
 uint32_t io_xdp_send(struct io_port *p, struct dp_engine *e, uint8_t *arena,
                      struct dp_frame *const *frames, uint32_t n, struct dp_frame **rest) {
     struct io_xsk *s = sender_of(p->xdp);
+    const bool takes_them = takes(p, s, frames, n);
     uint32_t n_rest = 0;
     p->xdp->engine = e;
     for (uint32_t i = 0; i < n; i++) {
         struct dp_way way;
         uint8_t *frame = arena + frames[i]->off;
         const bool v4 = be16_get(((const struct dp_eth *)frame)->type) == DP_ETH_IP4;
-        if (s && fits(frames[i]) && is_known(p, frame, v4, &way)) {
+        if (takes_them && fits(frames[i]) && is_known(p, frame, v4, &way)) {
             note_source(p->xdp->of, frame, v4);
             put(p, s, frames[i], frame, &way, v4);
         } else {

@@ -25,6 +25,7 @@ _IFF_TAP, _IFF_NO_PI, _IFF_VNET_HDR, _IFF_MULTI_QUEUE = 0x0002, 0x1000, 0x4000, 
 _TUN_F_TCP = 0x01 | 0x02 | 0x04 | 0x08  # checksums, TSO4, TSO6, TSO with ECN
 _TUN_F_USO = 0x20 | 0x40  # Linux 6.2
 _ONLINK = 4  # RTNH_F_ONLINK
+_WAITING = 2048  # packets: half a million a second, while a tick's length of another process passes
 _KEPT = "kept by dataplane"  # the alias of a TAP that outlives its process
 
 
@@ -70,9 +71,10 @@ class Tap(AdoptedTap):
     """A TAP device by its exact name, new or existing, in any network namespace.
 
     A new one disappears at `close()` unless `persist`; an existing persistent one always stays.
-    `mac`, `mtu` (bytes of IP packet) and `up` are set at once. `offload`: the device's kernel
-    leaves the cutting of large packets and their checksums to us. `queues`: one for each worker of
-    a forwarder; the kernel keeps a flow to one of them. `keep`: a new one may `outlive` us.
+    `mac`, `mtu` (bytes of IP packet), `up` and the length of its queue are set at once. `offload`:
+    the device's kernel leaves the cutting of large packets and their checksums to us. `queues`: one
+    for each worker of a forwarder; the kernel keeps a flow to one of them. `keep`: a new one may
+    `outlive` us.
     Raises PortError with the fix.
     """
 
@@ -145,7 +147,7 @@ class Tap(AdoptedTap):
 
         def work() -> None:
             with _netlink(self.name) as (ipr, index):
-                ipr.link("set", index=index, mtu=mtu, **wanted)
+                ipr.link("set", index=index, mtu=mtu, txqlen=_WAITING, **wanted)
                 ipr.link("set", index=index, state="up" if up else "down")
 
         inside(self.netns, work)

@@ -36,8 +36,9 @@ class VxlanSocket(Owner):
     kernel cuts (UDP_SEGMENT) or has joined (UDP_GRO); it then makes UDP checksums in any case.
     `queues`: receiving sockets of each address, one for each worker of a forwarder (SO_REUSEPORT:
     the kernel keeps a flow to one of them). `xdp`: an interface whose packets for us come by
-    AF_XDP, and whose next hops get theirs so once they are known; all else takes the sockets.
-    Raises PortError with the fix.
+    AF_XDP, and whose next hops get theirs so once they are known; all else takes the sockets, and
+    so do super-frames, unless the driver does zero copy or `xdp_cut` is set. Raises PortError with
+    the fix.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class VxlanSocket(Owner):
         offload: bool = True,
         queues: int = 1,
         xdp: str | None = None,
+        xdp_cut: bool = False,
     ) -> None:
         if not 0 < sources <= len(_SOURCE_PORTS):
             raise PortError(f"{sources} source ports: at least 1, at most {len(_SOURCE_PORTS)}")
@@ -65,7 +67,7 @@ class VxlanSocket(Owner):
         self._own: dict[int, IP] = {a.version: a for a in own}
         self._receive: dict[int, list[socket.socket]] = {}
         self._send: dict[int, list[socket.socket]] = {}
-        self._netns, self._checksum4 = netns, checksum4
+        self._netns, self._checksum4, self._xdp_cut = netns, checksum4, xdp_cut
         self.xdp: Xdp | None = None
         try:
             inside(netns, lambda: self._open(sources, checksum4 or offload, zero6, queues))
@@ -109,6 +111,7 @@ class VxlanSocket(Owner):
             netns=self._netns,
             queues=min(map(len, self._receive.values())),
             checksum4=self._checksum4,
+            cut=self._xdp_cut,
         )
 
     def state(self) -> dict[str, Any]:
@@ -118,7 +121,7 @@ class VxlanSocket(Owner):
             for way, of in (("receive", self._receive), ("send", self._send))
         }
         own = {version: str(address) for version, address in self._own.items()}
-        names = ("port", "_interface", "_offload", "_netns", "_checksum4")
+        names = ("port", "_interface", "_offload", "_netns", "_checksum4", "_xdp_cut")
         told = {name: getattr(self, name) for name in names}
         return {**told, "own": own, **fds}
 
@@ -126,7 +129,7 @@ class VxlanSocket(Owner):
     def inherited(cls, state: dict[str, Any]) -> Self:
         """The underlay whose descriptors this process inherited."""
         made = cls.__new__(cls)
-        for name in ("port", "_interface", "_offload", "_netns", "_checksum4"):
+        for name in ("port", "_interface", "_offload", "_netns", "_checksum4", "_xdp_cut"):
             setattr(made, name, state[name])
         made.xdp = None
         made._own = {int(v): ip_address(text) for v, text in state["own"].items()}

@@ -31,7 +31,8 @@ class Xdp:
 
     A thread of its own looks up, for each provider address that packets are sent to, the route and
     the neighbour in the kernel's tables, and follows their changes; until a way is known, and while
-    it is not, packets take the sockets. `queues`: loops that send. Raises PortError with the fix.
+    it is not, packets take the sockets. So do super-frames, unless they are `cut` here or the
+    driver does zero copy. `queues`: loops that send. Raises PortError with the fix.
     """
 
     def __init__(
@@ -43,13 +44,15 @@ class Xdp:
         netns: str | None = None,
         queues: int = 1,
         checksum4: bool = False,
+        cut: bool = False,
     ) -> None:
         from dataplane._engine import ffi
 
         self.interface, self._queues = interface, queues
         self._own: dict[int, IP] = {a.version: a for a in own}
         config = ffi.new("struct dp_xdp_config *")
-        config.udp_port, config.senders, config.checksum4 = port, queues, checksum4
+        config.udp_port, config.senders = port, queues
+        config.checksum4, config.cut = checksum4, cut
         for version, address in self._own.items():
             setattr(config, f"ip{version}", ip16(address))
         self._handle = inside(netns, lambda: _create(interface, config))

@@ -743,6 +743,16 @@ def test_a_full_tap_queue_drops_and_counts() -> None:
         assert totals["forwarded"] == held + 1 and totals["dropped"] == dropped
 
 
+def test_packets_wait_for_a_forwarder_that_has_no_turn(live: Running) -> None:
+    """2,000 of them, which is more than the 1,000 that a TAP has room for by itself."""
+    wait_for(lambda: ping_works(live))
+    before = live.io("web", "rx_frames")
+    with udp(live.site.pod, POD) as pod, live.forwarder.pause():
+        for _ in range(2000):
+            pod.sendto(b"wait", (REMOTE, 9))
+    wait_for(lambda: live.io("web", "rx_frames") >= before + 2000)
+
+
 @pytest.mark.conformance("V11")
 def test_nonsense_on_the_vxlan_port() -> None:
     with bench() as b:
