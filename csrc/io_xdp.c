@@ -142,13 +142,11 @@ struct arrival {
 
 /* A kernel peer on this machine leaves checksums to a device that never sees them: the outer one,
  * or the inner one, which then counts as it will be (see inner_sum in encap.c). */
-static bool was_left_partial(const struct arrival *a, const struct dp_udp *udp, uint64_t pseudo) {
+static bool inner_was_left_partial(const struct arrival *a, const struct dp_udp *udp,
+                                   uint64_t pseudo) {
     const uint32_t skip = (uint32_t)sizeof(struct dp_vxlan);
     uint8_t proto = 0;
     uint16_t field;
-    if (udp->csum == dp_csum_fold(pseudo)) {
-        return true;
-    }
     const uint32_t l4 =
         a->len < skip ? 0 : io_find_transport(a->vxlan + skip, a->len - skip, &proto);
     const uint32_t at = l4 + (proto == DP_IP_TCP ? (uint32_t)offsetof(struct dp_tcp, csum)
@@ -171,8 +169,9 @@ static bool udp_is_right(struct arrival *a, const struct dp_addr *dst, uint32_t 
         return v4; /* over IPv6 it is for the engine to say */
     }
     const uint64_t pseudo = dp_csum_pseudo(&a->origin.from, dst, DP_IP_UDP, len);
-    return dp_csum_fold(dp_csum_add(pseudo, udp, len)) == 0xffff ||
-           was_left_partial(a, udp, pseudo);
+    const bool was_left_partial = udp->csum == dp_csum_fold(pseudo);
+    return was_left_partial || dp_csum_fold(dp_csum_add(pseudo, udp, len)) == 0xffff ||
+           inner_was_left_partial(a, udp, pseudo);
 }
 
 /* The program has looked at what is not looked at here. */
