@@ -21,7 +21,7 @@
 
 /* Frames that go through the stages together: enough that what is asked of memory arrives
  * meanwhile, few enough that it is still in the first cache then. */
-enum { STRIDE = 64 };
+enum { STRIDE = 64, AHEAD = 8 };
 _Static_assert((int)STRIDE <= (int)DP_BURST, "a worker has so many packets");
 enum { LONGEST = 65535 + 84 }; /* an IP packet behind two Ethernet headers and IPv6, UDP, VXLAN */
 
@@ -813,9 +813,10 @@ static dp_cold void close_express(struct dp_packet *packets, uint32_t n) {
     }
 }
 
-/* The packets of the burst, in order; those that leave the express lane begin anew. */
-static void judge_burst(struct pass *x, uint32_t n) {
-    for (uint32_t i = 0; (i = dp_express_take(x, i, n)) < n; i++) {
+/* Packets from first to end of the n in the burst, in order; those that leave the express lane
+ * begin anew. */
+static void judge_some(struct pass *x, uint32_t first, uint32_t end, uint32_t n) {
+    for (uint32_t i = first; (i = dp_express_take(x, i, end)) < end; i++) {
         struct dp_packet *p = &x->w->packets[i];
         if (lock(x)) {
             close_express(p, n - i);
@@ -829,9 +830,20 @@ static void judge_burst(struct pass *x, uint32_t n) {
     }
 }
 
+/* While some packets are judged, the flows of the next ones come from memory: of all at once there
+ * would be more lines than a core waits for. */
+static void judge_burst(struct pass *x, uint32_t n) {
+    struct dp_packet *packets = x->w->packets;
+    dp_flow_candidates(&x->e->flows, packets, n < AHEAD ? n : AHEAD);
+    for (uint32_t i = 0, next; i < n; i = next) {
+        next = n - i < AHEAD ? n : i + AHEAD;
+        dp_flow_candidates(&x->e->flows, packets + next, n - next < AHEAD ? n - next : AHEAD);
+        judge_some(x, i, next, n);
+    }
+}
+
 static void process_burst(struct pass *x, struct dp_frame *frames, uint32_t n) {
     receive_burst(x, frames, n);
-    dp_flow_candidates(&x->e->flows, x->w->packets, n);
     judge_burst(x, n);
     dp_count(&x->count->totals.rx, x->known ? 0 : n);
 }

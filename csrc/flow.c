@@ -5,7 +5,7 @@
 #include <stdlib.h>
 #include <sys/mman.h>
 
-enum { SPARE_SLOTS = 3, EVICTION_LOOKS = 64, WAITING_PAIRS = 4096 };
+enum { EVICTION_LOOKS = 64, WAITING_PAIRS = 4096 };
 
 static bool matches(const struct dp_flows *t, uint32_t ref, const struct dp_key *key) {
     return dp_key_equal(&dp_flow_half(t, ref)->key, key);
@@ -129,31 +129,19 @@ void dp_flow_set_state(const struct dp_flows *t, struct dp_pair *p, uint8_t stat
 
 /* ---- index -------------------------------------------------------------------------------- */
 
-/* A free slot for the hash, or NULL: in its first bucket while that has room to spare, so that most
- * lookups read no other; else in the emptier of the two. */
+/* A free slot for the hash, or NULL: in its first bucket if that has one, so that most lookups read
+ * no other. */
 static uint32_t *free_slot(struct dp_flows *t, uint64_t hash, uint16_t **tag) {
-    uint32_t *best = NULL;
-    int most = 0;
     for (int which = 0; which < 2; which++) {
         struct dp_bucket *b = &t->buckets[dp_flow_bucket(t, hash, which)];
-        int count = 0;
-        int slot = 0;
         for (int i = 0; i < DP_BUCKET_SLOTS; i++) {
             if (!b->ref[i]) {
-                count++;
-                slot = i;
+                *tag = &b->tag[i];
+                return &b->ref[i];
             }
         }
-        if (count > most) {
-            most = count;
-            best = &b->ref[slot];
-            *tag = &b->tag[slot];
-        }
-        if (most >= SPARE_SLOTS) {
-            break;
-        }
     }
-    return best;
+    return NULL;
 }
 
 /* Where no slot is free: one whose entry could move to the other one of its two buckets (Pagh and
