@@ -23,8 +23,10 @@ FILE = click.option(
 def apply(node: str | None, socket: str | None, **options: Any) -> None:
     """Commit a policy document, all or nothing, while frames pass.
 
-    Networks, endpoints, subnets, ACLs and load balancers it does not name stay as they are,
-    unless --prune. Exit code 2 where it cannot be used: nothing is applied then.
+    What it does not name stays, unless --prune: networks, their endpoints, subnets, ACLs and load
+    balancers, and settings of the node and of networks that it leaves out or gives their default.
+    An endpoint, subnet, ACL or load balancer that it names is replaced whole.
+    Exit code 2 where it cannot be used: nothing is applied then.
     """
     call("change.apply", node, socket, options.pop("file"), **options)
 

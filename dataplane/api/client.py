@@ -162,7 +162,8 @@ class Client:
         unchanged: bool = False,
         base: int | None = None,
     ) -> Value:
-        """Commits what a document of the node names; all else stays, or goes with `prune`.
+        """Commits what a document of the node names; what it leaves out, or gives its default,
+        stays, or goes with `prune`.
 
         `name`: what faults call it. `base`: the generation that must still hold.
         """
