@@ -275,7 +275,10 @@ def capture(
 @click.option("-w", "--write", "file", default="dataplane-bundle.tar.gz", show_default=True)
 @node_options
 def bundle(file: str, node: str | None, socket: str | None) -> None:
-    """Gather status, findings, policy, counters and flows for a report, in one tar file."""
+    """Gather status, findings, policy, counters and flows for a report, in one tar file.
+
+    It holds no packets, and no secrets: passwords, tokens, keys, and what URLs have before a host.
+    """
     call("health.bundle", node, socket, file)
 
 

@@ -297,8 +297,8 @@ def test_bundle_holds_what_one_asks_for_first(running: Process, tmp_path: Path) 
     assert done.exit_code == 0, done.output
     with tarfile.open(file) as tar:
         names = {name.removeprefix("dataplane-a/") for name in tar.getnames()}
-        assert {"status.json", "policy.yaml", "findings.json", "flows.json"} <= names
-        policy_file = tar.extractfile("dataplane-a/policy.yaml")
+        assert {"status.json", "policy.json", "findings.json", "flows.json"} <= names
+        policy_file = tar.extractfile("dataplane-a/policy.json")
         assert policy_file is not None and loads(policy_file.read()).node is not None
     assert dataplane(running, "bundle", "-w", str(tmp_path / "no" / "way")).exit_code == 1
 
