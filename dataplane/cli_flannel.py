@@ -1,6 +1,5 @@
 """Options of `dataplane run` for the flannel front door, and the door they ask for."""
 
-import logging
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -9,13 +8,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
+    from logging import Logger
+
     from dataplane.daemon import Daemon
     from dataplane.model import Flannel as Section
 
 Command = Callable[..., Any]
-
-log = logging.getLogger("dataplane")
-
 
 ACCESS = {  # flanneld's options of these names, and what they are of `Access`
     "--etcd-password": ("password", "Of that user; better in the environment."),
@@ -130,7 +128,7 @@ def _forget(daemon: "Daemon") -> None:
 
     if daemon.share(ORIGIN) != Share():
         daemon.contribute(ORIGIN, Share())
-        log.info("flannel: no overlay is named: what the node had of one is gone")
+        _log().info("flannel: no overlay is named: what the node had of one is gone")
 
 
 class _Reminder:
@@ -143,4 +141,12 @@ class _Reminder:
         asked = self._daemon.committed.own.flannel
         if asked != self._told:
             self._told = asked
-            log.warning("flannel: the document names another overlay: `dataplane restart` takes it")
+            _log().warning(
+                "flannel: the document names another overlay: `dataplane restart` takes it"
+            )
+
+
+def _log() -> "Logger":
+    import logging  # other commands than `run` start without
+
+    return logging.getLogger("dataplane")

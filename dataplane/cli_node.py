@@ -5,6 +5,7 @@ from typing import Any
 
 import click
 
+from dataplane import cli_words
 from dataplane.cli_options import COUNT, SHORT, call, conditions, filters, node_options, output
 from dataplane.cli_windows import hns, vfp
 
@@ -23,8 +24,10 @@ FILE = click.option(
 def apply(node: str | None, socket: str | None, **options: Any) -> None:
     """Commit a policy document, all or nothing, while frames pass.
 
-    Networks, endpoints, subnets, ACLs and load balancers it does not name stay as they are,
-    unless --prune. Exit code 2 where it cannot be used: nothing is applied then.
+    What it does not name stays, unless --prune: networks, their endpoints, subnets, ACLs and load
+    balancers, and settings of the node and of networks that it leaves out or gives their default.
+    An endpoint, subnet, ACL or load balancer that it names is replaced whole.
+    Exit code 2 where it cannot be used: nothing is applied then.
     """
     call("change.apply", node, socket, options.pop("file"), **options)
 
@@ -38,7 +41,7 @@ def export(node: str | None, socket: str | None, form: str) -> None:
 
 
 @click.command()
-@click.argument("kind")
+@click.argument("kind", shell_complete=cli_words.kinds)
 @click.option("-w", "--watch", is_flag=True, help="Again whenever something changes.")
 @node_options
 @output("wide", "json", "yaml", "name")
@@ -51,8 +54,8 @@ def get(kind: str, watch: bool, node: str | None, socket: str | None, form: str)
 
 
 @click.command()
-@click.argument("kind")
-@click.argument("name")
+@click.argument("kind", shell_complete=cli_words.kinds)
+@click.argument("name", shell_complete=cli_words.names)
 @node_options
 @output("json", "yaml")
 def describe(kind: str, name: str, node: str | None, socket: str | None, form: str) -> None:
@@ -61,8 +64,8 @@ def describe(kind: str, name: str, node: str | None, socket: str | None, form: s
 
 
 @click.command()
-@click.argument("kind")
-@click.argument("name")
+@click.argument("kind", shell_complete=cli_words.removable)
+@click.argument("name", shell_complete=cli_words.removable_names)
 @node_options
 @output("json", "yaml")
 def delete(kind: str, name: str, node: str | None, socket: str | None, form: str) -> None:
@@ -73,7 +76,7 @@ def delete(kind: str, name: str, node: str | None, socket: str | None, form: str
 @click.command()
 @filters
 @click.option("--top", type=click.IntRange(1, 100_000), default=100, help="How many at most.")
-@click.option("--by", help="Sums: by pair, src, dst, proto, vni, endpoint or peer.")
+@click.option("--by", type=click.Choice(cli_words.SUMS), help="Sums by it, instead.")
 @node_options
 @output("wide", "json", "yaml")
 def flows(node: str | None, socket: str | None, **options: Any) -> None:
@@ -146,7 +149,7 @@ def ui(node: str | None, socket: str | None, listen: str, snapshot: str | None) 
 
 
 @click.command()
-@click.argument("peer", required=False)
+@click.argument("peer", required=False, shell_complete=cli_words.peers)
 @node_options
 @output("json", "yaml")
 def mtu(peer: str | None, node: str | None, socket: str | None, form: str) -> None:
@@ -160,7 +163,7 @@ def mtu(peer: str | None, node: str | None, socket: str | None, form: str) -> No
 
 
 @click.command("ping-peer")
-@click.argument("peer")
+@click.argument("peer", shell_complete=cli_words.peers)
 @click.option("--from", "entry", metavar="NETWORK/ENDPOINT", help="Who pings.  [default: any]")
 @click.option("--to", metavar="ADDRESS", help="Behind the peer.  [default: who talks with us]")
 @click.option(
@@ -273,7 +276,10 @@ def capture(
 @click.option("-w", "--write", "file", default="dataplane-bundle.tar.gz", show_default=True)
 @node_options
 def bundle(file: str, node: str | None, socket: str | None) -> None:
-    """Gather status, findings, policy, counters and flows for a report, in one tar file."""
+    """Gather status, findings, policy, counters and flows for a report, in one tar file.
+
+    It holds no packets, and no secrets: passwords, tokens, keys, and what URLs have before a host.
+    """
     call("health.bundle", node, socket, file)
 
 

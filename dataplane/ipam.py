@@ -5,8 +5,10 @@ node. What was released is given again last, the longest released first, so that
 remembers an address does not meet somebody else there at once.
 """
 
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping
 from ipaddress import ip_address
+from itertools import chain
 from types import MappingProxyType
 
 from msgspec.structs import replace
@@ -34,6 +36,9 @@ class Pool:
     def __init__(self, network: Network, released: Iterable[str] = ()) -> None:
         self._network = network
         self._taken = {*_taken(network)}
+        far = [r.prefix for r in network.remote_subnets]
+        far += [d.prefix for d in network.direct_subnets]
+        self._far = {version: _Spans(p for p in far if p.version == version) for version in (4, 6)}
         self._released = [ip_address(text) for text in released]
         self._waiting = {*self._released}
         families = dict.fromkeys(int(prefix.version) for prefix in network.prefixes)
@@ -44,8 +49,8 @@ class Pool:
         self._taken.update(addresses)
 
     def is_free(self, address: IP) -> bool:
-        own = self._network.prefixes
-        return address not in self._taken and any(address in prefix for prefix in own)
+        """In the network, whether in its pool or not."""
+        return self._is_free(address, self._network.prefixes)
 
     def take(self) -> tuple[IP, ...]:
         """One of each family that the network has prefixes of. Raises ExhaustedError."""
@@ -55,26 +60,45 @@ class Pool:
         return tuple(map(self._one, self._fresh))
 
     def _one(self, version: int) -> IP:
-        for address in self._fresh[version]:
-            if address not in self._taken and address not in self._waiting:
-                self._taken.add(address)
-                return address
         own = self._ranges(version)
-        for address in self._released:
-            if address not in self._taken and any(address in prefix for prefix in own):
+        fresh = (address for address in self._fresh[version] if address not in self._waiting)
+        for address in chain(fresh, self._released):
+            if self._is_free(address, own):
                 self._taken.add(address)
                 return address
         raise ExhaustedError(f"network {self._network.name}: no IPv{version} address is free")
+
+    def _is_free(self, address: IP, ranges: Iterable[Prefix]) -> bool:
+        return (
+            address not in self._taken
+            and any(_is_host(address, prefix) for prefix in ranges)
+            and self._far[address.version].end_of(int(address)) is None
+        )
 
     def _ranges(self, version: int) -> list[Prefix]:
         pool = [prefix for prefix in self._network.pool if prefix.version == version]
         return pool or [p for p in self._network.prefixes if p.version == version]
 
     def _all(self, version: int) -> Iterator[IP]:
-        network = self._network
-        far: list[Prefix] = [r.prefix for r in network.remote_subnets]
-        far += [d.prefix for d in network.direct_subnets]
-        return _hosts(self._ranges(version), [p for p in far if p.version == version])
+        return _hosts(self._ranges(version), self._far[version])
+
+
+class _Spans:
+    """Prefixes of one family as spans of numbers, sorted, that do not overlap."""
+
+    def __init__(self, prefixes: Iterable[Prefix]) -> None:
+        self._firsts: list[int] = []
+        self._lasts: list[int] = []
+        spans = ((int(p.network_address), int(p.broadcast_address)) for p in prefixes)
+        for first, last in sorted(spans, key=lambda span: (span[0], -span[1])):
+            if self.end_of(first) is None:  # of two that overlap, the wider one came first
+                self._firsts.append(first)
+                self._lasts.append(last)
+
+    def end_of(self, number: int) -> int | None:
+        """The last number of the span that it is in."""
+        i = bisect_right(self._firsts, number) - 1
+        return self._lasts[i] if i >= 0 and number <= self._lasts[i] else None
 
 
 def assigned(network: Network, released: Iterable[str] = ()) -> tuple[IP, ...]:
@@ -190,20 +214,27 @@ def _taken(network: Network) -> Iterator[IP]:
         yield from endpoint.addresses
 
 
-def _hosts(own: Iterable[Prefix], far: Iterable[Prefix]) -> Iterator[IP]:
+def _hosts(own: Iterable[Prefix], far: _Spans) -> Iterator[IP]:
     """Host addresses in their order; what lies behind another node is stepped over whole."""
-    behind = sorted((int(p.network_address), int(p.broadcast_address)) for p in far)
     for prefix in own:
-        first, last = int(prefix.network_address), int(prefix.broadcast_address)
-        hosts = prefix.num_addresses > 2
-        number, end = first + hosts, last - (hosts and prefix.version == 4)
+        number, end = _bounds(prefix)
         while number <= end:
-            over = [until for since, until in behind if since <= number <= until]
-            if over:
-                number = max(over) + 1
-                continue
-            yield type(prefix.network_address)(number)
-            number += 1
+            behind = far.end_of(number)
+            if behind is None:
+                yield type(prefix.network_address)(number)
+            number = (number if behind is None else behind) + 1
+
+
+def _bounds(prefix: Prefix) -> tuple[int, int]:
+    """Its first and last host address."""
+    hosts = prefix.num_addresses > 2
+    first, last = int(prefix.network_address), int(prefix.broadcast_address)
+    return first + hosts, last - (hosts and prefix.version == 4)
+
+
+def _is_host(address: IP, prefix: Prefix) -> bool:
+    first, last = _bounds(prefix)
+    return address.version == prefix.version and first <= int(address) <= last
 
 
 def _addresses(endpoints: Iterable[Endpoint]) -> dict[str, None]:

@@ -1,52 +1,79 @@
-"""Merging: a policy that names some objects, laid over one that stands. Pure.
+"""Merging: a policy that names some settings, laid over one that stands. Pure.
 
-Networks are known by name; in them endpoints, ACLs and load balancers by name, remote and direct
-subnets by prefix. What is named is as the upper policy says, whole; what it does not name stays.
+What is not named stays. The model cannot tell what a document leaves out from what it gives its
+default, so a field with its default is not named: only a policy that is put whole (`--prune`), or
+its network that is (PUT), sets it back.
+
+The node, its networks by name, and single objects in them (timers, wire, outbound_nat, …) are
+merged field by field. Of a network's lists of objects each that is named, endpoints, ACLs and load
+balancers by name, remote and direct subnets by prefix, is as the upper policy says, whole. Other
+lists are values.
 """
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from msgspec.structs import replace
+from msgspec import NODEFAULT
+from msgspec.structs import FieldInfo, fields, replace
 
-from dataplane.model import Network, Node
+from dataplane.model import Model, Network, Node
 
-Item = TypeVar("Item")
+Object = TypeVar("Object", bound=Model)
+Both = Callable[[Any, Any], Any]
 
 
 def merge(lower: Node, upper: Node) -> Node:
-    """Of two policies of one node. Its host port and overlay stay, unless `upper` has them."""
-    return replace(
-        upper,
-        host_port=upper.host_port or lower.host_port,
-        flannel=upper.flannel or lower.flannel,
-        icmp_rate=upper.icmp_rate or lower.icmp_rate,
-        networks=_over(lower.networks, upper.networks, lambda n: n.name, _network),
-    )
+    """Of two policies of one node."""
+    return _merged(lower, upper)
 
 
-def _network(lower: Network, upper: Network) -> Network:
-    return replace(
-        upper,
-        endpoints=_over(lower.endpoints, upper.endpoints, lambda e: e.name),
-        remote_subnets=_over(lower.remote_subnets, upper.remote_subnets, lambda r: r.prefix),
-        direct_subnets=_over(lower.direct_subnets, upper.direct_subnets, lambda d: d.prefix),
-        acls=_over(lower.acls, upper.acls, lambda acl: acl.name),
-        load_balancers=_over(lower.load_balancers, upper.load_balancers, lambda b: b.name),
-    )
+def _merged(lower: Object, upper: Object) -> Object:
+    named = {
+        field.name: _laid(type(upper), field.name)(getattr(lower, field.name), value)
+        for field in fields(upper)
+        if (value := getattr(upper, field.name)) != _default(field)
+    }
+    return replace(lower, **named)
 
 
-def _later(lower: Item, upper: Item) -> Item:
+def _default(field: FieldInfo) -> Any:
+    """NODEFAULT, which equals nothing else, where it is required."""
+    return field.default if field.default_factory is NODEFAULT else field.default_factory()
+
+
+def _laid(kind: type[Model], field: str) -> Both:
+    """How a value of the field is laid over another."""
+    if kind not in LISTS or field not in LISTS[kind]:
+        return _value
+    key, both = LISTS[kind][field]
+    return lambda lower, upper: _over(lower, upper, key, both)
+
+
+def _value(lower: Any, upper: Any) -> Any:
+    return _merged(lower, upper) if isinstance(lower, Model) else upper
+
+
+def _whole(lower: Any, upper: Any) -> Any:
     return upper
 
 
-def _over(
-    lower: tuple[Item, ...],
-    upper: tuple[Item, ...],
-    key: Callable[[Item], object],
-    both: Callable[[Item, Item], Item] = _later,
-) -> tuple[Item, ...]:
+LISTS: dict[type[Model], dict[str, tuple[str, Both]]] = {
+    Node: {"networks": ("name", _merged)},
+    Network: {
+        "endpoints": ("name", _whole),
+        "acls": ("name", _whole),
+        "load_balancers": ("name", _whole),
+        "remote_subnets": ("prefix", _whole),
+        "direct_subnets": ("prefix", _whole),
+    },
+}
+
+
+def _over(lower: tuple[Any, ...], upper: tuple[Any, ...], key: str, both: Both) -> tuple[Any, ...]:
     """In the order of `lower`, what is new behind it."""
-    fresh = {key(item): item for item in upper}
-    kept = tuple(both(i, fresh.pop(key(i))) if key(i) in fresh else i for i in lower)
-    return kept + tuple(fresh.values())
+    fresh = {getattr(item, key): item for item in upper}
+    kept = (
+        both(item, fresh.pop(name)) if (name := getattr(item, key)) in fresh else item
+        for item in lower
+    )
+    return (*kept, *fresh.values())

@@ -90,6 +90,12 @@ class Process:
         self.process.send_signal(number)
         return self.process.wait(PATIENCE)
 
+    def cpu(self) -> float:
+        """Seconds of all its threads so far."""
+        assert self.process is not None
+        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")  # utime, stime
+
     def links(self) -> set[str]:
         told = subprocess.run(
             ["ip", "-n", self.netns, "-json", "link"], check=True, capture_output=True

@@ -1,6 +1,7 @@
 """Addresses for endpoints that name none."""
 
-from ipaddress import ip_address
+from collections.abc import Callable
+from ipaddress import ip_address, ip_network
 
 import pytest
 from hypothesis import given
@@ -12,7 +13,16 @@ from dataplane.address import Mac, Vni, parse_prefix
 from dataplane.engine import Engine
 from dataplane.errors import DocumentError
 from dataplane.lab import Lab
-from dataplane.model import Document, Endpoint, LoadBalancer, Network, Node, RemoteSubnet, Underlay
+from dataplane.model import (
+    DirectSubnet,
+    Document,
+    Endpoint,
+    LoadBalancer,
+    Network,
+    Node,
+    RemoteSubnet,
+    Underlay,
+)
 
 
 def network(*prefixes: str, far: tuple[str, ...] = (), **fields: object) -> Network:
@@ -112,6 +122,83 @@ def test_what_was_released_comes_last(steps: list[tuple[bool, int]]) -> None:
         fresh = replace(now, networks=(replace(blue, endpoints=endpoints),))
         released, now = ipam.after(released, now, fresh), fresh
         assert list(released.get("blue", ())) == queue
+
+
+def with_far(text: str) -> dict[str, object]:
+    (subnet,) = network("10.0.0.0/29", far=(text,)).remote_subnets
+    return {"remote_subnets": (subnet,)}
+
+
+def with_direct(text: str) -> dict[str, object]:
+    subnet = DirectSubnet(prefix=parse_prefix(text), provider_address=ip_address("192.0.2.2"))
+    return {"direct_subnets": (subnet,)}
+
+
+def with_vip(text: str) -> dict[str, object]:
+    vip = ip_address(text.partition("/")[0])
+    return {"load_balancers": (LoadBalancer(name="v", protocol="tcp", port=80, vips=(vip,)),)}
+
+
+def with_gateway(text: str) -> dict[str, object]:
+    gateways = (ip_address("10.0.0.1"), ip_address(text.partition("/")[0]))
+    return {"gateways": gateways}
+
+
+TAKEN_SINCE = [with_far, with_direct, with_vip, with_gateway]
+
+
+@pytest.mark.parametrize("taken", TAKEN_SINCE)
+def test_what_was_released_and_is_taken_since_is_not_given(
+    taken: Callable[[str], dict[str, object]],
+) -> None:
+    released = "10.0.0.4", "10.0.0.5"
+    held = tuple(Endpoint(name=f"e{i}", addresses=(ip_address(f"10.0.0.{i}"),)) for i in (2, 3, 6))
+    blue = network("10.0.0.0/29", endpoints=held)
+    assert texts(ipam.assigned(blue, released)) == ["10.0.0.4"]
+    assert texts(ipam.assigned(replace(blue, **taken("10.0.0.4/32")), released)) == ["10.0.0.5"]
+
+
+@pytest.mark.parametrize("taken", TAKEN_SINCE)
+def test_what_was_kept_and_is_taken_since_is_another(
+    taken: Callable[[str], dict[str, object]],
+) -> None:
+    blue = network("10.0.0.0/29", endpoints=(Endpoint(name="x"),))
+    before = ipam.completed(replace(node(), networks=(blue,)))
+    assert held(before) == {"x": ["10.0.0.2"]}
+    after = ipam.completed(
+        replace(before, networks=(replace(blue, **taken("10.0.0.2/32")),)), before
+    )
+    assert held(after) == {"x": ["10.0.0.3"]}
+
+
+def test_what_is_no_host_address_is_not_given() -> None:
+    only = Endpoint(name="x", addresses=(ip_address("10.0.0.2"),))
+    blue = network("10.0.0.0/30", endpoints=(only,))
+    with pytest.raises(ipam.ExhaustedError):
+        ipam.assigned(blue, ("10.0.0.0", "10.0.0.3"))
+
+
+spans = st.lists(
+    st.tuples(st.integers(0, 63), st.integers(26, 32)).map(
+        lambda p: str(ip_network((f"10.0.0.{p[0]}", p[1]), strict=False))
+    ),
+    max_size=6,
+)
+
+
+@given(spans, st.lists(st.integers(0, 63), max_size=9))
+def test_all_that_is_given_is_free(far: list[str], released: list[int]) -> None:
+    """Beside a plain look at each; whatever is behind whom, and was whose before."""
+    blue = network("10.0.0.0/26", far=tuple(far))
+    behind = list(map(ip_network, far))
+    free = {a for a in blue.prefixes[0].hosts() if not any(a in p for p in behind)} - {
+        ip_address("10.0.0.1")
+    }
+    pool = ipam.Pool(blue, [f"10.0.0.{n}" for n in released])
+    given = {pool.take()[0] for _ in free}
+    assert given == free
+    with pytest.raises(ipam.ExhaustedError):
+        pool.take()
 
 
 # ---- policies whose endpoints name none --------------------------------------------------------

@@ -153,7 +153,7 @@ PYTHON_TIERS = (
         "verbs.reach",
     ),
     ("verbs.counters", "verbs.windows"),
-    ("cli_options",),
+    ("cli_options", "cli_words"),
     ("cli_windows",),
     ("cli_cni", "cli_flannel", "cli_kubernetes", "cli_node"),
     ("cli_policy",),

@@ -129,17 +129,17 @@ def test_one_bad_line_among_many_objects(running: Process, node: Client) -> None
     lines = text.replace('{"name":"r', '\n{"name":"r')
     bad = lines.replace('"name":"r7777","direction":"in"', '"name":"r7777","direction":"inn"')
     before = node.status()["generation"]
-    begin = time.process_time()  # the node does the same, on a machine that others use, too
-    with pytest.raises(DocumentError):
-        loads(bad)
-    took = time.process_time() - begin
+    begin, used = time.monotonic(), running.cpu()
     with pytest.raises(DocumentError) as caught:
         node.apply(bad, name="big.json", prune=True)
+    waited, used = time.monotonic() - begin, running.cpu() - used
     (fault,) = caught.value.faults
     assert fault.line == 7779 and fault.path.endswith("acls[7777].direction")
     assert "'inn'" in fault.message and fault.fix
+    took = min(waited, used)  # where others use the machine, what it would be without them
+    assert 0 < took < 1, f"{took:.2f} s"
     assert node.status()["generation"] == before
-    assert took < 1, f"{took:.2f} s"
+    assert node.export() == dump(Document(node=policy("web", "db")))
 
 
 def test_objects_one_at_a_time(running: Process, node: Client) -> None:
@@ -297,8 +297,8 @@ def test_bundle_holds_what_one_asks_for_first(running: Process, tmp_path: Path) 
     assert done.exit_code == 0, done.output
     with tarfile.open(file) as tar:
         names = {name.removeprefix("dataplane-a/") for name in tar.getnames()}
-        assert {"status.json", "policy.yaml", "findings.json", "flows.json"} <= names
-        policy_file = tar.extractfile("dataplane-a/policy.yaml")
+        assert {"status.json", "policy.json", "findings.json", "flows.json"} <= names
+        policy_file = tar.extractfile("dataplane-a/policy.json")
         assert policy_file is not None and loads(policy_file.read()).node is not None
     assert dataplane(running, "bundle", "-w", str(tmp_path / "no" / "way")).exit_code == 1
 

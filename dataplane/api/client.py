@@ -28,6 +28,7 @@ from dataplane.errors import (
 
 Value = dict[str, Any]
 TIMEOUT = 60.0  # seconds
+VERDICTS = ("/healthz", "/readyz")  # where 503 is an answer
 
 
 class Client:
@@ -117,9 +118,7 @@ class Client:
     ) -> Iterator[Value]:
         """Events as they happen, the first one says that it listens: of drop, new, end, config and
         peers, or of some of them. `frames`: with each one's frame, in hex."""
-        query = [("filter", text) for text in filters] + [("frames", "true")] * frames
-        query += [("kind", ",".join(kinds))] if kinds else []
-        with self._stream("/v1/events", query) as stream:
+        with self._stream(events_target(kinds, filters, frames)) as stream:
             for line in stream:
                 yield json.loads(line)
 
@@ -132,9 +131,7 @@ class Client:
         snap: int | None = None,
     ) -> Iterator[bytes]:
         """Pieces of a pcapng file, as frames pass; `count` 0: without end."""
-        query = [("filter", text) for text in filters] + [("point", ",".join(points))]
-        query += [("count", str(count))] + ([("snap", str(snap))] if snap is not None else [])
-        with self._stream("/v1/capture", query) as stream:
+        with self._stream(capture_target(points, filters, count, snap)) as stream:
             while part := stream.read1():
                 yield part
 
@@ -162,7 +159,8 @@ class Client:
         unchanged: bool = False,
         base: int | None = None,
     ) -> Value:
-        """Commits what a document of the node names; all else stays, or goes with `prune`.
+        """Commits what a document of the node names; what it leaves out, or gives its default,
+        stays, or goes with `prune`.
 
         `name`: what faults call it. `base`: the generation that must still hold.
         """
@@ -231,20 +229,17 @@ class Client:
         return response, response.read()
 
     @contextlib.contextmanager
-    def _stream(
-        self, path: str, query: list[tuple[str, str]]
-    ) -> Iterator[http.client.HTTPResponse]:
+    def _stream(self, target: str) -> Iterator[http.client.HTTPResponse]:
         """An answer that goes on, on a connection of its own."""
         connection = _Connection(self.path, None)
         try:
-            connection.request("GET", f"{path}?{urlencode(query)}")
+            connection.request("GET", target)
             response = connection.getresponse()
             if response.status >= 400:
-                raise _error(response.status, response.read())
+                raise refusal(response.status, response.read())
             yield response
         except (OSError, http.client.HTTPException) as error:
-            why = getattr(error, "strerror", None) or error
-            raise NoNodeError(f"{self.path}: the node is gone: {why}") from error
+            raise gone(self.path, error) from error
         finally:
             connection.close()
 
@@ -266,8 +261,8 @@ class Client:
             self._connection.close()
             why = getattr(error, "strerror", None) or error
             raise NoNodeError(f"{self.path}: no node answers: {why}") from error
-        if response.status >= 400 and response.status != 503:
-            raise _error(response.status, data)
+        if response.status >= 400 and (response.status != 503 or path not in VERDICTS):
+            raise refusal(response.status, data)
         return data
 
 
@@ -286,7 +281,30 @@ def _part(name: str) -> str:
     return quote(name, safe="")
 
 
-def _error(status: int, data: bytes) -> DataplaneError:
+def events_target(kinds: Iterable[str], filters: Iterable[str], frames: bool) -> str:
+    """What is asked for by `Client.events`."""
+    query = [("filter", text) for text in filters] + [("frames", "true")] * frames
+    query += [("kind", ",".join(kinds))] if kinds else []
+    return f"/v1/events?{urlencode(query)}"
+
+
+def capture_target(
+    points: Iterable[str], filters: Iterable[str], count: int, snap: int | None
+) -> str:
+    """What is asked for by `Client.capture`."""
+    query = [("filter", text) for text in filters] + [("point", ",".join(points))]
+    query += [("count", str(count))] + ([("snap", str(snap))] if snap is not None else [])
+    return f"/v1/capture?{urlencode(query)}"
+
+
+def gone(path: str, error: Exception) -> NoNodeError:
+    """Of a stream that was cut."""
+    why = getattr(error, "strerror", None) or error
+    return NoNodeError(f"{path}: the node is gone: {why}")
+
+
+def refusal(status: int, data: bytes) -> DataplaneError:
+    """What an answer of status 400 or more says: a problem (RFC 9457), or nothing of ours."""
     try:
         problem = json.loads(data)
         title = str(problem["title"])

@@ -152,7 +152,8 @@ OPERATIONS = (
         shapes.DOCUMENT,
     ),
     _change(
-        *("PATCH", "/v1/policy", "patch_policy", "Commit what a policy names; all else stays"),
+        *("PATCH", "/v1/policy", "patch_policy"),
+        "Commit what a policy names; what it leaves out, or gives its default, stays",
         shapes.DOCUMENT,
     ),
     _change("PUT", "/v1/networks/{network}", "put_object", "Commit one network", shapes.NETWORK),

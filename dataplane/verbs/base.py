@@ -13,6 +13,7 @@ Value = dict[str, Any]
 
 OK, PROBLEM = 0, 1
 
+KINDS = tuple(kind for kind in columns.KINDS if kind not in ("flows", "sums"))
 ALIASES = {
     "network": "networks",
     "net": "networks",
@@ -46,9 +47,8 @@ def connect(node: str | None, socket: str | None) -> Client:
 def kind_of(word: str) -> str:
     """Raises DataplaneError."""
     kind = ALIASES.get(word.lower(), word.lower())
-    if kind not in columns.KINDS or kind in ("flows", "sums"):
-        known = ", ".join(k for k in columns.KINDS if k not in ("flows", "sums"))
-        raise DataplaneError(f"no kind {word!r}; there are: {known}")
+    if kind not in KINDS:
+        raise DataplaneError(f"no kind {word!r}; there are: {', '.join(KINDS)}")
     return kind
 
 

@@ -1,0 +1,146 @@
+"""A policy laid over another: what it does not name stays."""
+
+from ipaddress import ip_address, ip_network
+
+from hypothesis import given
+from hypothesis import strategies as st
+from msgspec.structs import replace
+
+from dataplane.address import Vni
+from dataplane.document import loads
+from dataplane.merge import merge
+from dataplane.model import (
+    Acl,
+    Flannel,
+    HostPort,
+    IcmpRate,
+    Network,
+    Node,
+    OutboundNat,
+    Tap,
+    Timers,
+    Underlay,
+    Wire,
+)
+from tests import strategies
+
+nodes = strategies.nodes().thrown()
+NEW = Acl(name="of the upper alone", direction="in", action="block")
+
+
+def nothing_of(node: Node) -> Node:
+    """What a document of the node must say at least."""
+    return Node(name=node.name, underlay=Underlay(address=node.underlay.address))
+
+
+def only(network: Network, **fields: object) -> Network:
+    """What it must say at least of a network, and these."""
+    said = Network(name=network.name, vni=network.vni, prefixes=network.prefixes)
+    return replace(said, **fields)
+
+
+@given(nodes)
+def test_what_names_nothing_changes_nothing(node: Node) -> None:
+    assert merge(node, nothing_of(node)) == node
+
+
+@given(nodes)
+def test_a_policy_over_itself_is_itself(node: Node) -> None:
+    assert merge(node, node) == node
+
+
+@given(nodes, nodes)
+def test_again_changes_nothing_more(lower: Node, upper: Node) -> None:
+    once = merge(lower, upper)
+    assert merge(once, upper) == once
+
+
+@given(nodes.filter(lambda node: node.networks), st.integers(0, 9))
+def test_one_acl_leaves_all_else(node: Node, which: int) -> None:
+    network = node.networks[which % len(node.networks)]
+    upper = replace(nothing_of(node), networks=(only(network, acls=(NEW,)),))
+    grown = replace(network, acls=(*network.acls, NEW))
+    wanted = tuple(grown if n is network else n for n in node.networks)
+    assert merge(node, upper) == replace(node, networks=wanted)
+
+
+FULL = Node(
+    name="a",
+    underlay=Underlay(address=ip_address("192.0.2.1"), mtu=9000, offload=False, xdp="eth0"),
+    host_port=HostPort(
+        address=ip_address("169.254.0.1"),
+        peer=ip_address("169.254.0.2"),
+        tap=Tap(name="host", persist=True),
+    ),
+    icmp_rate=IcmpRate(port=7, all=70),
+    timers=Timers(udp=7, icmp=8),
+    flannel=Flannel(etcd=("http://127.0.0.1:2379",), endpoints=("web",)),
+    networks=(
+        Network(
+            name="blue",
+            vni=Vni(1),
+            prefixes=(ip_network("10.0.0.0/16"),),
+            gateways=(ip_address("10.0.0.9"),),
+            pool=(ip_network("10.0.8.0/24"),),
+            mtu=1300,
+            outbound_nat=OutboundNat(max_ports=9, exceptions=(ip_network("10.9.0.0/16"),)),
+            host_route=True,
+            host_subnets=(ip_network("10.0.64.0/24"),),
+            routing_domain="both",
+            max_flows=99,
+            wire=Wire(ttl=9, strict=True),
+        ),
+    ),
+)
+
+
+def test_a_field_that_is_named_is_the_only_one_that_changes() -> None:
+    document = """
+version: 1
+node:
+  name: a
+  underlay: {address: 192.0.2.7}
+  host_port: {address: 169.254.0.1, peer: 169.254.0.3, tap: {name: host}}
+  timers: {udp: 9}
+  icmp_rate: {port: 8}
+  flannel: {etcd: ['http://127.0.0.1:2379'], endpoints: [db]}
+  networks:
+    - {name: blue, vni: 1, prefixes: [10.0.0.0/16], wire: {ttl: 8}, outbound_nat: {max_ports: 8}}
+"""
+    upper = loads(document).node
+    (blue,) = FULL.networks
+    assert (
+        upper is not None
+        and blue.outbound_nat
+        and FULL.icmp_rate
+        and FULL.flannel
+        and FULL.host_port
+    )
+    wanted = replace(
+        blue,
+        wire=replace(blue.wire, ttl=8),
+        outbound_nat=replace(blue.outbound_nat, max_ports=8),
+    )
+    assert merge(FULL, upper) == replace(
+        FULL,
+        underlay=replace(FULL.underlay, address=ip_address("192.0.2.7")),
+        host_port=replace(FULL.host_port, peer=ip_address("169.254.0.3")),
+        timers=replace(FULL.timers, udp=9),
+        icmp_rate=replace(FULL.icmp_rate, port=8),
+        flannel=replace(FULL.flannel, endpoints=("db",)),
+        networks=(wanted,),
+    )
+
+
+def test_a_default_is_not_named() -> None:
+    """The rule has this price: `--prune`, or PUT of the network, sets a field back."""
+    upper = replace(FULL, networks=(replace(FULL.networks[0], host_route=False, mtu="auto"),))
+    assert merge(FULL, upper) == FULL
+
+
+def test_an_object_of_a_list_is_replaced_whole() -> None:
+    acl = Acl(name="r", direction="in", action="block", priority=7, idle=9)
+    lower = replace(FULL, networks=(replace(FULL.networks[0], acls=(acl, NEW)),))
+    plain = Acl(name="r", direction="in", action="block")
+    upper = replace(nothing_of(FULL), networks=(only(FULL.networks[0], acls=(plain,)),))
+    assert merge(lower, upper).networks[0].acls == (plain, NEW)
