@@ -217,12 +217,30 @@ def policies(scope: str) -> Reader:
 
     def read(value: Value, place: str) -> list[Document]:
         found: list[Document] = []
-        for made in each(value, place):
+        for made in each([value] if isinstance(value, dict) else value, place):
             if made not in found:
                 found.append(made)
         return found
 
     return read
+
+
+def policies_of(scope: str, settings: Value) -> list[Document]:
+    """Of a modify request's settings, {Policies}."""
+    read = record({"Policies": policies(scope)})(settings, "Settings")
+    found: list[Document] = read.get("Policies", [])
+    return found
+
+
+def is_request(value: Value) -> bool:
+    """Whether it is a modify request, and no document."""
+    return isinstance(value, dict) and "requesttype" in map(str.lower, value)
+
+
+def requested(value: Value) -> tuple[str, str, Value]:
+    """ResourceType, RequestType and settings of a modify request. Raises HcnError."""
+    read = _REQUEST(value, "modify")
+    return read.get("ResourceType", ""), read["RequestType"], read.get("Settings", {})
 
 
 def key_of(made: Document) -> tuple[Any, ...] | None:
@@ -250,6 +268,14 @@ _SUBNET = record(
         "Flags": v.flags(1),
     },
     ("IpAddressPrefix",),
+)
+_REQUEST = record(
+    {
+        "ResourceType": v.text,
+        "RequestType": v.choice("Add", "Remove", "Update", "Refresh"),
+        "Settings": v.verbatim,
+    },
+    ("RequestType",),
 )
 _VERSION = record({"Major": v.number(2), "Minor": v.u32})
 _COMMON = {"ID": v.guid, "Health": ignored, "SchemaVersion": _VERSION}
