@@ -13,8 +13,10 @@ from typing import Any
 
 from dataplane.defaults import dr_mac
 from dataplane.hns.errors import HcnError, not_found
+from dataplane.hns.flags import REMOTE
 from dataplane.hns.normal import (
     OBJECTS,
+    POLICIES,
     Document,
     is_request,
     key_of,
@@ -208,8 +210,10 @@ class Store:
             return self._network(made)
         if kind == "endpoints":
             self._endpoint(made)
-        for endpoint in made.get("HostComputeEndpoints", ()):
-            self._one("endpoints", endpoint)
+        for guid_ in made.get("HostComputeEndpoints", ()):
+            endpoint = self._one("endpoints", guid_)
+            if kind == "routes" and endpoint.get("Flags", 0) & REMOTE:
+                raise _not_of_remote("routes.HostComputeEndpoints", f"a route of {guid_}")
         return made
 
     def _network(self, made: Document) -> Document:
@@ -259,9 +263,8 @@ class Store:
             if there.get("HostComputeNamespace") != made["HostComputeNamespace"]:
                 message = "endpoints.HostComputeNamespace is read-only: add it to the namespace"
                 raise HcnError("HCN_E_INVALID_ENDPOINT", message)
-        if made.get("Flags", 0) & 1 and not made.get("IpConfigurations"):
-            message = "endpoints.IpConfigurations: a remote endpoint needs its address"
-            raise HcnError("HCN_E_INVALID_ENDPOINT", message)
+        if made.get("Flags", 0) & REMOTE:
+            _remote(made)
 
     def _attach(self, namespace: Document, resource: str, verb: str, settings: Value) -> None:
         key = f"{resource}Id"
@@ -276,6 +279,8 @@ class Store:
             endpoint = self._one("endpoints", name)
             held = endpoint.get("HostComputeNamespace")
             if verb != "Remove":
+                if endpoint.get("Flags", 0) & REMOTE:
+                    raise _not_of_remote(f"Settings.{key}", "a namespace")
                 if held not in (None, namespace["ID"]):
                     message = f"endpoint {name} is in namespace {held}: remove it there first"
                     raise HcnError("HCN_E_NAMESPACE_ATTACH_FAILED", message)
@@ -307,6 +312,22 @@ class Store:
 def _text(kind: str, document: Document) -> str:
     """A line: JSON has no line ends in it, and only ASCII."""
     return f"{kind} {json.dumps(document, separators=(',', ':'))}"
+
+
+def _remote(made: Document) -> None:
+    """A remote endpoint has an address, and nothing that only a port can have."""
+    if not made.get("IpConfigurations"):
+        message = "endpoints.IpConfigurations: a remote endpoint needs its address"
+        raise HcnError("HCN_E_INVALID_ENDPOINT", message)
+    for policy in made.get("Policies", ()):
+        name = policy["Type"]
+        if name != "ProviderAddress" and POLICIES[name].fate != "kept":
+            raise _not_of_remote("endpoints.Policies", name)
+
+
+def _not_of_remote(place: str, what: str) -> HcnError:
+    message = f"{what} is not supported for a remote endpoint: say it at its own node"
+    return bad(place, message, "HCN_E_REQUEST_UNSUPPORTED")
 
 
 _SIGNS = {

@@ -12,9 +12,10 @@ FIELDS = {  # by type: names of v1 and what v2 calls them
     "provideraddress": {"PA": "ProviderAddress"},
     "outboundnat": {"VIP": "VirtualIP", "ExceptionList": "Exceptions"},
     "acl": {"Protocol": "Protocols", "LocalPort": "LocalPorts", "RemotePort": "RemotePorts"},
-    "portmapping": {"ExternalPortReserved": ""},
-    "tieracl": {},
 }
+
+
+_EXTERNAL_PORT_RESERVED = 4  # of a PortMapping's Flags, which v1 has not
 
 
 def policy_of_v1(value: Value, place: str) -> Document:
@@ -37,7 +38,8 @@ def policy_of_v1(value: Value, place: str) -> Document:
         raise bad(place, "Settings is no object", "HCN_E_INVALID_POLICY")
     names = FIELDS.get(name.lower(), {})
     renamed = {names.get(key, key): item for key, item in settings.items()}
-    renamed.pop("", None)
+    if name == "PortMapping" and renamed.pop("ExternalPortReserved", False):
+        renamed["Flags"] = _EXTERNAL_PORT_RESERVED
     return {"Type": name, "Settings": renamed}
 
 
