@@ -7,7 +7,7 @@ from dataplane.errors import DocumentError, PortError
 from dataplane.garbage import no_collection
 from dataplane.hns.calls import call, call_v1
 from dataplane.hns.errors import HcnError
-from dataplane.hns.export import created, exported
+from dataplane.hns.export import NO_NETWORK, created, exported
 from dataplane.hns.normal import Document
 from dataplane.hns.store import KINDS, Store
 from dataplane.hns.translate import ORIGIN, Translator, tap_name
@@ -39,8 +39,19 @@ class HnsDoor:
             assert policy is not None
             others = tuple(n for n in policy.networks if n.name not in own)
             made = exported(replace(policy, networks=others))
-            kept = [created(k, o) for k in KINDS for o in store.objects[k].values()]
-            return {"Calls": [*map(_detached, kept), *made.calls], "Lost": made.lost}
+            lost = [
+                guid
+                for guid, balancer in store.objects["loadbalancers"].items()
+                if others and not balancer.get("HostComputeEndpoints")
+            ]
+            kept = [
+                _detached(created(kind, document))
+                for kind in KINDS
+                for guid, document in store.objects[kind].items()
+                if guid not in lost
+            ]
+            told = [f"loadbalancers {guid}: {NO_NETWORK}" for guid in lost]
+            return {"Calls": [*kept, *made.calls], "Lost": [*told, *made.lost]}
 
     def call(
         self, method: str, path: str, body: Value = None, query: Value = None, *, v1: bool = False
