@@ -7,8 +7,7 @@ from dataplane.errors import DocumentError, PortError
 from dataplane.garbage import no_collection
 from dataplane.hns.calls import call, call_v1
 from dataplane.hns.errors import HcnError
-from dataplane.hns.export import NO_NETWORK, created, exported
-from dataplane.hns.normal import Document
+from dataplane.hns.export import NO_NETWORK, created, detached, exported
 from dataplane.hns.store import KINDS, Store
 from dataplane.hns.translate import ORIGIN, Translator, tap_name
 from dataplane.hns.values import Value
@@ -45,7 +44,7 @@ class HnsDoor:
                 if others and not balancer.get("HostComputeEndpoints")
             ]
             kept = [
-                _detached(created(kind, document))
+                detached(created(kind, document))
                 for kind in KINDS
                 for guid, document in store.objects[kind].items()
                 if guid not in lost
@@ -91,12 +90,6 @@ class HnsDoor:
         except PortError as error:
             raise HcnError("HCN_E_NAMESPACE_ATTACH_FAILED", str(error)) from None
         self._store = self._daemon.share(ORIGIN).kept, store
-
-
-def _detached(made: Document) -> Document:
-    """An endpoint is made before its namespace, which names it."""
-    body = {key: item for key, item in made["Body"].items() if key != "HostComputeNamespace"}
-    return made | {"Body": body}
 
 
 def learn(store: Store, share: Share) -> bool:

@@ -65,6 +65,12 @@ def created(kind: str, document: Document) -> Document:
     return {"Method": "POST", "Path": kind, "Body": document}
 
 
+def detached(made: Document) -> Document:
+    """An endpoint is made before its namespace, which names it."""
+    body = {key: item for key, item in made["Body"].items() if key != "HostComputeNamespace"}
+    return made | {"Body": body}
+
+
 def _network(network: Network, node: Node) -> Iterator[Document]:
     guid = _guid(node, "networks", network.name)
     gateways = defaults.gateways(network)
