@@ -14,7 +14,8 @@ from dataplane.errors import DataplaneError
 from dataplane.hns.calls import call, call_v1
 from dataplane.hns.errors import HcnError
 from dataplane.hns.export import created, detached, exported
-from dataplane.hns.normal import normal
+from dataplane.hns.normal import key_of, normal
+from dataplane.hns.normal import policy as read_policy
 from dataplane.hns.store import KINDS, Store
 from dataplane.hns.translate import share
 from dataplane.hns.v1 import policy_of_v1, to_v1
@@ -260,6 +261,12 @@ def sent(store: Store, kind: str, document: Any) -> str:
     return str(call(store, "POST", kind, document)["ID"])
 
 
+def distinct(given_policies: list[Any], scope: str) -> list[Any]:
+    """One of each key: two are refused."""
+    keys = [key_of(read_policy(scope)(each, "")) for each in given_policies]
+    return [p for i, p in enumerate(given_policies) if keys[i] is None or keys[i] not in keys[:i]]
+
+
 def meaning(store: Store) -> Any:
     """What it becomes, or why it becomes nothing."""
     try:
@@ -281,6 +288,8 @@ def test_export_of_import_is_the_normal_form(
 ) -> None:
     """Each endpoint is in one namespace, and in every balancer and route that may name it."""
     store = Store(NODE)
+    for made, scope in ((net, "network"), *((end, "endpoint") for end in ends)):
+        made["Policies"] = distinct(made["Policies"], scope)
     guid = call(store, "POST", "networks", net)["ID"]
     known: list[str] = []
     for end in ends:

@@ -172,3 +172,17 @@ def test_settings_are_checked_as_on_create(store: Store) -> None:
         error = refused(store, "networks", verb, "Policy", policies(d.ACL))
         assert error.symbol == "HCN_E_INVALID_POLICY_TYPE"
     modify(store, "endpoints", "Add", "Policy", policies(FOREIGN))  # as CNI plugins send it
+
+
+@pytest.mark.parametrize("verb", ["POST", "PUT", "Update"])
+def test_no_policy_hides_another(store: Store, verb: str) -> None:
+    """Two of one key are refused by its name, whichever way they come."""
+    both = policies(ROUTER_MAC, OTHER_MAC)
+    with pytest.raises(HcnError, match="DrMacAddress: two policies") as caught:
+        if verb == "Update":
+            modify(store, "networks", verb, "Policy", both)
+        elif verb == "PUT":
+            call(store, verb, f"networks/{d.NET}", d.FLANNEL_NETWORK | both)
+        else:
+            call(store, verb, "networks", d.FLANNEL_NETWORK | both | {"Name": "other"})
+    assert caught.value.symbol == "HCN_E_POLICY_ALREADY_EXISTS"

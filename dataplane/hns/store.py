@@ -6,7 +6,7 @@ and what nobody changed stays the same object.
 
 import json
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from itertools import chain
 from typing import Any
@@ -205,7 +205,9 @@ class Store:
         self._put(kind, self._checked(kind, _with_policies(document, verb, given)))
 
     def _checked(self, kind: str, made: Document) -> Document:
-        """What is stored of a document: its references exist; a network has its router's MAC."""
+        """What is stored of a document: its references exist; a network has its router's MAC; no
+        policy hides another."""
+        _distinct(made.get("Policies", ()))
         if kind == "networks":
             return self._network(made)
         if kind == "endpoints":
@@ -312,6 +314,16 @@ class Store:
 def _text(kind: str, document: Document) -> str:
     """A line: JSON has no line ends in it, and only ASCII."""
     return f"{kind} {json.dumps(document, separators=(',', ':'))}"
+
+
+def _distinct(policies: Iterable[Document]) -> None:
+    taken = set()
+    for policy in policies:
+        key = key_of(policy)
+        if key is not None and key in taken:
+            message = f"{' '.join(map(str, key))}: two policies of it, but one alone can hold"
+            raise HcnError(_EXISTS, message)
+        taken.add(key)
 
 
 def _remote(made: Document) -> None:
