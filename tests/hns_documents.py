@@ -191,13 +191,52 @@ LOOPBACK: Document = {  # (l)
     "Settings": {"Destinations": ["10.244.3.9"]},
 }
 LEASE: Document = {"VNI": 4096, "VtepMAC": "00:15:5d:67:64:7d"}  # (m)
-CNI_POLICIES: list[Document] = [  # (n)
-    {
-        "Name": "EndpointPolicy",
-        "Value": {"Type": "OutBoundNAT", "ExceptionList": ["192.168.0.0/16", "11.0.0.0/8"]},
+CNI: Document = {  # (n)
+    "name": "vxlan0",
+    "type": "flannel",
+    "delegate": {
+        "type": "win-overlay",
+        "Policies": [
+            {
+                "Name": "EndpointPolicy",
+                "Value": {"Type": "OutBoundNAT", "ExceptionList": ["192.168.0.0/16", "11.0.0.0/8"]},
+            },
+            {
+                "Name": "EndpointPolicy",
+                "Value": {"Type": "ROUTE", "DestinationPrefix": "11.0.0.0/8", "NeedEncap": True},
+            },
+        ],
     },
-    {
-        "Name": "EndpointPolicy",
-        "Value": {"Type": "ROUTE", "DestinationPrefix": "11.0.0.0/8", "NeedEncap": True},
-    },
-]
+}
+V1_POD: Document = {  # win-overlay's first version: the v1 twin of (e)
+    "Name": "cbr0_vxlan0",
+    "VirtualNetwork": NET,
+    "IPAddress": "10.244.3.21",
+    "GatewayAddress": "10.244.3.1",
+    "MacAddress": "0E-2A-0a-f4-03-15",
+    "DNSServerList": "10.96.0.10,10.96.0.11",
+    "DNSSuffix": "svc.cluster.local",
+    "EncapOverhead": 50,
+    "Policies": [
+        {"Type": "OutBoundNAT", "ExceptionList": ["10.244.0.0/16", "10.43.0.0/16"]},
+        {"Type": "ROUTE", "DestinationPrefix": "10.43.0.0/16", "NeedEncap": True},
+        {"Type": "PA", "PA": "10.0.133.170"},
+        {"Type": "NAT", "Protocol": "TCP", "InternalPort": 80, "ExternalPort": 8000},
+        {"Type": "ACL", "Protocol": 6, "LocalPort": 22, "Action": "Block", "Direction": "In"},
+    ],
+}
+V1_SERVICE: Document = {  # kube-proxy's first version
+    "References": [f"/endpoints/{POD}"],
+    "Policies": [
+        {
+            "Type": "ELB",
+            "SourceVIP": "10.244.3.2",
+            "VIPs": ["10.96.0.10"],
+            "ILB": True,
+            "DSR": True,
+            "Protocol": 6,
+            "InternalPort": 8080,
+            "ExternalPort": 80,
+        }
+    ],
+}

@@ -365,7 +365,8 @@ def test_m_lease_data_is_a_remote_subnet(store: Store) -> None:
 
 
 def test_n_policies_of_cni(store: Store) -> None:
-    document = d.pod("10.244.3.7", guid=OTHER) | {"Policies": d.CNI_POLICIES}
+    """The delegate hands its policies on as they are written."""
+    document = d.pod("10.244.3.7", guid=OTHER) | {"Policies": d.CNI["delegate"]["Policies"]}
     told = call(store, "POST", "endpoints", document)
     assert told["Policies"] == [
         {"Type": "OutBoundNAT", "Settings": {"Exceptions": ["11.0.0.0/8", "192.168.0.0/16"]}},

@@ -12,8 +12,10 @@ from dataplane.defaults import resolve
 from dataplane.document import load
 from dataplane.errors import DataplaneError
 from dataplane.hns.calls import call, call_v1
-from dataplane.hns.export import created, exported
-from dataplane.hns.normal import normal
+from dataplane.hns.errors import HcnError
+from dataplane.hns.export import created, detached, exported
+from dataplane.hns.normal import key_of, normal
+from dataplane.hns.normal import policy as read_policy
 from dataplane.hns.store import KINDS, Store
 from dataplane.hns.translate import share
 from dataplane.hns.v1 import policy_of_v1, to_v1
@@ -22,8 +24,15 @@ from tests.test_hns import NODE
 
 Strategy = st.SearchStrategy[Any]
 octet = st.integers(0, 255)
-ips = st.builds("{}.{}.{}.{}".format, st.integers(1, 223), octet, octet, st.integers(1, 254))
-prefixes = st.builds("{}/{}".format, ips, st.integers(0, 32))
+ips4 = st.builds("{}.{}.{}.{}".format, st.integers(1, 223), octet, octet, st.integers(1, 254))
+group = st.integers(0, 0xFFFF)
+ips6 = st.sampled_from(("{:x}:{:x}::{:x}", "{:X}:0:{:x}:0000::{:x}")).flatmap(
+    lambda form: st.builds(form.format, st.integers(0x2001, 0xFDFF), group, group)
+)
+ips = ips4 | ips6
+prefixes = st.builds("{}/{}".format, ips4, st.integers(0, 32)) | st.builds(
+    "{}/{}".format, ips6, st.integers(0, 128)
+)
 ports = st.integers(1, 65535)
 vnis = st.integers(0, (1 << 24) - 1)
 names = st.from_regex(r"[a-zA-Z][a-zA-Z0-9_.-]{0,20}", fullmatch=True)
@@ -88,6 +97,7 @@ endpoint_policies = st.lists(
         policy("SDNRoute", DestinationPrefix=prefixes, NeedEncap=st.booleans()),
         policy("ROUTE", DestinationPrefix=prefixes, NeedEncap=st.booleans()),
         policy("PA", PA=ips),
+        policy("InterfaceConstraint", InterfaceGuid=guids, InterfaceLuid=ports),
         policy("PortMapping", Protocol=st.sampled_from((6, 17)), InternalPort=ports,
                ExternalPort=ports),
         policy("TierAcl", Name=names, Direction=acl_fields["Direction"], Order=ports,
@@ -102,6 +112,15 @@ network_policies = st.lists(
         policy("DrMacAddress", Address=macs),
         policy("NetAdapterName", NetworkAdapterName=names),
         policy("HostRoute"),
+        policy("VxlanPort", Port=ports),
+        policy("AutomaticDNS", Enable=st.booleans()),
+        policy("InterfaceConstraint", InterfaceAlias=names, InterfaceIndex=ports),
+        policy(
+            "SetPolicy",
+            Id=names,
+            PolicyType=st.sampled_from(("IPSET", "NESTEDIPSET", "ipset")),
+            Values=commas(ips | prefixes | names),
+        ),
         policy(
             "RemoteSubnetRoute",
             DestinationPrefix=prefixes,
@@ -138,7 +157,7 @@ documents = {
             "Ipams": st.lists(subnets, max_size=2).map(
                 lambda s: [{"Type": "Static", "Subnets": s}]
             ),
-            "Flags": st.sampled_from((0, 8, 1024)),
+            "Flags": st.sampled_from((0, 8)),
             "Health": st.just({"Extra": {}}),
         }
     ),
@@ -164,6 +183,35 @@ documents = {
                         "InternalPort": ports,
                         "ExternalPort": ports,
                         "DistributionType": st.integers(0, 2),
+                        "Flags": st.sampled_from((0, 1, 2, 16, 19)),
+                    }
+                ),
+                max_size=2,
+            ),
+            "Flags": st.integers(0, 3),
+        }
+    ),
+    "routes": st.fixed_dictionaries(
+        {
+            "HostComputeEndpoints": st.lists(guids, max_size=3),
+            "Setting": st.lists(
+                st.fixed_dictionaries(
+                    {"DestinationPrefix": prefixes, "NeedEncap": st.booleans()},
+                    optional={"NextHop": ips},
+                ),
+                max_size=3,
+            ),
+        }
+    ),
+    "namespaces": st.fixed_dictionaries(
+        {
+            "NamespaceId": st.integers(0, 1 << 16),
+            "Type": st.sampled_from(("Host", "hostdefault", "GUEST", "GuestDefault")),
+            "Resources": st.lists(
+                st.fixed_dictionaries(
+                    {
+                        "Type": st.sampled_from(("Container", "endpoint")),
+                        "Data": guids.map(lambda guid: {"ID": guid}),
                     }
                 ),
                 max_size=2,
@@ -199,27 +247,73 @@ def test_balancers_have_one_normal_form(document: Any) -> None:
     settled("loadbalancers", document)
 
 
-def sent(store: Store, kind: str, document: Any) -> None:
-    call(store, "POST", kind, document)
+@spelling_of("routes")
+def test_routes_have_one_normal_form(document: Any) -> None:
+    settled("routes", document)
+
+
+@spelling_of("namespaces")
+def test_namespaces_have_one_normal_form(document: Any) -> None:
+    settled("namespaces", document)
+
+
+def sent(store: Store, kind: str, document: Any) -> str:
+    return str(call(store, "POST", kind, document)["ID"])
+
+
+def distinct(given_policies: list[Any], scope: str) -> list[Any]:
+    """One of each key: two are refused."""
+    keys = [key_of(read_policy(scope)(each, "")) for each in given_policies]
+    return [p for i, p in enumerate(given_policies) if keys[i] is None or keys[i] not in keys[:i]]
+
+
+def meaning(store: Store) -> Any:
+    """What it becomes, or why it becomes nothing."""
+    try:
+        return share(store).networks
+    except HcnError as error:
+        return str(error)
 
 
 @MANY
-@given(documents["networks"], st.lists(documents["endpoints"], max_size=3))
-def test_export_of_import_is_the_normal_form(net: Any, ends: list[Any]) -> None:
+@given(
+    documents["networks"],
+    st.lists(documents["endpoints"], max_size=3),
+    st.lists(documents["loadbalancers"], max_size=2),
+    st.lists(documents["routes"], max_size=2),
+    st.lists(documents["namespaces"], max_size=2),
+)
+def test_export_of_import_is_the_normal_form(
+    net: Any, ends: list[Any], balancers: list[Any], routes: list[Any], spaces: list[Any]
+) -> None:
+    """Each endpoint is in one namespace, and in every balancer and route that may name it."""
     store = Store(NODE)
+    for made, scope in ((net, "network"), *((end, "endpoint") for end in ends)):
+        made["Policies"] = distinct(made["Policies"], scope)
     guid = call(store, "POST", "networks", net)["ID"]
+    known: list[str] = []
     for end in ends:
-        if not end["IpConfigurations"]:
-            end["Flags"] = 0
-        sent(store, "endpoints", end | {"HostComputeNetwork": guid})
+        if not end["IpConfigurations"] or end["Policies"]:
+            end["Flags"] = 0  # a remote one has an address, and no rules
+        known.append(sent(store, "endpoints", end | {"HostComputeNetwork": guid}))
+    near = [made for made in known if not store.get("endpoints", made).get("Flags")]
+    for balancer in balancers:
+        sent(store, "loadbalancers", balancer | {"HostComputeEndpoints": known})
+    for route in routes:
+        sent(store, "routes", route | {"HostComputeEndpoints": near})
+    for i, space in enumerate(spaces):
+        resources = [{"Type": "Endpoint", "Data": {"ID": made}} for made in near[i::2]]
+        sent(store, "namespaces", space | {"Resources": resources})
     again = Store(NODE)
     for kind in KINDS:
         for document in store.query(kind):
-            made = created(kind, document)
+            made = detached(created(kind, document))
             call(again, made["Method"], made["Path"], json.loads(json.dumps(made["Body"])))
     assert again.objects == store.objects
-    for document in store.objects["endpoints"].values():
-        assert normal("endpoints", document) == document
+    assert meaning(again) == meaning(store)
+    for kind, objects in store.objects.items():
+        for document in objects.values():
+            assert normal(kind, document) == document
 
 
 @MANY

@@ -65,7 +65,7 @@ PYTHON_TIERS = (
     ),
     ("draft", "hns.errors", "hns"),
     ("hns.values",),
-    ("hns.v1",),
+    ("hns.v1", "hns.flags"),
     ("hns.normal",),
     ("hns.store", "hns.rules", "hns.balancers"),
     ("hns.calls", "hns.translate", "hns.export"),

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 from dataplane.address import parse_ip
 from dataplane.hns.errors import HcnError
+from dataplane.hns.flags import IPV6
 from dataplane.hns.normal import Document
 from dataplane.memo import Memo
 from dataplane.model import Backend, LoadBalancer, Node
@@ -94,9 +95,13 @@ def _balancers(
         message = f"loadbalancers {document['ID']}: no PortMappings"
         raise HcnError("HCN_E_INVALID_JSON_REFERENCE", message)
     vips = tuple(map(parse_ip, document.get("FrontendVIPs", ())))
+    ipv6 = bool(document.get("Flags", 0) & IPV6)
+    if ipv6 and any(vip.version != 6 for vip in vips):
+        message = f"loadbalancers {document['ID']}: the flag IPv6, but a VIP of IPv4"
+        raise HcnError("HCN_E_INVALID_IP", message)
     source = document.get("SourceVIP")
     own = str(node.underlay.address)
-    versions = {vip.version for vip in vips} or {4}
+    versions = {vip.version for vip in vips} or {6 if ipv6 else 4}
     fit = [b for b in backends if b.address.version in versions]
     served = backends if len(fit) == len(backends) else tuple(fit)  # the same object is shared
     return tuple(

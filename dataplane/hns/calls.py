@@ -118,18 +118,18 @@ def calls_of(text: bytes, name: str) -> list[dict[str, Any]]:
 
 
 def _kind_of(document: Value) -> str | None:
-    fields = document.keys() if isinstance(document, dict) else set()
+    fields = set(map(str.lower, document)) if isinstance(document, dict) else set()
     for kind, signs in _SIGNS:
-        if fields & signs:
+        if not fields.isdisjoint(map(str.lower, signs)):
             return kind
     return None
 
 
 _SIGNS = (
     ("loadbalancers", {"PortMappings", "FrontendVIPs", "References"}),
-    ("routes", {"Setting"}),
     ("namespaces", {"NamespaceId", "Resources"}),
     ("endpoints", {"HostComputeNetwork", "VirtualNetwork", "IpConfigurations", "IPAddress"}),
+    ("routes", {"Setting", "Routes"}),
     ("networks", {"Ipams", "Subnets", "MacPool", "Type"}),
 )
 

@@ -7,8 +7,7 @@ from dataplane.errors import DocumentError, PortError
 from dataplane.garbage import no_collection
 from dataplane.hns.calls import call, call_v1
 from dataplane.hns.errors import HcnError
-from dataplane.hns.export import created, exported
-from dataplane.hns.normal import Document
+from dataplane.hns.export import NO_NETWORK, created, detached, exported
 from dataplane.hns.store import KINDS, Store
 from dataplane.hns.translate import ORIGIN, Translator, tap_name
 from dataplane.hns.values import Value
@@ -39,8 +38,19 @@ class HnsDoor:
             assert policy is not None
             others = tuple(n for n in policy.networks if n.name not in own)
             made = exported(replace(policy, networks=others))
-            kept = [created(k, o) for k in KINDS for o in store.objects[k].values()]
-            return {"Calls": [*map(_detached, kept), *made.calls], "Lost": made.lost}
+            lost = [
+                guid
+                for guid, balancer in store.objects["loadbalancers"].items()
+                if others and not balancer.get("HostComputeEndpoints")
+            ]
+            kept = [
+                detached(created(kind, document))
+                for kind in KINDS
+                for guid, document in store.objects[kind].items()
+                if guid not in lost
+            ]
+            told = [f"loadbalancers {guid}: {NO_NETWORK}" for guid in lost]
+            return {"Calls": [*kept, *made.calls], "Lost": [*told, *made.lost]}
 
     def call(
         self, method: str, path: str, body: Value = None, query: Value = None, *, v1: bool = False
@@ -80,12 +90,6 @@ class HnsDoor:
         except PortError as error:
             raise HcnError("HCN_E_NAMESPACE_ATTACH_FAILED", str(error)) from None
         self._store = self._daemon.share(ORIGIN).kept, store
-
-
-def _detached(made: Document) -> Document:
-    """An endpoint is made before its namespace, which names it."""
-    body = {key: item for key, item in made["Body"].items() if key != "HostComputeNamespace"}
-    return made | {"Body": body}
 
 
 def learn(store: Store, share: Share) -> bool:

@@ -14,15 +14,35 @@ from dataplane.address import Mac
 from dataplane.hns.balancers import AFFINITY
 from dataplane.hns.normal import Document, normal
 from dataplane.hns.values import ANY_PROTOCOL
-from dataplane.model import PROTOCOLS, Acl, Endpoint, LoadBalancer, Network, Node, OutboundNat
+from dataplane.model import (
+    PROTOCOLS,
+    Acl,
+    Endpoint,
+    LoadBalancer,
+    Network,
+    Node,
+    OutboundNat,
+    RemoteSubnet,
+)
 
 _NOT_SAID: dict[type, tuple[str, ...]] = {  # fields of the model that HNS has no word for
-    Network: ("mtu", "max_flows", "routing_domain", "wire", "pool", "outbound_nat"),
-    Endpoint: ("default_in", "default_out", "max_flows"),
+    Network: (
+        "mtu",
+        "max_flows",
+        "routing_domain",
+        "wire",
+        "pool",
+        "outbound_nat",
+        "direct_subnets",
+        "host_subnets",
+    ),
+    RemoteSubnet: ("dsr",),
+    Endpoint: ("tap", "default_in", "default_out", "max_flows"),
     Acl: ("icmp_type", "icmp_code", "stateful", "terminating", "idle"),
     OutboundNat: ("mapping", "filtering", "ports"),
     LoadBalancer: ("dsr", "local_only"),
 }
+NO_NETWORK = "a load balancer without backends, which do not tell its network"
 
 
 class Exported(NamedTuple):
@@ -43,6 +63,12 @@ def exported(node: Node) -> Exported:
 def created(kind: str, document: Document) -> Document:
     """The call that makes a document of a store."""
     return {"Method": "POST", "Path": kind, "Body": document}
+
+
+def detached(made: Document) -> Document:
+    """An endpoint is made before its namespace, which names it."""
+    body = {key: item for key, item in made["Body"].items() if key != "HostComputeNamespace"}
+    return made | {"Body": body}
 
 
 def _network(network: Network, node: Node) -> Iterator[Document]:
@@ -154,6 +180,8 @@ def _services(network: Network, guid: str, node: Node) -> Iterator[Document]:
         for address in endpoint.addresses
     }
     for balancer in network.load_balancers:
+        if not balancer.backends:
+            continue
         for address in dict.fromkeys(str(backend.address) for backend in balancer.backends):
             if address in local:
                 continue
@@ -215,8 +243,12 @@ def _lost(node: Node) -> Iterator[str]:
                 yield from _acl_lost(acl, f"{where}/{acl.name}")
         for acl in network.acls:
             yield from _acl_lost(acl, f"{network.name}/{acl.name}")
+        for subnet in network.remote_subnets:
+            yield from _fields(subnet, f"{network.name} remote subnet {subnet.prefix}")
         for balancer in network.load_balancers:
             where = f"{network.name}/{balancer.name}"
+            if not balancer.backends:
+                yield f"{where}: {NO_NETWORK}"
             yield from _fields(balancer, where)
             for backend in balancer.backends:
                 if backend.drain or backend.port not in (None, balancer.target_port):

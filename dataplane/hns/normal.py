@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from dataplane.hns import values as v
 from dataplane.hns.errors import HcnError
+from dataplane.hns.flags import flags
 from dataplane.hns.v1 import policy_of_v1
 from dataplane.hns.values import Reader, Value, bad
 
@@ -76,7 +77,12 @@ _TIER_RULE = {
     if name not in ("Action", "Direction", "RuleType", "Name")
 }
 _TIER_RULE["TierAclRuleAction"] = v.choice("Allow", "Block", "Pass")
-_ROUTE = {"DestinationPrefix": v.prefix, "NextHop": v.address, "NeedEncap": v.boolean}
+_ROUTE = {
+    "DestinationPrefix": v.prefix,
+    "NextHop": v.address,
+    "NeedEncap": v.boolean,
+    "AutomaticEndpointMonitor": v.never("name the endpoints that the route is of"),
+}
 _INTERFACE = {
     "InterfaceGuid": v.text,
     "InterfaceLuid": v.u64,
@@ -146,7 +152,7 @@ POLICIES: Mapping[str, PolicyType] = {
             "VirtualIP": v.address,
             "Exceptions": v.many(v.prefix, str),
             "Destinations": v.many(v.prefix, str),
-            "Flags": v.flags(),
+            "Flags": flags("OutBoundNAT"),
             "MaxPortPoolUsage": v.u16,
         },
     ),
@@ -158,7 +164,7 @@ POLICIES: Mapping[str, PolicyType] = {
             "InternalPort": v.u16,
             "ExternalPort": v.u16,
             "VIP": v.address,
-            "Flags": v.flags(1, 2, 4),
+            "Flags": flags("PortMapping"),
         },
         required=("Protocol", "InternalPort", "ExternalPort"),
     ),
@@ -206,7 +212,9 @@ def policy(scope: str) -> Reader:
         try:
             return {"Type": name, "Settings": fields(given["Settings"], f"{place}.Settings")}
         except HcnError as error:
-            raise HcnError("HCN_E_INVALID_POLICY", f"{name}: {error.message}") from None
+            named = error.symbol == "HCN_E_REQUEST_UNSUPPORTED"
+            symbol = error.symbol if named else "HCN_E_INVALID_POLICY"
+            raise HcnError(symbol, f"{name}: {error.message}") from None
 
     return read
 
@@ -217,12 +225,30 @@ def policies(scope: str) -> Reader:
 
     def read(value: Value, place: str) -> list[Document]:
         found: list[Document] = []
-        for made in each(value, place):
+        for made in each([value] if isinstance(value, dict) else value, place):
             if made not in found:
                 found.append(made)
         return found
 
     return read
+
+
+def policies_of(scope: str, settings: Value) -> list[Document]:
+    """Of a modify request's settings, {Policies}."""
+    read = record({"Policies": policies(scope)})(settings, "Settings")
+    found: list[Document] = read.get("Policies", [])
+    return found
+
+
+def is_request(value: Value) -> bool:
+    """Whether it is a modify request, and no document."""
+    return isinstance(value, dict) and "requesttype" in map(str.lower, value)
+
+
+def requested(value: Value) -> tuple[str, str, Value]:
+    """ResourceType, RequestType and settings of a modify request. Raises HcnError."""
+    read = _REQUEST(value, "modify")
+    return read.get("ResourceType", ""), read["RequestType"], read.get("Settings", {})
 
 
 def key_of(made: Document) -> tuple[Any, ...] | None:
@@ -247,9 +273,27 @@ _SUBNET = record(
         "IpAddressPrefix": v.prefix,
         "Policies": policies("subnet"),
         "Routes": _ROUTES,
-        "Flags": v.flags(1),
+        "Flags": flags("subnets"),
     },
     ("IpAddressPrefix",),
+)
+
+
+def _ipam(value: Value, place: str) -> str:
+    found: str = v.choice("Static", "DHCP")(value, place)
+    if found == "DHCP":
+        message = "DHCP is not supported: nothing here asks a server for addresses"
+        raise bad(place, message, "HCN_E_REQUEST_UNSUPPORTED")
+    return found
+
+
+_REQUEST = record(
+    {
+        "ResourceType": v.text,
+        "RequestType": v.choice("Add", "Remove", "Update", "Refresh"),
+        "Settings": v.verbatim,
+    },
+    ("RequestType",),
 )
 _VERSION = record({"Major": v.number(2), "Minor": v.u32})
 _COMMON = {"ID": v.guid, "Health": ignored, "SchemaVersion": _VERSION}
@@ -267,10 +311,8 @@ OBJECTS: Mapping[str, Reader] = {
                 {"Ranges": v.many(record({"StartMacAddress": v.mac, "EndMacAddress": v.mac}))}
             ),
             "Dns": _DNS,
-            "Ipams": v.many(
-                record({"Type": v.choice("Static", "DHCP"), "Subnets": v.many(_SUBNET)})
-            ),
-            "Flags": v.flags(8, 1024),
+            "Ipams": v.many(record({"Type": _ipam, "Subnets": v.many(_SUBNET)})),
+            "Flags": flags("networks"),
         }
     ),
     "endpoints": record(
@@ -286,7 +328,7 @@ OBJECTS: Mapping[str, Reader] = {
             "Dns": _DNS,
             "Routes": _ROUTES,
             "MacAddress": v.mac,
-            "Flags": v.flags(1, 8, 16),
+            "Flags": flags("endpoints"),
         }
     ),
     "loadbalancers": record(
@@ -302,12 +344,12 @@ OBJECTS: Mapping[str, Reader] = {
                         "InternalPort": v.u16,
                         "ExternalPort": v.u16,
                         "DistributionType": v.number(2),
-                        "Flags": v.flags(1, 2, 16),
+                        "Flags": flags("PortMappings"),
                     },
                     ("Protocol", "ExternalPort"),
                 )
             ),
-            "Flags": v.flags(1, 2),
+            "Flags": flags("loadbalancers"),
         }
     ),
     "routes": record(

@@ -6,14 +6,24 @@ and what nobody changed stays the same object.
 
 import json
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from itertools import chain
 from typing import Any
 
 from dataplane.defaults import dr_mac
 from dataplane.hns.errors import HcnError, not_found
-from dataplane.hns.normal import OBJECTS, Document, key_of, normal, policies
+from dataplane.hns.flags import REMOTE
+from dataplane.hns.normal import (
+    OBJECTS,
+    POLICIES,
+    Document,
+    is_request,
+    key_of,
+    normal,
+    policies_of,
+    requested,
+)
 from dataplane.hns.v1 import object_of_v1
 from dataplane.hns.values import Value, bad, guid
 from dataplane.memo import Memo
@@ -21,7 +31,13 @@ from dataplane.model import Network, Node
 
 KINDS = tuple(OBJECTS)
 SCOPES = {"networks": "network", "endpoints": "endpoint"}
-VERBS = ("Add", "Remove", "Update", "Refresh")
+RESOURCES = {  # ResourceTypes of a modify request; a load balancer's names none
+    "networks": ("Policy", "DNS"),
+    "endpoints": ("Policy",),
+    "loadbalancers": ("",),
+    "routes": (),
+    "namespaces": ("Endpoint", "Container"),
+}
 
 
 class Store:
@@ -138,33 +154,30 @@ class Store:
                     self._put("endpoints", _without(endpoint, "HostComputeNamespace"))
 
     def modify(self, kind: str, name: str, request: Value) -> None:
-        """A request {ResourceType, RequestType, Settings}. Adding what is there, and removing what
-        is not, is no error. Add replaces what has the same key; Update replaces all policies of
-        the types it names. Raises HcnError."""
+        """A request {ResourceType, RequestType, Settings}; of a load balancer also its document,
+        as hcsshim sends it. Adding what is there, and removing what is not, is no error. Add
+        replaces what has the same key; Update replaces all policies of the types it names, DNS, or
+        a load balancer. Raises HcnError."""
         document = self._one(kind, name)
-        if not isinstance(request, dict):
-            raise bad(kind, "a modify request is an object")
-        if kind == "loadbalancers":
-            settings = request.get("Settings", request) if "RequestType" in request else request
-            self.replace(kind, name, settings)
-            return
-        resource, verb = request.get("ResourceType"), request.get("RequestType")
-        if verb not in VERBS:
-            raise bad("RequestType", f"{verb!r} is none of {', '.join(VERBS)}")
-        settings = request.get("Settings") or {}
-        if verb == "Refresh":
-            return
-        if resource == "Policy" and kind in SCOPES:
-            self._put(kind, _with_policies(document, SCOPES[kind], verb, settings))
-        elif resource == "DNS" and kind == "networks":
-            dns = normal("networks", {"Dns": {} if verb == "Remove" else settings}).get("Dns")
-            rest = _without(document, "Dns")
-            self._put(kind, rest | {"Dns": dns} if dns else rest)
-        elif kind == "namespaces" and resource in ("Endpoint", "Container"):
-            self._attach(document, resource, verb, settings)
-        else:
+        if kind == "loadbalancers" and not is_request(request):
+            request = {"RequestType": "Update", "Settings": request}
+        resource, verb, settings = requested(request)
+        if resource not in RESOURCES[kind]:
             message = f"ResourceType {resource!r} of {kind} is not supported"
             raise HcnError("HCN_E_REQUEST_UNSUPPORTED", message)
+        if verb == "Refresh":
+            return
+        if kind == "loadbalancers":
+            if verb != "Update":
+                message = f"RequestType {verb} of {kind} is not supported: Update has its document"
+                raise HcnError("HCN_E_REQUEST_UNSUPPORTED", message)
+            self.replace(kind, name, settings)
+        elif kind == "namespaces":
+            self._attach(document, resource, verb, settings)
+        elif resource == "DNS":
+            self._put(kind, _with_dns(document, verb, settings))
+        else:
+            self._change_policies(kind, document, verb, settings)
 
     def _equal(self, kind: str, checked: Document) -> Document | None:
         """One of the same settings; what tells most objects apart is looked at first."""
@@ -181,14 +194,28 @@ class Store:
         if self.objects[kind][document["ID"]] != document:
             self.objects[kind][document["ID"]] = document
 
+    def _change_policies(self, kind: str, document: Document, verb: str, settings: Value) -> None:
+        given = policies_of(SCOPES[kind], settings)
+        if kind == "networks" and verb == "Remove":
+            told = self._told(kind, document)["Policies"]
+            for policy in given:
+                if policy["Type"] in _REPORTED and policy in told:
+                    message = f"{policy['Type']}: every network has one, so it cannot be removed"
+                    raise HcnError("HCN_E_INVALID_POLICY", message)
+        self._put(kind, self._checked(kind, _with_policies(document, verb, given)))
+
     def _checked(self, kind: str, made: Document) -> Document:
-        """What is stored of a document: its references exist; a network has its router's MAC."""
+        """What is stored of a document: its references exist; a network has its router's MAC; no
+        policy hides another."""
+        _distinct(made.get("Policies", ()))
         if kind == "networks":
             return self._network(made)
         if kind == "endpoints":
             self._endpoint(made)
-        for endpoint in made.get("HostComputeEndpoints", ()):
-            self._one("endpoints", endpoint)
+        for guid_ in made.get("HostComputeEndpoints", ()):
+            endpoint = self._one("endpoints", guid_)
+            if kind == "routes" and endpoint.get("Flags", 0) & REMOTE:
+                raise _not_of_remote("routes.HostComputeEndpoints", f"a route of {guid_}")
         return made
 
     def _network(self, made: Document) -> Document:
@@ -225,8 +252,7 @@ class Store:
 
     @staticmethod
     def _comparable(document: Document) -> Document:
-        reported = ("ProviderAddress", "DrMacAddress")
-        own = [p for p in document.get("Policies", ()) if p["Type"] not in reported]
+        own = [p for p in document.get("Policies", ()) if p["Type"] not in _REPORTED]
         return {**_without(document, "ID"), "Policies": own}
 
     def _endpoint(self, made: Document) -> None:
@@ -239,9 +265,8 @@ class Store:
             if there.get("HostComputeNamespace") != made["HostComputeNamespace"]:
                 message = "endpoints.HostComputeNamespace is read-only: add it to the namespace"
                 raise HcnError("HCN_E_INVALID_ENDPOINT", message)
-        if made.get("Flags", 0) & 1 and not made.get("IpConfigurations"):
-            message = "endpoints.IpConfigurations: a remote endpoint needs its address"
-            raise HcnError("HCN_E_INVALID_ENDPOINT", message)
+        if made.get("Flags", 0) & REMOTE:
+            _remote(made)
 
     def _attach(self, namespace: Document, resource: str, verb: str, settings: Value) -> None:
         key = f"{resource}Id"
@@ -256,6 +281,8 @@ class Store:
             endpoint = self._one("endpoints", name)
             held = endpoint.get("HostComputeNamespace")
             if verb != "Remove":
+                if endpoint.get("Flags", 0) & REMOTE:
+                    raise _not_of_remote(f"Settings.{key}", "a namespace")
                 if held not in (None, namespace["ID"]):
                     message = f"endpoint {name} is in namespace {held}: remove it there first"
                     raise HcnError("HCN_E_NAMESPACE_ATTACH_FAILED", message)
@@ -289,6 +316,32 @@ def _text(kind: str, document: Document) -> str:
     return f"{kind} {json.dumps(document, separators=(',', ':'))}"
 
 
+def _distinct(policies: Iterable[Document]) -> None:
+    taken = set()
+    for policy in policies:
+        key = key_of(policy)
+        if key is not None and key in taken:
+            message = f"{' '.join(map(str, key))}: two policies of it, but one alone can hold"
+            raise HcnError(_EXISTS, message)
+        taken.add(key)
+
+
+def _remote(made: Document) -> None:
+    """A remote endpoint has an address, and nothing that only a port can have."""
+    if not made.get("IpConfigurations"):
+        message = "endpoints.IpConfigurations: a remote endpoint needs its address"
+        raise HcnError("HCN_E_INVALID_ENDPOINT", message)
+    for policy in made.get("Policies", ()):
+        name = policy["Type"]
+        if name != "ProviderAddress" and POLICIES[name].fate != "kept":
+            raise _not_of_remote("endpoints.Policies", name)
+
+
+def _not_of_remote(place: str, what: str) -> HcnError:
+    message = f"{what} is not supported for a remote endpoint: say it at its own node"
+    return bad(place, message, "HCN_E_REQUEST_UNSUPPORTED")
+
+
 _SIGNS = {
     "networks": "Name",
     "endpoints": "IpConfigurations",
@@ -300,19 +353,28 @@ _ADD = {"RequestType": "Add"}
 _EXISTS = "HCN_E_POLICY_ALREADY_EXISTS"
 
 
-def _with_policies(document: Document, scope: str, verb: str, settings: Value) -> Document:
-    given = settings.get("Policies") if isinstance(settings, dict) else None
-    read = policies(scope)([given] if isinstance(given, dict) else given or [], "Policies")
+_REPORTED = ("ProviderAddress", "DrMacAddress")  # of every network
+
+
+def _with_policies(document: Document, verb: str, given: list[Document]) -> Document:
     kept = list(document.get("Policies", ()))
     if verb == "Remove":
-        kept = [policy for policy in kept if policy not in read]
+        kept = [policy for policy in kept if policy not in given]
     elif verb == "Update":
-        types = {policy["Type"] for policy in read}
-        kept = [policy for policy in kept if policy["Type"] not in types] + read
+        types = {policy["Type"] for policy in given}
+        kept = [policy for policy in kept if policy["Type"] not in types] + given
     else:
-        for policy in read:
+        for policy in given:
             kept = _added(kept, policy)
     return _without(document, "Policies") | _if("Policies", kept)
+
+
+def _with_dns(document: Document, verb: str, settings: Value) -> Document:
+    """Removed is what equals the settings, or all if there are none."""
+    given, rest = normal("networks", {"Dns": settings}).get("Dns"), _without(document, "Dns")
+    if verb == "Remove":
+        return rest if given in (None, document.get("Dns")) else document
+    return rest | {"Dns": given} if given else rest
 
 
 def _added(kept: list[Document], policy: Document) -> list[Document]:

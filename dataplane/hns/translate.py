@@ -15,6 +15,7 @@ from msgspec.structs import replace
 from dataplane.address import Mac, Prefix, Vni, parse_ip, parse_prefix
 from dataplane.hns.balancers import served, sources
 from dataplane.hns.errors import HcnError
+from dataplane.hns.flags import IPV6, REMOTE
 from dataplane.hns.normal import Document
 from dataplane.hns.rules import Sets, rules, sets_of
 from dataplane.hns.store import Store, vsids
@@ -62,7 +63,7 @@ def _networks(store: Store, memo: Memo) -> Iterator[Network]:
     routes = _routes(objects["routes"].values())
     held: dict[tuple[str, int], list[Document]] = {}
     for endpoint in objects["endpoints"].values():
-        is_remote = endpoint.get("Flags", 0) & 1
+        is_remote = endpoint.get("Flags", 0) & REMOTE
         held.setdefault((endpoint["HostComputeNetwork"], is_remote), []).append(endpoint)
     for guid, document in objects["networks"].items():
         far = tuple(held.get((guid, 1), ()))
@@ -141,7 +142,7 @@ def _gateways(subnets: list[Document], where: str) -> Iterator[Any]:
         ways = [
             route["NextHop"]
             for route in subnet.get("Routes", ())
-            if route.get("DestinationPrefix") in ("0.0.0.0/0", "::/0") and "NextHop" in route
+            if _is_default(route, where) and "NextHop" in route
         ]
         if not ways:
             message = (
@@ -149,6 +150,14 @@ def _gateways(subnets: list[Document], where: str) -> Iterator[Any]:
             )
             raise HcnError("HCN_E_INVALID_NETWORK", f"{message} to 0.0.0.0/0 or ::/0")
         yield parse_ip(ways[0])
+
+
+def _is_default(route: Document, where: str) -> bool:
+    destination = route.get("DestinationPrefix")
+    if destination not in (None, "0.0.0.0/0", "::/0"):
+        message = f"{where}: a subnet's route to {destination} is not supported, only the default"
+        raise HcnError("HCN_E_REQUEST_UNSUPPORTED", f"{message}: add a RemoteSubnetRoute")
+    return destination is not None
 
 
 def _fits(policies: list[Document], node: Node, where: str) -> None:
@@ -277,6 +286,10 @@ def _encapsulated(routes: Iterable[Document], where: str) -> tuple[Prefix, ...]:
             message = f"{where}: SDNRoute {route['DestinationPrefix']} without NeedEncap is not"
             rest = "supported: next hops outside of the overlay are the host's (ip route)"
             raise HcnError("HCN_E_REQUEST_UNSUPPORTED", f"{message} {rest}")
+        if "NextHop" in route:
+            message = f"{where}: SDNRoute {route['DestinationPrefix']}: NextHop is not supported"
+            rest = "beside NeedEncap: the provider addresses of remote subnets are the next hops"
+            raise HcnError("HCN_E_REQUEST_UNSUPPORTED", f"{message} {rest}")
         found.append(parse_prefix(route["DestinationPrefix"]))
     return tuple(found)
 
@@ -311,12 +324,20 @@ def _mappings(policies: list[Document], node: Node, where: str) -> Iterator[Port
             continue
         settings = policy["Settings"]
         vip = settings.get("VIP")
+        if settings.get("Flags", 0) & IPV6 and parse_ip(vip or _host(node)).version != 6:
+            message = f"{where}: PortMapping {settings['ExternalPort']} has the flag IPv6, but is"
+            raise HcnError("HCN_E_INVALID_POLICY", f"{message} met at {vip or _host(node)}")
         yield PortMapping(
             protocol="tcp" if settings["Protocol"] == 6 else "udp",
             port=settings["ExternalPort"],
             target_port=settings["InternalPort"],
             vip=parse_ip(vip) if vip and vip != str(node.underlay.address) else None,
         )
+
+
+def _host(node: Node) -> str:
+    """Where a mapping without a VIP is met."""
+    return str(node.underlay.address if node.host_port is None else node.host_port.address)
 
 
 # ---- names -------------------------------------------------------------------------------------

@@ -1,9 +1,9 @@
-"""HNS v1: its documents as v2 has them, and v2's as v1 has them."""
+"""HNS v1, and PowerShell: their documents as v2 has them, and v2's as v1 has them."""
 
 from typing import Any
 
 from dataplane.hns.errors import HcnError
-from dataplane.hns.values import Value, bad
+from dataplane.hns.values import Value, bad, boolean, never
 
 Document = dict[str, Any]
 TYPES = {"pa": "ProviderAddress", "route": "SDNRoute", "nat": "PortMapping"}
@@ -12,15 +12,17 @@ FIELDS = {  # by type: names of v1 and what v2 calls them
     "provideraddress": {"PA": "ProviderAddress"},
     "outboundnat": {"VIP": "VirtualIP", "ExceptionList": "Exceptions"},
     "acl": {"Protocol": "Protocols", "LocalPort": "LocalPorts", "RemotePort": "RemotePorts"},
-    "portmapping": {"ExternalPortReserved": ""},
-    "tieracl": {},
 }
+
+
+_RESERVED, _EXTERNAL_PORT_RESERVED = "ExternalPortReserved", 4  # a flag of v2's PortMapping
 
 
 def policy_of_v1(value: Value, place: str) -> Document:
     """{Type, Settings} of any of: that; Data for Settings; flat; wrapped as CNI does it."""
+    value = _spelled(value, "Type", "Settings", "Data", "Value")
     if isinstance(value, dict) and "Value" in value and "Type" not in value:
-        value = value["Value"]
+        value = _spelled(value["Value"], "Type", "Settings", "Data")
     if not isinstance(value, dict) or not isinstance(value.get("Type"), str):
         raise bad(place, "a policy is an object with a Type", "HCN_E_INVALID_POLICY")
     given: str = value["Type"]
@@ -35,22 +37,46 @@ def policy_of_v1(value: Value, place: str) -> Document:
             raise bad(place, f"unknown setting {extra[0]!r}", "HCN_E_INVALID_POLICY")
     if not isinstance(settings, dict):
         raise bad(place, "Settings is no object", "HCN_E_INVALID_POLICY")
-    names = FIELDS.get(name.lower(), {})
-    renamed = {names.get(key, key): item for key, item in settings.items()}
-    renamed.pop("", None)
+    names = {old.lower(): new for old, new in FIELDS.get(name.lower(), {}).items()}
+    renamed = {names.get(key.lower(), key): item for key, item in settings.items()}
+    if name.lower() == "portmapping":
+        renamed = _spelled(renamed, _RESERVED)
+        if boolean(renamed.pop(_RESERVED, False), _RESERVED):
+            renamed["Flags"] = _EXTERNAL_PORT_RESERVED
     return {"Type": name, "Settings": renamed}
+
+
+def _spelled(given: Value, *names: str) -> Value:
+    """An object with these names as they are written here; their case is of no account."""
+    if not isinstance(given, dict):
+        return given
+    known = {name.lower(): name for name in names}
+    return {known.get(key.lower(), key): item for key, item in given.items()}
 
 
 def object_of_v1(kind: str, document: Value) -> Value:
     """A v2 document, of one in either form."""
     if not isinstance(document, dict):
         return document
-    return {"networks": _network, "endpoints": _endpoint, "loadbalancers": _policy_list}.get(
-        kind, lambda same: same
-    )(document)
+    read = {
+        "networks": _network,
+        "endpoints": _endpoint,
+        "loadbalancers": _policy_list,
+        "routes": _route,
+    }
+    return read[kind](document) if kind in read else document
+
+
+def _route(given: Document) -> Document:
+    """As PowerShell has it: Routes."""
+    made: Document = _spelled(given, "Routes")
+    if "Routes" in made:
+        made["Setting"] = made.pop("Routes")
+    return made
 
 
 def _network(given: Document) -> Document:
+    given = _spelled(given, *_TOLD, "Subnets", "MacPools", *_OF_DNS)
     made = {key: item for key, item in given.items() if key not in _TOLD}
     if "Subnets" in made:
         subnets = made.pop("Subnets") or []
@@ -64,10 +90,12 @@ def _network(given: Document) -> Document:
     return made
 
 
+_OF_DNS = ("DNSServerList", "DNSSuffix")
 _TOLD = {"ManagementIP", "DrMacAddress", "CurrentEndpointCount", "State", "Version", "Resources"}
 
 
 def _subnet(given: Document) -> Document:
+    given = _spelled(given, "ID", "ObjectType", "AddressPrefix", "GatewayAddress", "Routes")
     made = {key: item for key, item in given.items() if key not in ("ID", "ObjectType")}
     if "AddressPrefix" in made:
         made["IpAddressPrefix"] = made.pop("AddressPrefix")
@@ -88,17 +116,18 @@ def _dns(made: Document) -> Document:
 
 
 def _endpoint(given: Document) -> Document:
+    given = _spelled(given, *_TOLD_OF_ENDPOINT, *_OF_ENDPOINT, *_OF_DNS)
     made = {key: item for key, item in given.items() if key not in _TOLD_OF_ENDPOINT}
-    for old, new in (("VirtualNetwork", "HostComputeNetwork"), ("Id", "ID")):
-        if old in made:
-            made[new] = made.pop(old)
+    if "VirtualNetwork" in made:
+        made["HostComputeNetwork"] = made.pop("VirtualNetwork")
     address, length = made.pop("IPAddress", None), made.pop("PrefixLength", 0)
     if address:
         made["IpConfigurations"] = [{"IpAddress": address, "PrefixLength": length}]
     gateway = made.pop("GatewayAddress", None)
     if gateway:
         made["Routes"] = [_default_route(gateway)]
-    if made.pop("IsRemoteEndpoint", False):
+    never("nothing here answers DNS")(made.pop(_DNS_HERE, False), f"endpoints.{_DNS_HERE}")
+    if boolean(made.pop("IsRemoteEndpoint", False), "endpoints.IsRemoteEndpoint"):
         made["Flags"] = 1
     overhead = made.pop("EncapOverhead", 0)
     if overhead:
@@ -117,14 +146,25 @@ _TOLD_OF_ENDPOINT = {
     "Resources",
     "SharedContainers",
     "VirtualNetworkName",
-    "EnableInternalDNS",
     "Namespace",
     "CreateProcessingStartTime",
 }
+_DNS_HERE = "EnableInternalDNS"
+_OF_ENDPOINT = (
+    "VirtualNetwork",
+    "IPAddress",
+    "PrefixLength",
+    "GatewayAddress",
+    "IsRemoteEndpoint",
+    "EncapOverhead",
+    "Policies",
+    _DNS_HERE,
+)
 
 
 def _policy_list(given: Document) -> Document:
     """A list of one ELB policy and the endpoints it refers to."""
+    given = _spelled(given, "References", "Policies", "ID")
     if "References" not in given and "Policies" not in given:
         return given
     policies, references = given.get("Policies") or [], given.get("References") or []
@@ -132,6 +172,7 @@ def _policy_list(given: Document) -> Document:
         raise bad("policylists.Policies", "is no list of objects")
     if not isinstance(references, list):
         raise bad("policylists.References", "is no list")
+    policies = [_spelled(p, "Type", "SourceVIP", "VIPs", "ILB", "DSR") for p in policies]
     if len(policies) != 1 or str(policies[0].get("Type")).upper() != "ELB":
         message = "policylists.Policies: a policy list is one ELB policy"
         raise HcnError("HCN_E_INVALID_POLICY_TYPE", message)
@@ -142,12 +183,11 @@ def _policy_list(given: Document) -> Document:
         ],
         "SourceVIP": elb.pop("SourceVIP", ""),
         "FrontendVIPs": elb.pop("VIPs", []),
-        "Flags": 1 if elb.pop("DSR", False) else 0,
+        "Flags": int(boolean(elb.pop("DSR", False), "ELB.DSR")),
     }
-    flag = 1 if elb.pop("ILB", False) else 0
+    flag = int(boolean(elb.pop("ILB", False), "ELB.ILB"))
     made["PortMappings"] = [{**elb, "Flags": flag}]
-    identity = {key: item for key, item in given.items() if key.upper() == "ID"}
-    return identity | made
+    return made | ({"ID": given["ID"]} if "ID" in given else {})
 
 
 def to_v1(kind: str, document: Document) -> Document:

@@ -138,18 +138,13 @@ def choice(*known: str) -> Reader:
     return read
 
 
-def flags(*known: int) -> Reader:
-    """Bits that are understood; any other is refused by its number."""
+def never(why: str) -> Reader:
+    """False: what nothing here does, and the reason."""
 
-    def read(value: Value, place: str) -> int:
-        found: int = u32(value, place)
-        rest = found & ~sum(known)
-        if rest:
-            message = (
-                f"flag {rest & -rest} is not supported; there are: {', '.join(map(str, known))}"
-            )
-            raise bad(place, message, "HCN_E_REQUEST_UNSUPPORTED")
-        return found
+    def read(value: Value, place: str) -> bool:
+        if boolean(value, place):
+            raise bad(place, f"is not supported: {why}", "HCN_E_REQUEST_UNSUPPORTED")
+        return False
 
     return read
 
