@@ -596,6 +596,28 @@ def test_capture_of_a_packets_way(
     assert abs(rx.time_ns - time.time_ns()) < 60e9
 
 
+def test_readers_of_both_sockets_see_all(
+    running: Process, node: Client, wire: Callable[[str], bytes], tmp_path: Path
+) -> None:
+    """A capture on one goes on, whole, while readers of the other come and go."""
+    file, sports = tmp_path / "drops.pcapng", range(5000, 5100)
+    with Client(running.socket) as owner, Client(running.reading) as reader:
+        parts = owner.capture(("drop",), ["dport=53"], count=len(sports))
+        drops = reader.events(("drop",), ["dport=53"])
+        head = next(parts)
+        assert next(drops)["kind"] == "listening"
+        for sport in sports:
+            brief = reader.events(("config",))
+            assert next(brief)["kind"] == "listening"
+            wire(DENIED.replace("4000", str(sport)))
+            brief.close()
+        told = [next(drops)["sport"] for _ in sports]
+        drops.close()
+        file.write_bytes(head + b"".join(parts))
+    assert told == list(sports)
+    assert [int.from_bytes(packet.data[34:36]) for packet in read(file)] == list(sports)
+
+
 def test_a_listener_that_never_reads_stalls_nobody(
     running: Process, node: Client, wire: Callable[[str], bytes]
 ) -> None:

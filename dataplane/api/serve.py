@@ -20,6 +20,7 @@ from typing import Any, Self
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from dataplane.api.hub import Hub
 from dataplane.api.server import application
 from dataplane.daemon import Daemon
 from dataplane.errors import PortError
@@ -41,14 +42,15 @@ class Control:
     def __init__(
         self,
         daemon: Daemon,
+        hub: Hub,
         path: str | os.PathLike[str],
         *,
         read_only: bool = False,
         inherited: int | None = None,
     ) -> None:
-        """`inherited`: the descriptor of its socket, from a predecessor."""
+        """`hub`: the daemon's. `inherited`: the descriptor of its socket, from a predecessor."""
         self.path = Path(path)
-        self._daemon, self._read_only = daemon, read_only
+        self._daemon, self._hub, self._read_only = daemon, hub, read_only
         self._mode = READ_MODE if read_only else MODE
         if inherited is None:
             self._socket = _listening(self.path, self._mode)
@@ -63,7 +65,7 @@ class Control:
 
     def _start(self) -> None:
         config = uvicorn.Config(
-            _Named(application(self._daemon, self._read_only)),
+            _Named(application(self._daemon, self._hub, self._read_only)),
             http=_Protocol,
             ws="none",
             lifespan="on",

@@ -3,7 +3,6 @@
 Whoever reads too slowly loses the oldest ones and is told how many; nobody else waits for him.
 """
 
-import contextlib
 import io
 from collections.abc import AsyncIterator, Iterator, Sequence
 
@@ -28,18 +27,8 @@ Conditions = Sequence[filters.Condition]
 class Streams:
     """The handlers that openapi.OPERATIONS calls streams; `headers_only`: no payload of packets."""
 
-    def __init__(self, daemon: Daemon, headers_only: bool = False) -> None:
-        self._daemon, self._hub, self._headers_only = daemon, Hub(daemon), headers_only
-
-    @contextlib.asynccontextmanager
-    async def lifespan(self, app: object) -> AsyncIterator[None]:
-        """While the server runs listeners are told of commits."""
-        tell = self._hub.committed()
-        self._daemon.on_commit.append(tell)
-        try:
-            yield
-        finally:
-            self._daemon.on_commit.remove(tell)
+    def __init__(self, daemon: Daemon, hub: Hub, headers_only: bool = False) -> None:
+        self._daemon, self._hub, self._headers_only = daemon, hub, headers_only
 
     def events(self, call: Call) -> StreamingResponse:
         """NDJSON, or server-sent events where the client accepts them."""
