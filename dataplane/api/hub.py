@@ -10,6 +10,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from types import TracebackType
 from typing import Self
 
@@ -50,8 +51,8 @@ class Listener:
             self._loop.call_soon_threadsafe(self._ready.set)
 
     async def take(self) -> tuple[list[Seen | Event], int]:
-        """All that waits, at least one; and how many were lost since the last time."""
-        while not self._waiting:
+        """All that waits, and how many were lost since the last time; once there is either."""
+        while not (self._waiting or self._lost):
             self._ready.clear()
             await self._ready.wait()
         with self._lock:
@@ -137,7 +138,7 @@ class Hub:
 
     def _hand_out(self, seen: list[Seen], lost: int) -> None:
         for listener in self._all():
-            found = [item for item in seen if item.point in listener.points]
+            found = [_cut(item, listener.snap) for item in seen if item.point in listener.points]
             if listener.points and (found or lost):
                 listener.put(found, lost)
 
@@ -163,3 +164,7 @@ class Hub:
             if before != peer["state"]:
                 event = {"time": stamp(time.time_ns()), "kind": "peers", "before": before}
                 self._publish(event | peer)
+
+
+def _cut(seen: Seen, snap: int) -> Seen:
+    return seen if len(seen.frame) <= snap else replace(seen, frame=seen.frame[:snap])

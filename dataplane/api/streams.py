@@ -4,6 +4,7 @@ Whoever reads too slowly loses the oldest ones and is told how many; nobody else
 """
 
 import io
+import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 
 import msgspec
@@ -12,14 +13,14 @@ from starlette.responses import StreamingResponse
 
 from dataplane.api import filters
 from dataplane.api.call import Call
-from dataplane.api.events import FRAME_POINTS, KINDS, POINTS, Event, event_of, packet_of
-from dataplane.api.hub import Hub, Listener
+from dataplane.api.events import FRAME_POINTS, KINDS, NOWHERE, POINTS, Event, event_of, packet_of
+from dataplane.api.hub import Hub
 from dataplane.daemon import Daemon
 from dataplane.errors import DataplaneError
 from dataplane.observe import SNAP, Seen
 from dataplane.pcap import Writer
 
-EVENT_SNAP = 256  # bytes of a frame that an event is made of
+EVENT_SNAP = 256  # bytes of a frame that an event is made of, and filters look at
 MOST = 1 << 40
 Conditions = Sequence[filters.Condition]
 
@@ -49,7 +50,10 @@ class Streams:
         with self._hub.listening(points, kinds, SNAP if frames else EVENT_SNAP) as listener:
             head = {"kind": "listening", "generation": self._daemon.engine.generation}
             yield _line(head, sse)
-            async for items in _batches(listener):
+            while True:
+                items, lost = await listener.take()
+                if lost:
+                    items.append({"kind": "lost", "count": lost})
                 found = await run_in_threadpool(self._made, items, conditions, frames)
                 yield b"".join(_line(event, sse) for event in found)
 
@@ -92,17 +96,20 @@ class Streams:
         self, points: Sequence[str], conditions: Conditions, count: int, snap: int
     ) -> AsyncIterator[bytes]:
         text = io.BytesIO()
-        writer = Writer(text)
-        with self._hub.listening(points, (), snap) as listener:
+        writer, gap = Writer(text), 0
+        with self._hub.listening(points, (), max(snap, EVENT_SNAP)) as listener:
             yield _emptied(text)
-            async for items in _batches(listener):
+            while count > 0:
+                items, lost = await listener.take()
+                if lost:
+                    writer.lose(lost, time.time_ns(), NOWHERE)
+                    gap += lost
                 found = await run_in_threadpool(self._kept, items, conditions)
                 for seen in found[:count]:
-                    writer.write(packet_of(seen, self._daemon.engine))
+                    writer.write(packet_of(seen, self._daemon.engine, snap, gap))
+                    gap = 0
                 yield _emptied(text)
                 count -= len(found)
-                if count <= 0:
-                    return
 
     def _kept(self, items: Sequence[Seen | Event], conditions: Conditions) -> list[Seen]:
         seen = [item for item in items if isinstance(item, Seen)]
@@ -110,12 +117,6 @@ class Streams:
             return seen
         told = zip(seen, self._told(seen), strict=True)
         return [item for item, (_, event) in told if filters.meets(event, conditions)]
-
-
-async def _batches(listener: Listener) -> AsyncIterator[list[Seen | Event]]:
-    while True:
-        items, lost = await listener.take()
-        yield [*items, {"kind": "lost", "count": lost}] if lost else items
 
 
 def _line(event: Event, sse: bool) -> bytes:
