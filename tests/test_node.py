@@ -28,6 +28,7 @@ from dataplane.api.client import Client
 from dataplane.api.openapi import plain
 from dataplane.api.resources import KINDS
 from dataplane.api.server import OPERATIONS
+from dataplane.api.streams import STREAMS
 from dataplane.cli import cli
 from dataplane.document import dump, dump_json, loads
 from dataplane.engine import Engine
@@ -646,6 +647,31 @@ def test_a_listener_that_never_reads_stalls_nobody(
         assert time.monotonic() < deadline
         time.sleep(0.05)
     silent.close()
+
+
+def test_streams_of_a_socket_are_so_many(running: Process, node: Client) -> None:
+    """One more is refused, and served once another has ended; the other socket has its own."""
+
+    def listening(path: Path) -> Iterator[dict[str, Any]]:
+        events = Client(path).events(("config",))
+        assert next(events)["kind"] == "listening"
+        return events
+
+    with contextlib.ExitStack() as opened:
+        streams = [listening(running.reading) for _ in range(STREAMS)]
+        for stream in (*streams, listening(running.socket)):
+            opened.callback(stream.close)
+        with pytest.raises(DataplaneError, match=f"{STREAMS} streams .* no more are served"):
+            listening(running.reading)
+        streams[0].close()
+        deadline = time.monotonic() + PATIENCE
+        while time.monotonic() < deadline:
+            with contextlib.suppress(DataplaneError):
+                opened.callback(listening(running.reading).close)
+                break
+            time.sleep(0.02)
+        else:
+            pytest.fail("the place of a stream that ended is not given again")
 
 
 def test_nothing_is_observed_when_nobody_listens(running: Process, node: Client) -> None:

@@ -5,6 +5,7 @@ import asyncio
 import json
 import re
 from collections.abc import AsyncIterator, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -13,10 +14,11 @@ import pytest
 
 from dataplane import pcap
 from dataplane.api import filters
-from dataplane.api.hub import ROOM, Hub
+from dataplane.api.hub import ROOM, ROOM_BYTES, Hub, Listener
 from dataplane.api.streams import Streams
 from dataplane.batch import Batch
 from dataplane.engine import Engine
+from dataplane.observe import SNAP, Seen
 from dataplane.pcap import Packet, Tally, Writer
 from dataplane.verbs import follow
 from tests import blue
@@ -100,6 +102,43 @@ def test_each_reader_gets_the_bytes_it_asked_for(
     (short,), (whole,) = (pcap.read(tmp_path / name) for name in ("20", "5000"))
     assert (short.data, short.length) == (frame[:20], len(frame))
     assert (whole.data, whole.length) == (frame, 0)
+
+
+def seen_of(engine: Engine) -> Seen:
+    engine.observe("rx")
+    engine.process_one(blue.web(OUT), "blue/web")
+    (seen,), lost = engine.seen()
+    assert lost == 0
+    return seen
+
+
+@pytest.mark.parametrize(("size", "room"), [(100, ROOM), (1 << 16, ROOM_BYTES >> 16)])
+def test_what_waits_for_a_reader_is_bounded(engine: Engine, size: int, room: int) -> None:
+    """By their number, or by their frames' bytes; the oldest go, and are counted."""
+    one = seen_of(engine)
+
+    async def waiting() -> None:
+        listener = Listener(("rx",), (), SNAP)
+        for _ in range(2):
+            for n in range(room + 5):
+                listener.put([replace(one, frame=bytes(size), now_ns=n)])
+            found, lost = await listener.take()
+            times = [item.now_ns for item in found if isinstance(item, Seen)]
+            assert times == list(range(5, room + 5)) and lost == 5
+
+    asyncio.run(waiting())
+
+
+def test_what_waits_is_cut_to_what_was_asked_for(engine: Engine, hub: Hub) -> None:
+    frame = blue.web(OUT + " len 1000")
+
+    async def lengths() -> list[int]:
+        with hub.listening(("rx",), (), 256) as short, hub.listening(("rx",)) as whole:
+            engine.process_one(frame, "blue/web")
+            found = [item for each in (short, whole) for item in (await each.take())[0]]
+            return [len(item.frame) for item in found if isinstance(item, Seen)]
+
+    assert asyncio.run(lengths()) == [256, len(frame)]
 
 
 def test_events_of_large_packets_are_told_and_filtered(engine: Engine, hub: Hub) -> None:

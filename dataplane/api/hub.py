@@ -22,6 +22,7 @@ from dataplane.observe import SNAP, Seen
 TURN = 0.02  # seconds between looks at the engine
 PEERS_TURN = 2.0  # seconds between looks at peers
 ROOM = 10_000  # records that wait for one listener; then the oldest go
+ROOM_BYTES = 16 << 20  # of their frames
 
 
 class Listener:
@@ -36,17 +37,18 @@ class Listener:
         self._ready = asyncio.Event()
         self._lock = threading.Lock()  # of the others
         self._waiting: deque[Seen | Event] = deque()
-        self._lost = 0
+        self._bytes = self._lost = 0
 
     def put(self, items: Iterable[Seen | Event], lost: int = 0) -> None:
         """`lost`: how many there were besides. For any thread."""
         with self._lock:
             self._lost += lost
             for item in items:
-                if len(self._waiting) >= ROOM:
-                    self._waiting.popleft()
-                    self._lost += 1
                 self._waiting.append(item)
+                self._bytes += _bytes_of(item)
+            while len(self._waiting) > ROOM or self._bytes > ROOM_BYTES:
+                self._bytes -= _bytes_of(self._waiting.popleft())
+                self._lost += 1
         with contextlib.suppress(RuntimeError):  # its loop has ended
             self._loop.call_soon_threadsafe(self._ready.set)
 
@@ -58,7 +60,7 @@ class Listener:
         with self._lock:
             found, lost = list(self._waiting), self._lost
             self._waiting.clear()
-            self._lost = 0
+            self._bytes = self._lost = 0
         return found, lost
 
 
@@ -164,6 +166,10 @@ class Hub:
             if before != peer["state"]:
                 event = {"time": stamp(time.time_ns()), "kind": "peers", "before": before}
                 self._publish(event | peer)
+
+
+def _bytes_of(item: Seen | Event) -> int:
+    return len(item.frame) if isinstance(item, Seen) else 0
 
 
 def _cut(seen: Seen, snap: int) -> Seen:

@@ -3,13 +3,17 @@
 Whoever reads too slowly loses the oldest ones and is told how many; nobody else waits for him.
 """
 
+import contextlib
 import io
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import AbstractContextManager
 
 import msgspec
 from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
 from starlette.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from dataplane.api import filters
 from dataplane.api.call import Call
@@ -21,8 +25,23 @@ from dataplane.observe import SNAP, Seen
 from dataplane.pcap import Writer
 
 EVENT_SNAP = 256  # bytes of a frame that an event is made of, and filters look at
+STREAMS = 64  # that one server serves at once
 MOST = 1 << 40
 Conditions = Sequence[filters.Condition]
+
+
+class _Stream(StreamingResponse):
+    """Has a place among its server's for as long as it goes on."""
+
+    def __init__(
+        self, parts: AsyncIterator[bytes], media_type: str, place: AbstractContextManager[None]
+    ) -> None:
+        super().__init__(parts, media_type=media_type)
+        self._place = place
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with self._place:
+            await super().__call__(scope, receive, send)
 
 
 class Streams:
@@ -30,6 +49,18 @@ class Streams:
 
     def __init__(self, daemon: Daemon, hub: Hub, headers_only: bool = False) -> None:
         self._daemon, self._hub, self._headers_only = daemon, hub, headers_only
+        self._served = 0
+
+    @contextlib.contextmanager
+    def _place(self) -> Iterator[None]:
+        if self._served >= STREAMS:
+            told = f"{STREAMS} streams of events and captures are open, and no more are served"
+            raise HTTPException(503, told)
+        self._served += 1
+        try:
+            yield
+        finally:
+            self._served -= 1
 
     def events(self, call: Call) -> StreamingResponse:
         """NDJSON, or server-sent events where the client accepts them."""
@@ -41,7 +72,7 @@ class Streams:
         sse = "text/event-stream" in call.headers.get("accept", "")
         media_type = "text/event-stream" if sse else "application/x-ndjson"
         lines = self._events(kinds, conditions, frames, sse)
-        return StreamingResponse(lines, media_type=media_type)
+        return _Stream(lines, media_type, self._place())
 
     async def _events(
         self, kinds: Sequence[str], conditions: Conditions, frames: bool, sse: bool
@@ -88,9 +119,8 @@ class Streams:
         conditions = filters.parse(call.query.getlist("filter"))
         count = call.number("count", 0, MOST) or MOST
         snap = call.number("snap", SNAP, SNAP)
-        return StreamingResponse(
-            self._packets(points, conditions, count, snap), media_type="application/x-pcapng"
-        )
+        parts = self._packets(points, conditions, count, snap)
+        return _Stream(parts, "application/x-pcapng", self._place())
 
     async def _packets(
         self, points: Sequence[str], conditions: Conditions, count: int, snap: int
