@@ -533,6 +533,23 @@ def test_events_tell_of_drops_flows_and_commits(
         assert "blue/cache" in {c["name"] for c in config["changes"]}
 
 
+def test_events_tell_of_peers_that_leave_and_come_again(running: Process, node: Client) -> None:
+    place, peer = ("blue", "remote-subnets", "10.1.3.0/24"), "127.0.0.3"
+    told = []
+    with Client(running.socket) as listener:
+        events = listener.events(("peers",))
+        assert next(events)["kind"] == "listening"
+        for turn in range(3):
+            if turn % 2:
+                node.delete(*place)
+            else:
+                node.put(*place, {"provider_address": peer, "dr_mac": "02:00:00:00:00:03"})
+            event = until(events, lambda e: e["name"] == peer)
+            told.append((event["before"], event["state"]))
+    state = told[0][1]
+    assert told == [(None, state), (state, "gone"), (None, state)] and state != "gone"
+
+
 def test_stats_monitor_capture_and_trace_agree_on_a_drop(
     running: Process, node: Client, wire: Callable[[str], bytes], tmp_path: Path
 ) -> None:

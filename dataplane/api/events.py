@@ -23,7 +23,7 @@ MEANS = {
     "new": "a flow began",
     "end": "a flow was forgotten",
     "config": "a policy was committed",
-    "peers": "a peer came or fell silent",
+    "peers": "a peer came, fell silent or left the policy",
 }
 
 

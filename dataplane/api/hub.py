@@ -21,6 +21,7 @@ from dataplane.observe import SNAP, Seen
 
 TURN = 0.02  # seconds between looks at the engine
 PEERS_TURN = 2.0  # seconds between looks at peers
+GONE = "gone"  # the state of a peer that the policy has no more
 ROOM = 10_000  # records that wait for one listener; then the oldest go
 ROOM_BYTES = 16 << 20  # of their frames
 
@@ -160,12 +161,14 @@ class Hub:
             self._publish(event | {"changes": applied.plan.to_dict()["changes"]})
 
     def _look_at_peers(self) -> None:
-        for peer in peers(self._daemon.engine):
-            before = self._peers.get(peer["name"])
-            self._peers[peer["name"]] = peer["state"]
+        found = {peer["name"]: peer for peer in peers(self._daemon.engine)}
+        gone = {name: {"name": name, "state": GONE} for name in self._peers.keys() - found.keys()}
+        for name, peer in (gone | found).items():
+            before = self._peers.get(name)
             if before != peer["state"]:
                 event = {"time": stamp(time.time_ns()), "kind": "peers", "before": before}
                 self._publish(event | peer)
+        self._peers = {name: peer["state"] for name, peer in found.items()}
 
 
 def _bytes_of(item: Seen | Event) -> int:
