@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import random
+import re
 import socket
 import subprocess
 import sys
@@ -422,6 +423,25 @@ def test_a_second_socket_is_for_reading_only(running: Process, node: Client) -> 
             with pytest.raises(DataplaneError):
                 call()
     assert {e["name"] for e in node.get("endpoints")} == {"blue/web", "blue/db"}
+
+
+def test_who_changes_something_is_named_in_the_log(running: Process, node: Client) -> None:
+    """As it was asked for, so nobody begins a line of his own."""
+    before = len(running.log.read_text())
+    asked = {
+        "POST /v1/attachments?config=none": '{"valid": []}',
+        "POST /hcn/networks": "{}",
+        "PUT /v1/networks/%0aINFO": "{}",
+        "POST /v1/trace": "{}",
+        "POST /v1/ping": "{}",
+    }
+    for line, body in asked.items():
+        head = f"{line} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
+        assert request(running, f"{head}{body}".encode()).startswith(b"HTTP/1.1 ")
+    log = running.log.read_text()[before:]
+    found = re.findall(r"(\w+ /\S+) by uid (\d+), pid (\d+)$", log, re.MULTILINE)
+    changes = ("POST /v1/attachments", "POST /hcn/networks", "PUT /v1/networks/%0aINFO")
+    assert found == [(line, str(os.getuid()), str(os.getpid())) for line in changes]
 
 
 def test_a_second_node_is_refused(running: Process) -> None:

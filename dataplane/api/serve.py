@@ -28,7 +28,8 @@ from dataplane.errors import PortError
 BACKLOG = 4096
 MODE, READ_MODE = 0o600, 0o660
 GRACE = 2  # seconds for requests under way when it ends
-CHANGES = ("PUT", "PATCH", "DELETE")
+CHANGES = ("POST", "PUT", "PATCH", "DELETE")
+LOOKS = ("/v1/trace", "/v1/ping")  # POST, and nothing changes
 OUT_OF_DESCRIPTORS = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 QUIET = 60.0  # seconds until that is said again
 
@@ -200,11 +201,9 @@ class _Named:
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] == "lifespan":
             asyncio.get_running_loop().set_exception_handler(self._fault)
-        if scope["type"] == "http" and scope["method"] in CHANGES:
-            who = scope["state"]
-            log.info(
-                "%s %s by uid %s, pid %s", scope["method"], scope["path"], who["uid"], who["pid"]
-            )
+        if scope["type"] == "http" and scope["method"] in CHANGES and scope["path"] not in LOOKS:
+            who, path = scope["state"], scope["raw_path"].decode()
+            log.info("%s %s by uid %s, pid %s", scope["method"], path, who["uid"], who["pid"])
         await self._app(scope, receive, send)
 
     def _fault(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
