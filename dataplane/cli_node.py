@@ -261,6 +261,9 @@ def capture(
 ) -> None:
     """Write frames as they pass in the pcapng format, each with its port, and drops with reason.
 
+    Whoever reads too slowly loses the oldest: the next packet's comment has lost=N, and the last
+    line on stderr the sums.
+
     \b
     dataplane capture --point drop | tshark -r -
     """

@@ -40,32 +40,34 @@ class _Cut(Exception):
     """A header is not all there, or lies about its size."""
 
 
-def describe(frame: bytes, vxlan_port: int = 4789) -> Headers:
+def describe(frame: bytes, vxlan_port: int = 4789, length: int = 0) -> Headers:
     """The frame's headers: names of HEADERS as str or int, and `text`, the frame in words.
 
     A VXLAN packet is described by its inner frame; `outer` holds the outer headers and the VNI.
     `error` says what was cut or wrong; `text` then names what could be read.
+    `length`: bytes it had where a snap length has cut it, which is no error: `cut` says how many
+    its packet lacks, and its transport checksum is not judged.
     """
-    found = _frame(frame)
+    found = _frame(frame, max(length - len(frame), 0))
     payload = found.pop("payload", b"")
     if found.get("proto") == "udp" and found.get("dport") == vxlan_port and len(payload) >= 8:
         flags, vni = unpack_from("!B3xI", payload)
         if flags & 8:
             outer = found | {"vni": vni >> 8}
             outer["text"] = f"{found.get('text', '')} vni {vni >> 8}"
-            found = _frame(payload[8:])
+            found = _frame(payload[8:], found.get("cut", 0))
             found.pop("payload", None)
             found["outer"] = outer
     return found
 
 
-def _frame(frame: bytes) -> Headers:
-    found: Headers = {}
+def _frame(frame: bytes, cut: int) -> Headers:
+    found: Headers = {"cut": cut} if cut else {}
     fields: dict[str, Any] = {}
     try:
         _ethernet(frame, found, fields)
-    except _Cut as cut:
-        found["error"] = str(cut)
+    except _Cut as fault:
+        found["error"] = str(fault)
     if "src" in fields and "error" not in found:
         found["text"] = text_of(_neighbours(frame, found, fields) or PacketSpec(**fields))
     else:
@@ -114,8 +116,9 @@ def _ip4(body: bytes, found: Headers, fields: dict[str, Any]) -> None:
     _need(body, 20, "IPv4 header")
     first, tos, total, ipid, fragment, ttl, proto = unpack_from("!BBHHHBB", body)
     size = (first & 15) * 4
-    if first >> 4 != 4 or size < 20 or total < size or total > len(body):
+    if first >> 4 != 4 or size < 20 or total < size or _lacks(body, total, found):
         raise _Cut("IPv4 header of wrong version or length")
+    _need(body, size, "IPv4 header")
     if checksum(body[:size]):
         found["bad_checksum"] = "ip"
     src, dst = ip_from16(_V4 + body[12:16]), ip_from16(_V4 + body[16:20])
@@ -130,7 +133,7 @@ def _ip4(body: bytes, found: Headers, fields: dict[str, Any]) -> None:
 def _ip6(body: bytes, found: Headers, fields: dict[str, Any]) -> None:
     _need(body, 40, "IPv6 header")
     word, length, proto, ttl = unpack_from("!IHBB", body)
-    if word >> 28 != 6 or 40 + length > len(body):
+    if word >> 28 != 6 or _lacks(body, 40 + length, found):
         raise _Cut("IPv6 header of wrong version or length")
     src, dst = ip_from16(body[8:24]), ip_from16(body[24:40])
     _ip({"src": src, "dst": dst, "ttl": ttl, "tos": word >> 20 & 255}, found, fields)
@@ -164,9 +167,10 @@ def _transport(body: bytes, proto: int, found: Headers, fields: dict[str, Any]) 
     if kind != "ip" and not fields.get("frag"):
         size = {"tcp": _tcp, "udp": _ports}.get(kind, _icmp)(body, found, fields)
         whole = body[: unpack_from("!H", body, 4)[0]] if kind == "udp" else body
-        _verify(whole, kind, found, fields)
+        if "cut" not in found:
+            _verify(whole, kind, found, fields)
     found["payload"] = body[size:]
-    found["len"] = fields["length"] = len(body) - size
+    found["len"] = fields["length"] = len(body) + found.get("cut", 0) - size
 
 
 def _neighbours(frame: bytes, found: Headers, fields: dict[str, Any]) -> PacketSpec | None:
@@ -222,7 +226,7 @@ def _mss(options: bytes) -> int | None:
 def _ports(body: bytes, found: Headers, fields: dict[str, Any]) -> int:
     _need(body, 8, "UDP header")
     sport, dport, length = unpack_from("!HHH", body)
-    if length < 8 or (length > len(body) and not fields.get("mf")):
+    if length < 8 or (length > len(body) + found.get("cut", 0) and not fields.get("mf")):
         raise _Cut("UDP header of impossible length")
     fields |= {"sport": sport, "dport": dport}
     found |= {"sport": sport, "dport": dport}
@@ -250,6 +254,14 @@ def _verify(body: bytes, kind: str, found: Headers, fields: dict[str, Any]) -> N
     pseudo = b"" if kind == "icmp" else pseudo_header(src, dst, fields["proto"], len(body))
     if checksum(pseudo + body):
         found.setdefault("bad_checksum", kind)
+
+
+def _lacks(body: bytes, size: int, found: Headers) -> bool:
+    """Whether a packet of that size lacks more than was cut of its frame; else names what."""
+    missing, cut = max(size - len(body), 0), found.pop("cut", 0)
+    if 0 < missing <= cut:
+        found["cut"] = missing
+    return bool(missing > cut)
 
 
 def _need(octets: bytes, size: int, what: str) -> None:

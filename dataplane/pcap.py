@@ -18,8 +18,9 @@ _MAGICS = {  # as read: byte order, nanoseconds a tick
     b"\x4d\x3c\xb2\xa1": ("<", 1),
     b"\xa1\xb2\x3c\x4d": (">", 1),
 }
-_SECTION, _INTERFACE, _SIMPLE, _ENHANCED = 0x0A0D0D0A, 1, 3, 6
+_SECTION, _INTERFACE, _SIMPLE, _STATISTICS, _ENHANCED = 0x0A0D0D0A, 1, 3, 5, 6
 _OPT_END, _OPT_COMMENT, _IF_NAME, _IF_TSRESOL, _IF_TSOFFSET = 0, 1, 2, 9, 14
+_ISB_IFDROP = 5
 _BLOCK_MAX = 16 << 20
 
 
@@ -185,6 +186,7 @@ class Writer(_File):
     def __init__(self, file: str | Path | BinaryIO) -> None:
         super().__init__(file)
         self._interfaces: dict[tuple[str, int], int] = {}
+        self._lost = 0
         self._file.write(_block(_SECTION, struct.pack("<IHHq", 0x1A2B3C4D, 1, 0, -1)))
 
     def write(self, packet: Packet) -> None:
@@ -199,6 +201,14 @@ class Writer(_File):
         head = struct.pack("<IIIII", index, time >> 32, time & 0xFFFFFFFF, size, length)
         self._file.write(_block(_ENHANCED, head + data + options))
 
+    def lose(self, count: int, time_ns: int, interface: str) -> None:
+        """Tells, by a statistics block with the sum, that so many more were not captured."""
+        self._lost += count
+        index = self._interface(interface, ETHERNET)
+        head = struct.pack("<III", index, time_ns >> 32, time_ns & 0xFFFFFFFF)
+        dropped = _option(_ISB_IFDROP, struct.pack("<Q", self._lost)) + _option(_OPT_END, b"")
+        self._file.write(_block(_STATISTICS, head + dropped))
+
     def _interface(self, name: str, linktype: int) -> int:
         key = name, linktype
         if key not in self._interfaces:
@@ -207,6 +217,27 @@ class Writer(_File):
             self._file.write(_block(_INTERFACE, struct.pack("<HHI", linktype, 0, 0) + options))
             self._interfaces[key] = len(self._interfaces)
         return self._interfaces[key]
+
+
+class Tally:
+    """Counts what a `Writer` wrote, by pieces of its file as they come."""
+
+    def __init__(self) -> None:
+        self.packets = self.lost = 0
+        self._rest = b""
+
+    def add(self, piece: bytes) -> None:
+        octets, at = self._rest + piece, 0
+        while at + 8 <= len(octets):
+            kind, size = struct.unpack_from("<II", octets, at)
+            if at + size > len(octets):
+                break
+            self.packets += kind == _ENHANCED
+            if kind == _STATISTICS:
+                dropped = _options(octets[at + 20 : at + size - 4], "<")[_ISB_IFDROP]
+                (self.lost,) = struct.unpack("<Q", dropped)
+            at += size
+        self._rest = octets[at:]
 
 
 class ClassicWriter(_File):

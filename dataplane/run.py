@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dataplane import report, sandbox
+from dataplane.api.hub import Hub
 from dataplane.api.serve import Control
 from dataplane.api.sockets import socket_of
 from dataplane.cni.attachments import Attachments, living
@@ -203,9 +204,10 @@ def run(
         daemon = made.enter_context(
             Daemon(begin, state=state, limits=limits, tuning=tuning, inherited=inherited)
         )
+        hub = made.enter_context(Hub(daemon))
         controls = {
             name: made.enter_context(
-                Control(daemon, path, read_only=name == "reading", inherited=told.get(name))
+                Control(daemon, hub, path, read_only=name == "reading", inherited=told.get(name))
             )
             for name, path in _sockets(places, daemon.policy.name)
         }

@@ -18,6 +18,7 @@ import pytest
 from dataplane import bench_traffic
 from dataplane._engine import lib
 from dataplane.api.events import POINTS
+from dataplane.api.hub import Hub
 from dataplane.api.streams import EVENT_SNAP, Streams
 from dataplane.bench import engine_for, tsc_mhz
 from dataplane.bench_play import VECTOR, Player
@@ -43,7 +44,8 @@ def wait_for(condition: Callable[[], bool]) -> None:
 def read(engine: Engine) -> Iterator[list[int]]:
     """Somebody reads the event stream, on a thread of its own, as the node serves it."""
     daemon = SimpleNamespace(engine=engine, policy=engine.resolved, on_commit=[])
-    streams = Streams(cast(Any, daemon))
+    hub = Hub(cast(Any, daemon))
+    streams = Streams(cast(Any, daemon), hub)
     loop = asyncio.new_event_loop()
     count = [0]
 
@@ -52,10 +54,8 @@ def read(engine: Engine) -> Iterator[list[int]]:
             count[0] += part.count(b"\n")
 
     def run() -> None:
-        with contextlib.suppress(asyncio.CancelledError):
+        with hub, contextlib.suppress(asyncio.CancelledError):
             loop.run_until_complete(task)
-        if others := asyncio.all_tasks(loop):  # the hub's
-            loop.run_until_complete(asyncio.wait(others))
 
     task = loop.create_task(listen())
     thread = threading.Thread(target=run)

@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import random
+import re
 import socket
 import subprocess
 import sys
@@ -28,6 +29,7 @@ from dataplane.api.client import Client
 from dataplane.api.openapi import plain
 from dataplane.api.resources import KINDS
 from dataplane.api.server import OPERATIONS
+from dataplane.api.streams import STREAMS
 from dataplane.cli import cli
 from dataplane.document import dump, dump_json, loads
 from dataplane.engine import Engine
@@ -423,6 +425,25 @@ def test_a_second_socket_is_for_reading_only(running: Process, node: Client) -> 
     assert {e["name"] for e in node.get("endpoints")} == {"blue/web", "blue/db"}
 
 
+def test_who_changes_something_is_named_in_the_log(running: Process, node: Client) -> None:
+    """As it was asked for, so nobody begins a line of his own."""
+    before = len(running.log.read_text())
+    asked = {
+        "POST /v1/attachments?config=none": '{"valid": []}',
+        "POST /hcn/networks": "{}",
+        "PUT /v1/networks/%0aINFO": "{}",
+        "POST /v1/trace": "{}",
+        "POST /v1/ping": "{}",
+    }
+    for line, body in asked.items():
+        head = f"{line} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
+        assert request(running, f"{head}{body}".encode()).startswith(b"HTTP/1.1 ")
+    log = running.log.read_text()[before:]
+    found = re.findall(r"(\w+ /\S+) by uid (\d+), pid (\d+)$", log, re.MULTILINE)
+    changes = ("POST /v1/attachments", "POST /hcn/networks", "PUT /v1/networks/%0aINFO")
+    assert found == [(line, str(os.getuid()), str(os.getpid())) for line in changes]
+
+
 def test_a_second_node_is_refused(running: Process) -> None:
     command = [sys.executable, "-m", "dataplane", "run", str(running.file)]
     places = {
@@ -532,6 +553,23 @@ def test_events_tell_of_drops_flows_and_commits(
         assert "blue/cache" in {c["name"] for c in config["changes"]}
 
 
+def test_events_tell_of_peers_that_leave_and_come_again(running: Process, node: Client) -> None:
+    place, peer = ("blue", "remote-subnets", "10.1.3.0/24"), "127.0.0.3"
+    told = []
+    with Client(running.socket) as listener:
+        events = listener.events(("peers",))
+        assert next(events)["kind"] == "listening"
+        for turn in range(3):
+            if turn % 2:
+                node.delete(*place)
+            else:
+                node.put(*place, {"provider_address": peer, "dr_mac": "02:00:00:00:00:03"})
+            event = until(events, lambda e: e["name"] == peer)
+            told.append((event["before"], event["state"]))
+    state = told[0][1]
+    assert told == [(None, state), (state, "gone"), (None, state)] and state != "gone"
+
+
 def test_stats_monitor_capture_and_trace_agree_on_a_drop(
     running: Process, node: Client, wire: Callable[[str], bytes], tmp_path: Path
 ) -> None:
@@ -596,6 +634,28 @@ def test_capture_of_a_packets_way(
     assert abs(rx.time_ns - time.time_ns()) < 60e9
 
 
+def test_readers_of_both_sockets_see_all(
+    running: Process, node: Client, wire: Callable[[str], bytes], tmp_path: Path
+) -> None:
+    """A capture on one goes on, whole, while readers of the other come and go."""
+    file, sports = tmp_path / "drops.pcapng", range(5000, 5100)
+    with Client(running.socket) as owner, Client(running.reading) as reader:
+        parts = owner.capture(("drop",), ["dport=53"], count=len(sports))
+        drops = reader.events(("drop",), ["dport=53"])
+        head = next(parts)
+        assert next(drops)["kind"] == "listening"
+        for sport in sports:
+            brief = reader.events(("config",))
+            assert next(brief)["kind"] == "listening"
+            wire(DENIED.replace("4000", str(sport)))
+            brief.close()
+        told = [next(drops)["sport"] for _ in sports]
+        drops.close()
+        file.write_bytes(head + b"".join(parts))
+    assert told == list(sports)
+    assert [int.from_bytes(packet.data[34:36]) for packet in read(file)] == list(sports)
+
+
 def test_a_listener_that_never_reads_stalls_nobody(
     running: Process, node: Client, wire: Callable[[str], bytes]
 ) -> None:
@@ -624,6 +684,31 @@ def test_a_listener_that_never_reads_stalls_nobody(
         assert time.monotonic() < deadline
         time.sleep(0.05)
     silent.close()
+
+
+def test_streams_of_a_socket_are_so_many(running: Process, node: Client) -> None:
+    """One more is refused, and served once another has ended; the other socket has its own."""
+
+    def listening(path: Path) -> Iterator[dict[str, Any]]:
+        events = Client(path).events(("config",))
+        assert next(events)["kind"] == "listening"
+        return events
+
+    with contextlib.ExitStack() as opened:
+        streams = [listening(running.reading) for _ in range(STREAMS)]
+        for stream in (*streams, listening(running.socket)):
+            opened.callback(stream.close)
+        with pytest.raises(DataplaneError, match=f"{STREAMS} streams .* no more are served"):
+            listening(running.reading)
+        streams[0].close()
+        deadline = time.monotonic() + PATIENCE
+        while time.monotonic() < deadline:
+            with contextlib.suppress(DataplaneError):
+                opened.callback(listening(running.reading).close)
+                break
+            time.sleep(0.02)
+        else:
+            pytest.fail("the place of a stream that ended is not given again")
 
 
 def test_nothing_is_observed_when_nobody_listens(running: Process, node: Client) -> None:

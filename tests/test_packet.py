@@ -247,12 +247,30 @@ def test_parse_raises_nothing_else(words: str) -> None:
         parse(words)
 
 
+SHORT, LONG = 128, 1000  # bytes that are kept, and of the payload
+
+
+@pytest.mark.parametrize("words", [w for w in WORDS if not w.startswith(("arp", "nd"))])
+def test_what_a_snap_length_cut_is_described_all_the_same(words: str) -> None:
+    """Inside of VXLAN, too; all but that it was cut, and how its checksum is."""
+    frame = build(parse(f"{words} len {LONG}"), SMAC, DMAC)
+    carried = vxlan(frame, src=ip_address("192.0.2.1"), dst=ip_address("192.0.2.2"),
+                    vni=1, smac=SMAC, dmac=DMAC)  # fmt: skip
+    for made in (frame, carried):
+        whole, found = describe(made), describe(made[:SHORT], length=len(made))
+        for each in (found, found["outer"]) if made is carried else (found,):
+            assert each.pop("cut") == len(made) - SHORT
+        assert found == whole and "error" not in whole
+        assert "error" in describe(made[:SHORT])
+
+
 @given(st.binary(max_size=100), st.sampled_from(WORDS), st.data())
 def test_describe_bears_anything(noise: bytes, words: str, data: st.DataObject) -> None:
     frame = bytearray(build(parse(words), SMAC, DMAC))
     place = data.draw(st.integers(0, len(frame)))
     for damaged in (noise, bytes(frame[:place]), bytes(frame[:place]) + noise):
         assert isinstance(describe(damaged)["text"], str)
+        assert isinstance(describe(damaged, length=len(frame))["text"], str)
     inner = vxlan(bytes(frame[:place]), src=ip_address("192.0.2.1"), dst=ip_address("192.0.2.2"),
                   vni=1, smac=SMAC, dmac=DMAC)  # fmt: skip
     assert describe(inner)["outer"]["vni"] == 1

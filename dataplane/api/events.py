@@ -16,13 +16,14 @@ from dataplane.pcap import Packet
 Event = dict[str, Any]
 FRAME_POINTS = ("rx", "tx", "drop", "encap", "decap")  # of captures
 POINTS = ("drop", "new", "end")  # of events that frames cause
+NOWHERE = "none"  # the interface of what has no port
 KINDS = (*POINTS, "config", "peers")
 MEANS = {
     "drop": "a packet was dropped",
     "new": "a flow began",
     "end": "a flow was forgotten",
     "config": "a policy was committed",
-    "peers": "a peer came or fell silent",
+    "peers": "a peer came, fell silent or left the policy",
 }
 
 
@@ -46,7 +47,7 @@ def event_of(seen: Seen, engine: Engine, vnis: Mapping[str, int], port: int) -> 
     event: Event = {"time": stamp(wall_ns(engine, seen.now_ns)), "kind": seen.point}
     if seen.flow is not None:
         return event | told(seen.flow, seen.now_ns)
-    found = describe(seen.frame, port) if seen.frame else {"text": ""}
+    found = describe(seen.frame, port, seen.length) if seen.frame else {"text": ""}
     outer = found.get("outer")
     vni = outer.get("vni") if isinstance(outer, dict) else None
     sides = {key: found.get(key) for key in ("src", "sport", "dst", "dport")}
@@ -63,14 +64,17 @@ def event_of(seen: Seen, engine: Engine, vnis: Mapping[str, int], port: int) -> 
     return event
 
 
-def packet_of(seen: Seen, engine: Engine) -> Packet:
-    """With the port as its interface, and why it was dropped as its comment."""
+def packet_of(seen: Seen, engine: Engine, snap: int, lost: int) -> Packet:
+    """With the port as its interface, and why it was dropped as its comment.
+
+    `snap`: bytes of the frame that are kept. `lost`: how many before it, which the comment says.
+    """
     port = seen.in_port if seen.point in ("rx", "drop", "new") else seen.out_port
     return Packet(
         time_ns=wall_ns(engine, seen.now_ns),
-        data=seen.frame,
-        interface=port or "none",
-        comment=_comment(seen),
+        data=seen.frame[:snap],
+        interface=port or NOWHERE,
+        comment=_comment(seen) + (f" lost={lost}" if lost else ""),
         length=seen.length,
     )
 

@@ -201,14 +201,14 @@ OPERATIONS = (
         *("GET", "/v1/events", "events"),
         "Events as they happen: a JSON object a line, or server-sent events if asked for",
         (KIND, FILTER, FRAMES),
-        answers=(200, 400),
+        answers=(200, 400, 503),
         media_types=("application/x-ndjson", "text/event-stream"),
         streams=True,
     ),
     Operation(
         *("GET", "/v1/capture", "capture", "Frames as they pass, in the pcapng format"),
         (POINT, FILTER, COUNT, SNAP_LENGTH),
-        answers=(200, 400),
+        answers=(200, 400, 503),
         media_types=("application/x-pcapng",),
         streams=True,
     ),
@@ -302,7 +302,7 @@ def _place(name: str) -> Value:
 
 
 def _answer(operation: Operation, code: int) -> Value:
-    if code < 400 or code == 503:
+    if code < 400 or (code == 503 and not operation.streams):
         content = {
             kind: {"schema": operation.shape if kind in PARSED else shapes.TEXT}
             for kind in operation.media_types

@@ -20,6 +20,7 @@ from typing import Any, Self
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from dataplane.api.hub import Hub
 from dataplane.api.server import application
 from dataplane.daemon import Daemon
 from dataplane.errors import PortError
@@ -27,7 +28,8 @@ from dataplane.errors import PortError
 BACKLOG = 4096
 MODE, READ_MODE = 0o600, 0o660
 GRACE = 2  # seconds for requests under way when it ends
-CHANGES = ("PUT", "PATCH", "DELETE")
+CHANGES = ("POST", "PUT", "PATCH", "DELETE")
+LOOKS = ("/v1/trace", "/v1/ping")  # POST, and nothing changes
 OUT_OF_DESCRIPTORS = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 QUIET = 60.0  # seconds until that is said again
 
@@ -41,14 +43,15 @@ class Control:
     def __init__(
         self,
         daemon: Daemon,
+        hub: Hub,
         path: str | os.PathLike[str],
         *,
         read_only: bool = False,
         inherited: int | None = None,
     ) -> None:
-        """`inherited`: the descriptor of its socket, from a predecessor."""
+        """`hub`: the daemon's. `inherited`: the descriptor of its socket, from a predecessor."""
         self.path = Path(path)
-        self._daemon, self._read_only = daemon, read_only
+        self._daemon, self._hub, self._read_only = daemon, hub, read_only
         self._mode = READ_MODE if read_only else MODE
         if inherited is None:
             self._socket = _listening(self.path, self._mode)
@@ -63,7 +66,7 @@ class Control:
 
     def _start(self) -> None:
         config = uvicorn.Config(
-            _Named(application(self._daemon, self._read_only)),
+            _Named(application(self._daemon, self._hub, self._read_only)),
             http=_Protocol,
             ws="none",
             lifespan="on",
@@ -198,11 +201,9 @@ class _Named:
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] == "lifespan":
             asyncio.get_running_loop().set_exception_handler(self._fault)
-        if scope["type"] == "http" and scope["method"] in CHANGES:
-            who = scope["state"]
-            log.info(
-                "%s %s by uid %s, pid %s", scope["method"], scope["path"], who["uid"], who["pid"]
-            )
+        if scope["type"] == "http" and scope["method"] in CHANGES and scope["path"] not in LOOKS:
+            who, path = scope["state"], scope["raw_path"].decode()
+            log.info("%s %s by uid %s, pid %s", scope["method"], path, who["uid"], who["pid"])
         await self._app(scope, receive, send)
 
     def _fault(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:

@@ -22,6 +22,7 @@ from starlette.routing import Route
 
 from dataplane.api import edits, filters, flow_table, health, metrics, page, reach, resources
 from dataplane.api.call import Call
+from dataplane.api.hub import Hub
 from dataplane.api.openapi import OPERATIONS, Operation, describe
 from dataplane.api.streams import Streams
 from dataplane.cni import check
@@ -70,9 +71,9 @@ class _Kind(StringConvertor):
 register_url_convertor("kind", _Kind())
 
 
-def application(daemon: Daemon, read_only: bool = False) -> Starlette:
-    """Serves one daemon; `read_only`: nothing but GET, and no frames."""
-    api, streams = Api(daemon), Streams(daemon, headers_only=read_only)
+def application(daemon: Daemon, hub: Hub, read_only: bool = False) -> Starlette:
+    """Serves one daemon, whose `hub` it is; `read_only`: nothing but GET, and no frames."""
+    api, streams = Api(daemon), Streams(daemon, hub, headers_only=read_only)
     routes = [
         Route(operation.path, _endpoint(operation, api, streams), methods=[operation.method])
         for operation in OPERATIONS
@@ -80,9 +81,7 @@ def application(daemon: Daemon, read_only: bool = False) -> Starlette:
     ]
     health.version()  # while there are descriptors
     handlers = {DataplaneError: _refused, HTTPException: _http_error, OSError: _no_means}
-    return Starlette(
-        routes=routes, exception_handlers=cast(Any, handlers), lifespan=streams.lifespan
-    )
+    return Starlette(routes=routes, exception_handlers=cast(Any, handlers))
 
 
 def _endpoint(

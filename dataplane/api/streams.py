@@ -5,41 +5,62 @@ Whoever reads too slowly loses the oldest ones and is told how many; nobody else
 
 import contextlib
 import io
+import time
 from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import AbstractContextManager
 
 import msgspec
 from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
 from starlette.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from dataplane.api import filters
 from dataplane.api.call import Call
-from dataplane.api.events import FRAME_POINTS, KINDS, POINTS, Event, event_of, packet_of
-from dataplane.api.hub import Hub, Listener
+from dataplane.api.events import FRAME_POINTS, KINDS, NOWHERE, POINTS, Event, event_of, packet_of
+from dataplane.api.hub import Hub
 from dataplane.daemon import Daemon
 from dataplane.errors import DataplaneError
 from dataplane.observe import SNAP, Seen
 from dataplane.pcap import Writer
 
-EVENT_SNAP = 256  # bytes of a frame that an event is made of
+EVENT_SNAP = 256  # bytes of a frame that an event is made of, and filters look at
+STREAMS = 64  # that one server serves at once
 MOST = 1 << 40
 Conditions = Sequence[filters.Condition]
+
+
+class _Stream(StreamingResponse):
+    """Has a place among its server's for as long as it goes on."""
+
+    def __init__(
+        self, parts: AsyncIterator[bytes], media_type: str, place: AbstractContextManager[None]
+    ) -> None:
+        super().__init__(parts, media_type=media_type)
+        self._place = place
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with self._place:
+            await super().__call__(scope, receive, send)
 
 
 class Streams:
     """The handlers that openapi.OPERATIONS calls streams; `headers_only`: no payload of packets."""
 
-    def __init__(self, daemon: Daemon, headers_only: bool = False) -> None:
-        self._daemon, self._hub, self._headers_only = daemon, Hub(daemon), headers_only
+    def __init__(self, daemon: Daemon, hub: Hub, headers_only: bool = False) -> None:
+        self._daemon, self._hub, self._headers_only = daemon, hub, headers_only
+        self._served = 0
 
-    @contextlib.asynccontextmanager
-    async def lifespan(self, app: object) -> AsyncIterator[None]:
-        """While the server runs listeners are told of commits."""
-        tell = self._hub.committed()
-        self._daemon.on_commit.append(tell)
+    @contextlib.contextmanager
+    def _place(self) -> Iterator[None]:
+        if self._served >= STREAMS:
+            told = f"{STREAMS} streams of events and captures are open, and no more are served"
+            raise HTTPException(503, told)
+        self._served += 1
         try:
             yield
         finally:
-            self._daemon.on_commit.remove(tell)
+            self._served -= 1
 
     def events(self, call: Call) -> StreamingResponse:
         """NDJSON, or server-sent events where the client accepts them."""
@@ -51,7 +72,7 @@ class Streams:
         sse = "text/event-stream" in call.headers.get("accept", "")
         media_type = "text/event-stream" if sse else "application/x-ndjson"
         lines = self._events(kinds, conditions, frames, sse)
-        return StreamingResponse(lines, media_type=media_type)
+        return _Stream(lines, media_type, self._place())
 
     async def _events(
         self, kinds: Sequence[str], conditions: Conditions, frames: bool, sse: bool
@@ -60,7 +81,10 @@ class Streams:
         with self._hub.listening(points, kinds, SNAP if frames else EVENT_SNAP) as listener:
             head = {"kind": "listening", "generation": self._daemon.engine.generation}
             yield _line(head, sse)
-            async for items in _batches(listener):
+            while True:
+                items, lost = await listener.take()
+                if lost:
+                    items.append({"kind": "lost", "count": lost})
                 found = await run_in_threadpool(self._made, items, conditions, frames)
                 yield b"".join(_line(event, sse) for event in found)
 
@@ -95,25 +119,27 @@ class Streams:
         conditions = filters.parse(call.query.getlist("filter"))
         count = call.number("count", 0, MOST) or MOST
         snap = call.number("snap", SNAP, SNAP)
-        return StreamingResponse(
-            self._packets(points, conditions, count, snap), media_type="application/x-pcapng"
-        )
+        parts = self._packets(points, conditions, count, snap)
+        return _Stream(parts, "application/x-pcapng", self._place())
 
     async def _packets(
         self, points: Sequence[str], conditions: Conditions, count: int, snap: int
     ) -> AsyncIterator[bytes]:
         text = io.BytesIO()
-        writer = Writer(text)
-        with self._hub.listening(points, (), snap) as listener:
+        writer, gap = Writer(text), 0
+        with self._hub.listening(points, (), max(snap, EVENT_SNAP)) as listener:
             yield _emptied(text)
-            async for items in _batches(listener):
+            while count > 0:
+                items, lost = await listener.take()
+                if lost:
+                    writer.lose(lost, time.time_ns(), NOWHERE)
+                    gap += lost
                 found = await run_in_threadpool(self._kept, items, conditions)
                 for seen in found[:count]:
-                    writer.write(packet_of(seen, self._daemon.engine))
+                    writer.write(packet_of(seen, self._daemon.engine, snap, gap))
+                    gap = 0
                 yield _emptied(text)
                 count -= len(found)
-                if count <= 0:
-                    return
 
     def _kept(self, items: Sequence[Seen | Event], conditions: Conditions) -> list[Seen]:
         seen = [item for item in items if isinstance(item, Seen)]
@@ -121,12 +147,6 @@ class Streams:
             return seen
         told = zip(seen, self._told(seen), strict=True)
         return [item for item, (_, event) in told if filters.meets(event, conditions)]
-
-
-async def _batches(listener: Listener) -> AsyncIterator[list[Seen | Event]]:
-    while True:
-        items, lost = await listener.take()
-        yield [*items, {"kind": "lost", "count": lost}] if lost else items
 
 
 def _line(event: Event, sse: bool) -> bytes:

@@ -7,6 +7,7 @@ import time
 
 from dataplane.api.client import Client
 from dataplane.errors import PortError
+from dataplane.pcap import Tally
 from dataplane.verbs.base import OK, Value
 
 
@@ -76,7 +77,8 @@ def capture(
     snap: int | None,
     file: str,
 ) -> int:
-    """Writes pcapng into a file, or to stdout for a pipe into tshark."""
+    """Writes pcapng into a file, or to stdout for a pipe into tshark; tells at its end how much."""
+    tally = Tally()
     with contextlib.ExitStack() as made:
         out = sys.stdout.buffer
         if file != "-":
@@ -88,8 +90,11 @@ def capture(
             for part in client.capture(points, filters, count=count, snap=snap):
                 out.write(part)
                 out.flush()
+                tally.add(part)
         except KeyboardInterrupt:
-            return OK
+            pass
+        finally:
+            print(f"captured {tally.packets}, lost {tally.lost}", file=sys.stderr)
     return OK
 
 
