@@ -50,6 +50,7 @@ class Places(NamedTuple):
 
     policy: str | None = None
     state: str | None = None  # a directory
+    from_file: bool = False  # the policy is read, whatever is saved
     control: str | None = None  # the socket; None: by the node's name
     serves: bool = True  # whether there is one
     reading: str | None = None  # a second socket, to read only
@@ -238,16 +239,22 @@ def _sockets(places: Places, node: str) -> Iterator[tuple[str, str | Path]]:
 
 
 def _beginning(places: Places, name: str | None, state: StateDir | None) -> Saved:
-    """What was committed last, if that is known; else what the file says. Raises DataplaneError."""
+    """What was committed last, if that is known and the file is not to have the last word; else
+    what the file says. Raises DataplaneError."""
     saved = state.read() if state is not None else None
-    if saved is not None:
-        if name is not None and name != saved.node.name:
-            raise DataplaneError(f"{places.state} is of node {saved.node.name}, not of {name}")
+    if saved is not None and name is not None and name != saved.node.name:
+        raise DataplaneError(f"{places.state} is of node {saved.node.name}, not of {name}")
+    if saved is not None and not places.from_file:
         log.info("generation %d of %s holds", saved.generation, places.state)
         return saved
     if places.policy is None:
-        raise DataplaneError("nothing is saved yet: which policy? Give its FILE")
-    return Saved(1, choose(load(places.policy, REASON_NAMES), name))
+        why = "--from-file" if places.from_file else "nothing is saved yet"
+        raise DataplaneError(f"{why}: which policy? Give its FILE")
+    document = load(places.policy, REASON_NAMES)
+    if saved is None:
+        return Saved(1, choose(document, name))
+    log.info("%s takes the place of generation %d", places.policy, saved.generation)
+    return saved.with_document(choose(document, saved.node.name))
 
 
 def _load_again(file: str | None) -> Document:

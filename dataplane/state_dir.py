@@ -15,13 +15,14 @@ from typing import Any, NamedTuple, Self
 
 import msgspec
 
+from dataplane import ipam
 from dataplane.convert import decode
 from dataplane.document import loads
 from dataplane.encoder import Encoder
 from dataplane.errors import DocumentError, Fault, PortError, StorageError
 from dataplane.ipam import Released
 from dataplane.model import Node
-from dataplane.shares import Share, Shares
+from dataplane.shares import Share, Shares, compose
 
 FORMAT = 1
 POLICY, LOCK = "policy.json", "lock"
@@ -29,12 +30,22 @@ POLICY, LOCK = "policy.json", "lock"
 
 class Saved(NamedTuple):
     """The policy as it was given, its generation, the addresses that it has released, and what
-    front doors have added."""
+    front doors have added; of one that begins in the place of another, that one as a whole."""
 
     generation: int
     node: Node
     released: Released = MappingProxyType({})
     shares: Shares = MappingProxyType({})
+    before: Node | None = None
+
+    def with_document(self, node: Node) -> "Saved":
+        """The next generation: that is the document's policy, and all else is kept, addresses that
+        it does not name among it. Raises DocumentError."""
+        before = compose(self.node, self.shares)
+        given = ipam.missing(compose(node, self.shares), before, self.released)
+        own, shares = ipam.filled(node, given), ipam.filled_shares(self.shares, given)
+        released = ipam.after(self.released, before, compose(own, shares))
+        return Saved(self.generation + 1, own, released, shares, before)
 
 
 class StateDir:
