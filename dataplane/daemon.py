@@ -30,6 +30,7 @@ from dataplane.shares import DOCUMENT, Composer, Share, Shares
 from dataplane.state_dir import Saved, StateDir
 
 TURN = 0.1  # seconds between looks at whether it is worth to wait
+STALL = 5.0  # seconds without a turn of the loop, after which it will not come again
 
 log = logging.getLogger("dataplane")
 
@@ -172,6 +173,12 @@ class Daemon:
             return self._thread.is_alive()
         finally:
             self._changing.release()
+
+    @property
+    def is_well(self) -> bool:
+        """Whether frames are moved: not only is there somebody to do it. While a successor takes
+        over, who is given time for it, nobody is asked."""
+        return self._leaving or (self.is_forwarding and self.forwarder.silence() < STALL)
 
     @property
     def xdp(self) -> str | None:

@@ -25,7 +25,7 @@ from dataplane.errors import DataplaneError, DocumentError, Fault, PortError
 from dataplane.handover import Inherited
 from dataplane.model import Document
 from dataplane.reasons import REASON_NAMES
-from dataplane.service import notify
+from dataplane.service import notify, watched
 from dataplane.state_dir import Saved, StateDir, shares_of
 
 STOPS = (signal.SIGINT, signal.SIGTERM)
@@ -95,6 +95,7 @@ class Run:
             self._daemon.hand_over(fds, fds.values(), self._pause)
         except DataplaneError as error:
             log.error("%s; going on", error)
+            notify(f"MAINPID={os.getpid()}")
             for control in self._controls.values():
                 control.resume()
             return
@@ -112,7 +113,6 @@ class Run:
         if got is None or got.si_signo not in SIGNALS:
             if not self._daemon.is_forwarding:
                 raise PortError("forwarding ended by itself")
-            notify("WATCHDOG=1")
             self._daemon.look_for_lost_devices()
             self._look_for_containers()
             self._look_for_sockets()
@@ -210,7 +210,9 @@ def run(
             )
             for name, path in _sockets(places, daemon.policy.name)
         }
+        made.enter_context(watched(lambda: daemon.is_well))
         if inherited is not None:
+            notify(f"MAINPID={os.getpid()}")  # before the predecessor ends
             inherited.done()
         for door in doors:
             made.enter_context(door(daemon))
