@@ -490,6 +490,32 @@ def test_kill_at_any_moment_loses_nothing(netns: Callable[..., list[str]], tmp_p
     assert "web" not in process.links()
 
 
+def test_addresses_given_and_released_outlive_a_kill(
+    netns: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    """Who has one keeps it, and one that was released is not the next to be given."""
+    process = Process(*netns("g"), tmp_path)
+    process.file.write_text(dump(Document(node=policy("web"))))
+    process.start()
+    held = {}
+    with Client(process.socket) as client:
+        for name in ("x1", "x2"):
+            client.put("blue", "endpoints", name, {})
+            (held[name],) = client.describe("endpoints", f"blue/{name}")["addresses"]
+        client.delete("blue", "endpoints", "x1")
+    for turn in range(2):
+        process.end(signal.SIGKILL)
+        process.start()
+        with Client(process.socket) as client:
+            assert client.describe("endpoints", "blue/x2")["addresses"] == [held["x2"]]
+            client.put("blue", "endpoints", "x3", {})
+            (given,) = client.describe("endpoints", "blue/x3")["addresses"]
+            assert given not in held.values()
+            held[f"x3 of turn {turn}"] = given
+            client.delete("blue", "endpoints", "x3")
+    assert process.end() == 0
+
+
 def test_what_cannot_change_while_it_runs_begins_with_the_file(
     netns: Callable[..., list[str]], tmp_path: Path
 ) -> None:
