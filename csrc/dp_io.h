@@ -116,6 +116,8 @@ int dp_loop_step(struct dp_loop *loop, int64_t wait_ns);
 void dp_loop_stop(struct dp_loop *loop);
 /* An epoll descriptor that is readable when dp_loop_step has something to do. */
 int dp_loop_fd(const struct dp_loop *loop);
+/* By CLOCK_MONOTONIC, when its last turn ended: while it runs, some 0.1 s ago. From any thread. */
+uint64_t dp_loop_turned_ns(const struct dp_loop *loop);
 int dp_loop_counters(const struct dp_loop *loop, uint16_t port, struct dp_io_counters *out);
 /* cffi:end */
 

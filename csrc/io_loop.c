@@ -30,6 +30,7 @@ struct dp_loop {
     int epoll;
     int stop;           /* eventfd */
     atomic_flag inside; /* a thread is in dp_loop_run or dp_loop_step */
+    uint64_t turned_ns; /* when the last turn ended */
     uint64_t kept_ns;   /* when idle flows and ICMP errors were last looked for */
     uint64_t busy_ns;   /* how long to look for frames before sleeping, whatever came before */
     uint32_t lone;      /* how many turns in a row had one packet or two, and soon */
@@ -201,6 +202,7 @@ static void look_for_errors(struct dp_loop *l, struct io_port *p) {
 }
 
 static void housekeeping(struct dp_loop *l, uint64_t now) {
+    dp_set(l->turned_ns, now);
     const bool due = l->worker == 0 && now - l->kept_ns >= TURN_MS * 1000000u;
     if (due) {
         l->kept_ns = now;
@@ -269,6 +271,10 @@ static int turn(struct dp_loop *l, int wait_ms) {
     }
     housekeeping(l, clock_ns());
     return GO_ON;
+}
+
+uint64_t dp_loop_turned_ns(const struct dp_loop *l) {
+    return l ? dp_get(l->turned_ns) : 0;
 }
 
 void dp_loop_busy_poll(struct dp_loop *l, uint64_t ns) {
@@ -357,6 +363,7 @@ struct dp_loop *dp_loop_create(struct dp_engine *engine, uint32_t worker, struct
     }
     l->engine = engine;
     l->worker = worker;
+    l->turned_ns = clock_ns();
     atomic_flag_clear(&l->inside);
     l->epoll = epoll_create1(EPOLL_CLOEXEC);
     l->stop = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);

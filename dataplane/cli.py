@@ -101,6 +101,9 @@ def cli() -> None:
 @node_option
 @click.option("--state", metavar="DIRECTORY", help="Where what is committed outlives a restart.")
 @click.option(
+    "--from-file", is_flag=True, help="Begin with FILE in place of the policy that --state has."
+)
+@click.option(
     "--control",
     type=FILE,
     metavar="SOCKET",
@@ -170,6 +173,7 @@ def run(
     file: str | None,
     node: str | None,
     state: str | None,
+    from_file: bool,
     control: str | None,
     no_control: bool,
     read_control: str | None,
@@ -189,7 +193,9 @@ def run(
 ) -> None:
     """Forward frames between the TAPs and the underlay of one node.
 
-    FILE tells its policy; with --state it is needed once, and what is committed last holds.
+    FILE tells its policy; with --state it is needed once, and what is committed last holds. What
+    cannot change while it runs (underlay, UDP checksums, settings of an open TAP) does with
+    --from-file: generations, addresses given and what front doors have are kept.
 
     \b
     SIGHUP           reads FILE again; a bad one changes nothing
@@ -203,7 +209,9 @@ def run(
     from dataplane.engine import Limits
 
     logs.begin(log_form)
-    places = runner.Places(file, state, control, not no_control, read_control, stats_file, pid_file)
+    places = runner.Places(
+        file, state, from_file, control, not no_control, read_control, stats_file, pid_file
+    )
     limits = Limits(max_flows=max_flows, max_bindings=max_bindings, max_rules=max_rules)
     tuning = Tuning(offload, busy_poll, workers, xdp)
     kube = {name: chosen.pop(name) for name in [*chosen] if name.startswith("kube_")}

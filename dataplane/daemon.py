@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 from dataplane import ipam
+from dataplane.defaults import resolve
 from dataplane.document import dump_json
 from dataplane.encoder import told_shares
 from dataplane.engine import Engine, Limits
@@ -29,6 +30,7 @@ from dataplane.shares import DOCUMENT, Composer, Share, Shares
 from dataplane.state_dir import Saved, StateDir
 
 TURN = 0.1  # seconds between looks at whether it is worth to wait
+STALL = 5.0  # seconds without a turn of the loop, after which it will not come again
 
 log = logging.getLogger("dataplane")
 
@@ -110,7 +112,7 @@ class Daemon:
             proposal = self._proposed(begin.node, begin.shares)
             ports = NodePorts(tuning.offload, tuning.workers, state is not None, tuning.xdp)
             self._ports = made.enter_context(contextlib.closing(ports))
-            flows = self._open_ports(proposal.plan.resolved, inherited)
+            flows = self._open_ports(proposal.plan.resolved, begin.before, inherited)
             made.callback(self._release_host)
             self._prepare_host(proposal.plan.target)
             with self._saving(proposal):
@@ -133,10 +135,12 @@ class Daemon:
             **limits,
         )
 
-    def _open_ports(self, resolved: Node, inherited: Inherited | None) -> bytes:
+    def _open_ports(
+        self, resolved: Node, before: Node | None, inherited: Inherited | None
+    ) -> bytes:
         """The predecessor's flows, once it has left the ports to us."""
         if inherited is None:
-            self._ports.open(resolved)
+            self._ports.open(resolved, before and resolve(before))
             return b""
         flows = inherited.await_flows()
         self._ports.inherit(resolved, inherited.state["ports"])
@@ -169,6 +173,12 @@ class Daemon:
             return self._thread.is_alive()
         finally:
             self._changing.release()
+
+    @property
+    def is_well(self) -> bool:
+        """Whether frames are moved: not only is there somebody to do it. While a successor takes
+        over, who is given time for it, nobody is asked."""
+        return self._leaving or (self.is_forwarding and self.forwarder.silence() < STALL)
 
     @property
     def xdp(self) -> str | None:

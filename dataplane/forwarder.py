@@ -35,7 +35,8 @@ class Forwarder:
 
     `ports` maps the engine's port names (`underlay`, `host`, `NETWORK/ENDPOINT`) or port ids to
     open ports, which stay the caller's: they are closed after the forwarder. One thread at a time
-    forwards, a second one gets BusyError; `stop`, `pause` and `stats` are for all threads.
+    forwards, a second one gets BusyError; `stop`, `pause`, `silence` and `stats` are for all
+    threads.
     `busy_poll_us`: how long it looks for frames before it sleeps, for shorter round trips; 0: only
     while packets come one by one, each within 0.1 ms.
     `workers`: threads that forward, as many as the engine has or fewer; ports of as many queues
@@ -58,6 +59,7 @@ class Forwarder:
         self._open = threading.Event()  # cleared: a pause is wanted
         self._open.set()
         self._loops: list[Any] = []
+        self._read = threading.Lock()  # held by whoever reads them from outside, or destroys them
         try:
             for worker in range(workers):
                 self._loops.append(_new_loop(engine, worker, busy_poll_us))
@@ -210,17 +212,25 @@ class Forwarder:
         """I/O counters by port name: frames, system calls, errors, super-frames."""
         counters = ffi.new("struct dp_io_counters *")
         result = {}
-        for name, (port_id, _) in self._ports.items():
-            sums = dict.fromkeys(dir(counters), 0)
-            for loop in self._loops:
-                check(lib.dp_loop_counters(loop, port_id, counters))
-                sums = {field: n + int(getattr(counters, field)) for field, n in sums.items()}
-            result[str(name)] = sums
+        with self._read:
+            for name, (port_id, _) in self._ports.items():
+                sums = dict.fromkeys(dir(counters), 0)
+                for loop in self._loops:
+                    check(lib.dp_loop_counters(loop, port_id, counters))
+                    sums = {field: n + int(getattr(counters, field)) for field, n in sums.items()}
+                result[str(name)] = sums
         return result
+
+    def silence(self) -> float:
+        """Seconds since each of its workers has ended a turn; 0, if it is closed. One that forwards
+        does so every 0.1 s, whether frames come or not."""
+        with self._read:
+            turned = min(map(lib.dp_loop_turned_ns, self._loops), default=None)
+        return 0.0 if turned is None else max(0.0, time.monotonic() - turned / 1e9)
 
     def close(self) -> None:
         """Again is harmless. Raises BusyError while another thread forwards."""
-        with self._alone():
+        with self._alone(), self._read:
             while self._loops:
                 lib.dp_loop_destroy(self._loops.pop())
 

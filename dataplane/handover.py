@@ -7,7 +7,8 @@
     ends, leaving everything         ◄─ done
 
 Frames wait in their devices between `ready` and `done`. If the successor ends before `done`, the
-predecessor goes on as if nothing had been.
+predecessor goes on as if nothing had been; so it does where they speak of state in different
+formats. Flows have a format of their own (`saved.py`).
 """
 
 import contextlib
@@ -21,6 +22,7 @@ from typing import Any, Self
 
 from dataplane.errors import DataplaneError
 
+FORMAT = 1  # of what the successor is told, descriptors and states of ports among it
 OPTION = "--successor"
 PATIENCE = 30.0  # seconds for the successor to be ready, and for it to be done
 READY, GO, DONE = b"ready\n", b"go\n", b"done\n"
@@ -43,7 +45,7 @@ class Successor:
         self._flows = os.memfd_create("flows")
         self._own = own
         own.settimeout(PATIENCE)
-        told = json.dumps({**state, "flows": self._flows}).encode() + b"\n"
+        told = json.dumps({"format": FORMAT, **state, "flows": self._flows}).encode() + b"\n"
         with its:
             passed = (*fds, its.fileno(), self._flows)
             command = [*_command(), OPTION, str(its.fileno())]
@@ -111,6 +113,11 @@ class Inherited:
                 self.state: Value = json.loads(lines.readline())
         except (OSError, ValueError) as error:
             raise HandoverError(f"descriptor {fd} is no predecessor's: {error}") from None
+        if (form := self.state.get("format")) != FORMAT:
+            fix = "end it and run the node again"
+            raise HandoverError(
+                f"the predecessor's handover has format {form}, not {FORMAT} ({fix})"
+            )
 
     def await_flows(self) -> bytes:
         """Says that all is ready; returns the flows once nobody else forwards. Raises

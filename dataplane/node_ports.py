@@ -6,8 +6,10 @@ Opened as its policy asks, and changed as the policy changes.
 import contextlib
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
+
+from msgspec import structs
 
 from dataplane.address import IP, Mac, host_prefix
 from dataplane.direct import DirectRoutes
@@ -19,7 +21,7 @@ from dataplane.netns import inside
 from dataplane.ports import Port, VxlanSocket
 from dataplane.ports import Tap as TapPort
 from dataplane.rules import host_mac
-from dataplane.tap import Route
+from dataplane.tap import Route, remove_kept
 from dataplane.xdp import Xdp
 
 DRAIN = 0.01  # seconds until loops have read what came before
@@ -29,7 +31,8 @@ DRAIN = 0.01  # seconds until loops have read what came before
 class Device:
     """A TAP and what is set on it: addresses with prefix length and peer, and default gateways.
 
-    `routes`: what the host finds behind it, and by which address; they may change while it is open.
+    `routes`: what the host finds behind it, and by which address. They may change while it is open,
+    as its MTU may.
     """
 
     tap: Tap
@@ -41,6 +44,10 @@ class Device:
     @property
     def place(self) -> tuple[str | None, str]:
         return self.tap.netns, self.tap.name
+
+    def stays(self, new: "Device") -> bool:
+        """Whether the open one becomes that by its routes and its MTU alone."""
+        return self == new or self == replace(new, tap=structs.replace(new.tap, mtu=self.tap.mtu))
 
     def open(self, offload: bool, queues: int, keep: bool) -> TapPort:
         """Raises PortError."""
@@ -240,19 +247,31 @@ class NodePorts:
         if xdp:
             xdp.close()
 
-    def open(self, node: Node) -> None:
-        """All ports of a resolved node. Raises PortError; `close` then closes what was opened."""
+    def open(self, node: Node, before: Node | None = None) -> None:
+        """All ports of a resolved node. `before`: another policy, also resolved, of whose process
+        devices may be left. Raises PortError; `close` then closes what was opened."""
         self._sockets = _sockets(node)
         offload = self._offload and node.underlay.offload
         self._wanted_xdp = xdp = self._xdp or node.underlay.xdp
         wanted = {**self._sockets, "offload": offload, "queues": self._queues, "xdp": xdp}
         self._ports[UNDERLAY] = VxlanSocket(**wanted)
-        for name, device in devices(node, self._memo).items():
+        wanted_devices = devices(node, self._memo)
+        if before is not None:
+            self._remove_left(before, wanted_devices)
+        for name, device in wanted_devices.items():
             self._ports[name] = device.open(self._offload, self._queues, self._keep)
             self._devices[name] = device
         self._direct.adopt(node)
         with self._direct.changed(node):
             pass
+
+    def _remove_left(self, before: Node, wanted: Mapping[str, Device]) -> None:
+        """TAPs kept by a process that was killed, unless they are wanted as they are."""
+        standing = {device.place: device for device in wanted.values()}
+        for device in devices(before, Memo()).values():
+            new = standing.get(device.place)
+            if new is None or not device.stays(new) or device.routes != new.routes:
+                remove_kept(device.tap.name, device.tap.netns, self._queues)
 
     def outlive(self) -> None:
         """All of them wait for the next process, if this one is killed and they are to be kept."""
@@ -288,8 +307,8 @@ class NodePorts:
 
     @contextlib.contextmanager
     def change(self, node: Node) -> Iterator[bool]:
-        """Inside the block ports and routes are those of the new policy, beside old routes; True if
-        the ports differ from before.
+        """Inside the block ports, MTUs and routes are those of the new policy, beside old routes;
+        True if the ports differ from before.
 
         If the block raises they are as they were, else what is not wanted any more goes. Only what
         is of a policy that was committed outlives a process that is killed.
@@ -300,12 +319,13 @@ class NodePorts:
         before = self._ports, self._devices
         with (
             self._opened(wanted) as after,
+            self._resized(after, wanted) as resized,
             self._routed(after, wanted),
             self._direct.changed(node),
         ):
             self._ports, self._devices = after, wanted
             try:
-                yield after != before[0]
+                yield resized or after != before[0]
             except BaseException:
                 self._ports, self._devices = before
                 raise
@@ -337,6 +357,24 @@ class NodePorts:
             left.close()
 
     @contextlib.contextmanager
+    def _resized(self, ports: _Ports, wanted: Mapping[str, Device]) -> Iterator[bool]:
+        """True if a device that stays open has another MTU inside the block."""
+        both = [(_tap(ports[name]), device.tap.mtu) for name, device in wanted.items()]
+        begun: list[tuple[TapPort, int]] = []
+        try:
+            for port, mtu in both:
+                assert mtu is not None, "the policy is resolved"
+                if port.mtu != mtu:
+                    begun.append((port, port.mtu))
+                    port.resize(mtu)
+            yield bool(begun)
+        except BaseException:
+            for port, mtu in begun:
+                with contextlib.suppress(PortError):
+                    port.resize(mtu)
+            raise
+
+    @contextlib.contextmanager
     def _routed(self, ports: _Ports, wanted: Mapping[str, Device]) -> Iterator[None]:
         """What the host finds behind devices that stay open, beside what it found before."""
         standing = _standing(self._devices, wanted)
@@ -357,17 +395,18 @@ class NodePorts:
 
     def _refuse(self, node: Node, wanted: Mapping[str, Device]) -> None:
         """What cannot change while the node runs."""
+        again = "end it and run it again" + " with --from-file" * self._keep
         changed = [key for key, value in _sockets(node).items() if value != self._sockets[key]]
         if changed:
             sums = {"checksum4", "zero6"} & {*changed}
             what = "UDP checksums" if sums and sums == {*changed} else "underlay"
-            raise PortError(f"node {node.name}: its {what} cannot change while it runs: restart it")
+            raise PortError(f"node {node.name}: its {what} cannot change while it runs: {again}")
         held = {device.place: device for device in self._devices.values()}
         for name, device in wanted.items():
-            if held.get(device.place, device) != device:
+            if not held.get(device.place, device).stays(device):
                 raise PortError(
                     f"{name}: TAP {device.tap.name} is open with other settings or addresses: "
-                    f"restart the node, or use a TAP of another name"
+                    f"use one of another name, or of the node: {again}"
                 )
 
     def close(self) -> None:

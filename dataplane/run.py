@@ -26,7 +26,7 @@ from dataplane.errors import DataplaneError, DocumentError, Fault, PortError
 from dataplane.handover import Inherited
 from dataplane.model import Document
 from dataplane.reasons import REASON_NAMES
-from dataplane.service import notify
+from dataplane.service import notify, watched
 from dataplane.state_dir import Saved, StateDir, shares_of
 
 STOPS = (signal.SIGINT, signal.SIGTERM)
@@ -51,6 +51,7 @@ class Places(NamedTuple):
 
     policy: str | None = None
     state: str | None = None  # a directory
+    from_file: bool = False  # the policy is read, whatever is saved
     control: str | None = None  # the socket; None: by the node's name
     serves: bool = True  # whether there is one
     reading: str | None = None  # a second socket, to read only
@@ -95,6 +96,7 @@ class Run:
             self._daemon.hand_over(fds, fds.values(), self._pause)
         except DataplaneError as error:
             log.error("%s; going on", error)
+            notify(f"MAINPID={os.getpid()}")
             for control in self._controls.values():
                 control.resume()
             return
@@ -112,7 +114,6 @@ class Run:
         if got is None or got.si_signo not in SIGNALS:
             if not self._daemon.is_forwarding:
                 raise PortError("forwarding ended by itself")
-            notify("WATCHDOG=1")
             self._daemon.look_for_lost_devices()
             self._look_for_containers()
             self._look_for_sockets()
@@ -211,7 +212,9 @@ def run(
             )
             for name, path in _sockets(places, daemon.policy.name)
         }
+        made.enter_context(watched(lambda: daemon.is_well))
         if inherited is not None:
+            notify(f"MAINPID={os.getpid()}")  # before the predecessor ends
             inherited.done()
         for door in doors:
             made.enter_context(door(daemon))
@@ -240,16 +243,22 @@ def _sockets(places: Places, node: str) -> Iterator[tuple[str, str | Path]]:
 
 
 def _beginning(places: Places, name: str | None, state: StateDir | None) -> Saved:
-    """What was committed last, if that is known; else what the file says. Raises DataplaneError."""
+    """What was committed last, if that is known and the file is not to have the last word; else
+    what the file says. Raises DataplaneError."""
     saved = state.read() if state is not None else None
-    if saved is not None:
-        if name is not None and name != saved.node.name:
-            raise DataplaneError(f"{places.state} is of node {saved.node.name}, not of {name}")
+    if saved is not None and name is not None and name != saved.node.name:
+        raise DataplaneError(f"{places.state} is of node {saved.node.name}, not of {name}")
+    if saved is not None and not places.from_file:
         log.info("generation %d of %s holds", saved.generation, places.state)
         return saved
     if places.policy is None:
-        raise DataplaneError("nothing is saved yet: which policy? Give its FILE")
-    return Saved(1, choose(load(places.policy, REASON_NAMES), name))
+        why = "--from-file" if places.from_file else "nothing is saved yet"
+        raise DataplaneError(f"{why}: which policy? Give its FILE")
+    document = load(places.policy, REASON_NAMES)
+    if saved is None:
+        return Saved(1, choose(document, name))
+    log.info("%s takes the place of generation %d", places.policy, saved.generation)
+    return saved.with_document(choose(document, saved.node.name))
 
 
 def _load_again(file: str | None) -> Document:

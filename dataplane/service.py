@@ -3,6 +3,10 @@
 import contextlib
 import os
 import socket
+import threading
+from collections.abc import Callable, Iterator
+
+INTERVAL = 0.5  # seconds between looks at what is watched
 
 
 def notify(*lines: str) -> None:
@@ -13,3 +17,22 @@ def notify(*lines: str) -> None:
     address = "\0" + path[1:] if path[0] == "@" else path
     with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
         sock.sendto("\n".join(lines).encode(), address)
+
+
+@contextlib.contextmanager
+def watched(is_well: Callable[[], bool]) -> Iterator[None]:
+    """Inside the block a thread says WATCHDOG=1 as long as it is well, whatever the others do."""
+    over = threading.Event()
+
+    def look() -> None:
+        while not over.wait(INTERVAL):
+            if is_well():
+                notify("WATCHDOG=1")
+
+    thread = threading.Thread(target=look, name="watchdog", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()

@@ -1,40 +1,53 @@
 """The state directory: what a node has committed, so that a restart finds it. One process has it.
 
 `policy.json` is replaced whole (written beside it, flushed to the disk, renamed), so at any moment
-it is one generation's, never half of it.
+it is one generation's, never half of it. That is done before the engine commits: what may fail
+comes first.
 """
 
 import contextlib
 import fcntl
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple, Self
 
 import msgspec
 
+from dataplane import ipam
 from dataplane.convert import decode
 from dataplane.document import loads
 from dataplane.encoder import Encoder
 from dataplane.errors import DocumentError, Fault, PortError, StorageError
 from dataplane.ipam import Released
 from dataplane.model import Node
-from dataplane.shares import Share, Shares
+from dataplane.shares import Share, Shares, compose
 
 FORMAT = 1
 POLICY, LOCK = "policy.json", "lock"
+FRESH, BEFORE = f".{POLICY}", f".{POLICY}.before"
 
 
 class Saved(NamedTuple):
     """The policy as it was given, its generation, the addresses that it has released, and what
-    front doors have added."""
+    front doors have added; of one that begins in the place of another, that one as a whole."""
 
     generation: int
     node: Node
     released: Released = MappingProxyType({})
     shares: Shares = MappingProxyType({})
+    before: Node | None = None
+
+    def with_document(self, node: Node) -> "Saved":
+        """The next generation: that is the document's policy, and all else is kept, addresses that
+        it does not name among it. Raises DocumentError."""
+        before = compose(self.node, self.shares)
+        given = ipam.missing(compose(node, self.shares), before, self.released)
+        own, shares = ipam.filled(node, given), ipam.filled_shares(self.shares, given)
+        released = ipam.after(self.released, before, compose(own, shares))
+        return Saved(self.generation + 1, own, released, shares, before)
 
 
 class StateDir:
@@ -85,7 +98,10 @@ class StateDir:
         place = self.path / POLICY
         try:
             state = json.loads(place.read_bytes())
-            form, generation, policy = state["format"], int(state["generation"]), state["policy"]
+            if state["format"] != FORMAT:
+                message = f"has format {state['format']}, not {FORMAT}"
+                raise _fault(place, message, "it is of another version")
+            generation, policy = int(state["generation"]), state["policy"]
             released = {name: tuple(each) for name, each in state.get("released", {}).items()}
             shares = shares_of(state.get("shares", {}))
         except FileNotFoundError:
@@ -94,8 +110,6 @@ class StateDir:
             raise _fault(place, f"cannot be read: {error.strerror}") from error
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise _fault(place, "is no saved state", "move it away and start again") from error
-        if form != FORMAT:
-            raise _fault(place, f"has format {form}, not {FORMAT}", "it is of another version")
         node = loads(json.dumps(policy), str(place)).node
         if node is None:
             raise _fault(place, "is not of one node")
@@ -103,20 +117,30 @@ class StateDir:
 
     @contextlib.contextmanager
     def saving(self, saved: Saved) -> Iterator[None]:
-        """The block commits it: saved if that succeeds. Raises StorageError before it where the
-        disk takes no more; the state of before then stays."""
-        fresh = self.path / f".{POLICY}"
-        try:
-            _flushed(fresh, self._text(saved))
-        except OSError as error:
-            fresh.unlink(missing_ok=True)
-            raise StorageError(f"{self.path}: {error.strerror}: nothing is applied") from error
-        try:
+        """The block commits what the disk has by then; if it raises, the state of before is put
+        back. Raises StorageError before the block where the disk takes no more, and likewise."""
+        with contextlib.ExitStack() as undo:
+            try:
+                self._write(self._text(saved), undo)
+            except OSError as error:
+                raise StorageError(f"{self.path}: {error.strerror}: nothing is applied") from error
             yield
-        except BaseException:
-            fresh.unlink(missing_ok=True)
-            raise
-        fresh.replace(self.path / POLICY)
+            undo.pop_all()
+        _quietly((self.path / BEFORE).unlink)
+
+    def _write(self, text: bytes, undo: contextlib.ExitStack) -> None:
+        """Raises OSError."""
+        place, fresh, before = (self.path / name for name in (POLICY, FRESH, BEFORE))
+        undo.callback(_quietly, _flush_directory, self.path)
+        undo.callback(_quietly, fresh.unlink)
+        _flushed(fresh, text)
+        before.unlink(missing_ok=True)  # of a process that was killed
+        known = place.exists()
+        if known:
+            os.link(place, before)
+            undo.callback(_quietly, before.unlink)
+        os.replace(fresh, place)
+        undo.callback(_quietly, *((os.replace, before, place) if known else (place.unlink,)))
         _flush_directory(self.path)
 
     def _text(self, saved: Saved) -> bytes:
@@ -129,6 +153,12 @@ class StateDir:
 def shares_of(value: Any) -> dict[str, Share]:
     """Of decoded JSON. Raises ValueError."""
     return msgspec.convert(value, dict[str, Share], dec_hook=decode)
+
+
+def _quietly(action: Callable[..., object], *arguments: object) -> None:
+    """It is tried."""
+    with contextlib.suppress(OSError):
+        action(*arguments)
 
 
 def _flushed(path: Path, data: bytes) -> None:

@@ -152,6 +152,17 @@ class Tap(AdoptedTap):
 
         inside(self.netns, work)
 
+    def resize(self, mtu: int) -> None:
+        """Gives the device another MTU; loops know it once the port has joined them anew. Raises
+        PortError."""
+
+        def work() -> None:
+            with _netlink(self.name) as (ipr, index):
+                ipr.link("set", index=index, mtu=mtu)
+
+        inside(self.netns, work)
+        self.mtu = mtu
+
     def outlive(self, wanted: bool = True) -> None:
         """Whether a process that is killed leaves it to the next, which knows it by its alias in
         `ip link`; at `close()` it disappears all the same. Nothing, if it was not opened so."""
@@ -220,6 +231,19 @@ class Tap(AdoptedTap):
                 gone = (NetlinkError,) if verb == "del" else ()
                 with contextlib.suppress(*gone):
                     ipr.route(verb, dst=str(prefix), family=family, **way)
+
+
+def remove_kept(name: str, netns: str | None, queues: int = 1) -> None:
+    """A TAP that a process of ours kept and left, if there is one of that name and nobody has it by
+    now."""
+
+    def is_kept() -> bool:
+        with _netlink(name) as (ipr, index):
+            return _is_kept(ipr, index)
+
+    with contextlib.suppress(PortError):
+        if inside(netns, is_kept):
+            Tap(name, netns=netns, keep=True, queues=queues).close()
 
 
 def sources_of(routes: Iterable[Route]) -> set[IP]:
@@ -304,10 +328,14 @@ def _is_free(name: str) -> bool:
     """Whether no device has the name, or one that a process of ours kept and left."""
     try:
         with _netlink(name) as (ipr, index):
-            (link,) = ipr.get_links(index)
-            return bool(link.get_attr("IFLA_IFALIAS") == _KEPT)
+            return _is_kept(ipr, index)
     except PortError:
         return True
+
+
+def _is_kept(ipr: Any, index: int) -> bool:
+    (link,) = ipr.get_links(index)
+    return bool(link.get_attr("IFLA_IFALIAS") == _KEPT)
 
 
 @contextlib.contextmanager

@@ -97,10 +97,19 @@ class Process:
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")  # utime, stime
 
     def links(self) -> set[str]:
-        told = subprocess.run(
-            ["ip", "-n", self.netns, "-json", "link"], check=True, capture_output=True
-        )
-        return {link["ifname"] for link in json.loads(told.stdout)}
+        return {link["ifname"] for link in self._links()}
+
+    def mtu(self, link: str) -> int:
+        return int(self._links(link)[0]["mtu"])
+
+    def addresses(self, link: str) -> set[str]:
+        """Of IPv4."""
+        return {a["local"] for a in self._links(link)[0]["addr_info"] if a["family"] == "inet"}
+
+    def _links(self, *name: str) -> list[dict[str, Any]]:
+        command = ["ip", "-n", self.netns, "-json", "addr", "show", *name]
+        told: list[dict[str, Any]] = json.loads(subprocess.check_output(command))
+        return told
 
 
 def end_successor(control: Path) -> None:

@@ -8,6 +8,7 @@ import json
 import os
 import random
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -46,7 +47,7 @@ from dataplane.model import (
 )
 from dataplane.pcap import read
 from dataplane.verbs.base import ALIASES
-from tests.live_node import DENIED, PATIENCE, ROOT, Process, policy
+from tests.live_node import DENIED, PATIENCE, ROOT, Process, Wire, policy
 
 KILLS = int(os.environ.get("DATAPLANE_KILLS", "8"))  # 200 by hand
 
@@ -188,6 +189,26 @@ def test_a_document_without_addresses_gets_free_ones_and_keeps_them(
     less = dump(Document(node=replace(policy(), networks=(replace(blue, endpoints=unnamed[1:]),))))
     assert dataplane(running, "apply", "-f", "-", "--prune", text=less).exit_code == 0
     assert [e["addresses"] for e in node.get("endpoints")] == [held["blue/x2"]]
+
+
+def test_another_mtu_of_the_underlay_needs_no_restart(
+    running: Process, node: Client, wire: Callable[[str], bytes]
+) -> None:
+    """Open TAPs get theirs, and packets of that size."""
+    pid = node.status()["pid"]
+    with Wire(running, "db").socket as receiver:
+        receiver.bind(("db", 3))  # ETH_P_ALL
+        receiver.settimeout(PATIENCE)
+        for mtu in (9000, 1400, 1500):
+            underlay = replace(policy().underlay, mtu=mtu)
+            text = dump(Document(node=replace(policy("web", "db"), underlay=underlay)))
+            node.apply(text, prune=True)
+            assert running.mtu("web") == running.mtu("db") == mtu - 50
+            sent = wire(f"udp 10.1.1.2:4000 > 10.1.1.3:{mtu} len {mtu - 50 - 28}")
+            while not (got := receiver.recv(1 << 16)).endswith(sent[34:]):
+                pass
+            assert len(got) == mtu - 50 + 14
+    assert node.status()["pid"] == pid
 
 
 def test_an_endpoint_without_addresses_gets_free_ones(running: Process, node: Client) -> None:
@@ -488,6 +509,87 @@ def test_kill_at_any_moment_loses_nothing(netns: Callable[..., list[str]], tmp_p
     process.start()
     assert process.end() == 0
     assert "web" not in process.links()
+
+
+def test_addresses_given_and_released_outlive_a_kill(
+    netns: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    """Who has one keeps it, and one that was released is not the next to be given."""
+    process = Process(*netns("g"), tmp_path)
+    process.file.write_text(dump(Document(node=policy("web"))))
+    process.start()
+    held = {}
+    with Client(process.socket) as client:
+        for name in ("x1", "x2"):
+            client.put("blue", "endpoints", name, {})
+            (held[name],) = client.describe("endpoints", f"blue/{name}")["addresses"]
+        client.delete("blue", "endpoints", "x1")
+    for turn in range(2):
+        process.end(signal.SIGKILL)
+        process.start()
+        with Client(process.socket) as client:
+            assert client.describe("endpoints", "blue/x2")["addresses"] == [held["x2"]]
+            client.put("blue", "endpoints", "x3", {})
+            (given,) = client.describe("endpoints", "blue/x3")["addresses"]
+            assert given not in held.values()
+            held[f"x3 of turn {turn}"] = given
+            client.delete("blue", "endpoints", "x3")
+    assert process.end() == 0
+
+
+def test_what_cannot_change_while_it_runs_begins_with_the_file(
+    netns: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    """Refused, and of no effect in FILE alone; with --from-file it holds. Generations go on, given
+    addresses and released ones are kept, and of a process that was killed no TAP is left."""
+    process = Process(*netns("f"), tmp_path)
+    process.file.write_text(dump(Document(node=policy("web", "db"))))
+    process.start()
+    with Client(process.socket) as client:
+        for name in ("x1", "x2"):
+            client.put("blue", "endpoints", name, {})
+        given = client.describe("endpoints", "blue/x2")["addresses"]
+        (released,) = client.describe("endpoints", "blue/x1")["addresses"]
+        generation = client.delete("blue", "endpoints", "x1")["generation"]
+        text = elsewhere("10.1.1.7")
+        with pytest.raises(DataplaneError, match=r"underlay cannot change .* with --from-file"):
+            client.apply(text, prune=True)
+    process.file.write_text(text)
+    assert process.end() == 0
+    process.start()
+    with Client(process.socket) as client:
+        assert client.status()["generation"] == generation
+        assert client.policy()["node"]["underlay"].get("port", 4789) == 4789
+    process.end(signal.SIGKILL)
+    assert {"web", "db", "x2"} <= process.links()
+    process.words = ("--from-file",)
+    process.start()
+    with Client(process.socket) as client:
+        assert client.status()["generation"] == generation + 1
+        assert client.policy()["node"]["underlay"]["port"] == 4790
+        assert client.describe("endpoints", "blue/x2")["addresses"] == given
+    saved = json.loads((process.state / "policy.json").read_text())
+    assert {released, "10.1.1.2", "10.1.1.3"} <= {*saved["released"]["blue"]}
+    assert process.links() & {"web", "db", "x2"} == {"web", "x2"}
+    assert process.addresses("web") == {"10.1.1.7"}
+    assert process.end() == 0
+
+
+def elsewhere(address: str) -> str:
+    """Another port of the underlay, another address of web, no db, and x2 by its name alone."""
+    node = policy("web")
+    (blue,) = node.networks
+    web = replace(blue.endpoints[0], addresses=(ip_address(address),))
+    blue = replace(blue, endpoints=(web, Endpoint(name="x2")))
+    underlay = replace(node.underlay, port=4790)
+    return dump(Document(node=replace(node, underlay=underlay, networks=(blue,))))
+
+
+def test_from_file_needs_a_file_that_can_be_used(tmp_path: Path) -> None:
+    words = ["run", "--state", str(tmp_path / "state"), "--no-control", "--from-file"]
+    command = [sys.executable, "-m", "dataplane"]
+    done = subprocess.run([*command, *words], capture_output=True, text=True, cwd=ROOT, timeout=60)
+    assert done.returncode == 2 and "Give its FILE" in done.stderr
 
 
 def numbered(generation: int) -> Document:

@@ -26,6 +26,7 @@ WHY_NOT = demo_net.why_not()
 pytestmark = pytest.mark.skipif(bool(WHY_NOT), reason=f"no network namespaces: {WHY_NOT}")
 
 MEGABYTES = int(os.environ.get("DATAPLANE_RESTART_MB", "200"))
+UPGRADED = "2"
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -50,9 +51,10 @@ def numbered(node: Node, n: int) -> bytes:
     return dump_json(Document(node=replace(node, networks=(network, *rest))))
 
 
-def test_traffic_outlives_policies_and_processes(world: World) -> None:
-    """A TCP transfer survives 100 applies, a restart of each node, and a kill of one; numbered
-    datagrams lose nothing over the applies and the restarts."""
+def test_traffic_outlives_policies_and_processes(world: World, tmp_path: Path) -> None:
+    """A TCP transfer survives 100 applies, a restart of each node, of one into other code, and a
+    kill of the other; numbered datagrams lose nothing over the applies and the restarts."""
+    of_code_of_its_own(world, tmp_path / "code")
     stage = {"killed": False, "done": False}
 
     def more(blocks: int) -> bool:
@@ -69,12 +71,14 @@ def test_traffic_outlives_policies_and_processes(world: World) -> None:
                 name = "ab"[n % 2]
                 with world.client(name) as client:
                     client.apply(numbered(world.node(name), n), prune=True)
+            upgrade(tmp_path / "code")
             for name in world.nodes:
                 with world.client(name) as client:
                     generation = client.status()["generation"]
                     before = len(client.flows(limit=100_000)["items"])
                     status = client.restart()
                     assert status["generation"] == generation
+                    assert (status["version"] == UPGRADED) == (name == "a")
                     assert len(client.flows(limit=100_000)["items"]) >= before > 0
         kill_and_start_again(world, "b")
         stage["done"] = True
@@ -121,10 +125,22 @@ def of_code_of_its_own(world: World, code: Path) -> NodeProcess:
     """Node a, started anew from a copy of the package."""
     shutil.copytree(ROOT / "dataplane", code / "dataplane")
     world.nodes["a"].stop()
-    node = NodeProcess(world.site, "a", "a", world.nodes["a"].policy, home=code)
+    state = ("--state", str(world.state / "a"))
+    node = NodeProcess(world.site, "a", "a", world.nodes["a"].policy, *state, home=code)
     node.wait_for("ready: ")
     world.nodes["a"] = node
     return node
+
+
+def upgrade(code: Path) -> None:
+    """Who begins from now on tells another version."""
+    edited(code / "dataplane/api/health.py", 'metadata.version("vxlan-dataplane")', f'"{UPGRADED}"')
+
+
+def edited(file: Path, old: str, new: str) -> None:
+    text = file.read_text()
+    assert old in text
+    file.write_text(text.replace(old, new))
 
 
 def gets_xdp_again(node: NodeProcess, before: int) -> None:
@@ -160,13 +176,46 @@ def answers(world: World, source: str, address: str) -> bool:
 def test_an_upgrade_in_place(world: World, tmp_path: Path) -> None:
     """The successor runs the code that is installed by then."""
     of_code_of_its_own(world, tmp_path / "code")
-    health = tmp_path / "code" / "dataplane" / "api" / "health.py"
-    health.write_text(health.read_text().replace('metadata.version("vxlan-dataplane")', '"2"'))
+    upgrade(tmp_path / "code")
     stream = traffic.Stream(world.site, "a1", "b1", (DB, 5052))
     with world.client("a") as client, stream.running(0.001):
-        assert client.status()["version"] != "2"
-        assert client.restart()["version"] == "2"
+        assert client.status()["version"] != UPGRADED
+        assert client.restart()["version"] == UPGRADED
         time.sleep(0.2)
+    assert stream.lost == 0 and stream.sent > 100
+
+
+def test_flows_of_another_format_begin_anew(world: World, tmp_path: Path) -> None:
+    """And are all that does: policy, ports and NAT's rules are there, and packets pass."""
+    node = of_code_of_its_own(world, tmp_path / "code")
+    edited(tmp_path / "code/dataplane/saved.py", "lib.DP_SAVED", "lib.DP_SAVED + 1")
+    stream = traffic.Stream(world.site, "a1", "b1", (DB, 5055))
+    with world.client("a") as client, stream.running(0.001):
+        client.apply(numbered(world.node("a"), 1), prune=True)
+        before, policy, lines = client.status(), client.policy(), len(node.lines())
+        after = client.restart()
+        assert after["pid"] != before["pid"] and after["generation"] == before["generation"]
+        node.wait_for("flows begin anew: saved flows are of another format", lines)
+        assert client.policy() == policy
+        assert answers(world, "a1", DB)
+    assert stream.lost == 0 and stream.sent > 100
+
+
+def test_a_handover_of_another_format_changes_nothing(world: World, tmp_path: Path) -> None:
+    """The successor says so, and the old process goes on, flows and all."""
+    node = of_code_of_its_own(world, tmp_path / "code")
+    edited(tmp_path / "code/dataplane/handover.py", "FORMAT = 1", "FORMAT = 2")
+    stream = traffic.Stream(world.site, "a1", "b1", (DB, 5056))
+    with world.client("a") as client, stream.running(0.001):
+        before, policy = client.status(), client.policy()
+        with pytest.raises(DataplaneError):
+            client.restart(patience=0)
+        node.wait_for("the predecessor's handover has format 1, not 2")
+        node.wait_for("the successor")
+        after = client.status()
+        assert (after["pid"], after["generation"]) == (before["pid"], before["generation"])
+        assert client.policy() == policy
+        assert answers(world, "a1", DB)
     assert stream.lost == 0 and stream.sent > 100
 
 

@@ -199,6 +199,26 @@ def test_shares_are_saved_with_the_generation(place: Path) -> None:
             assert daemon.engine.generation == 2
 
 
+def test_a_document_takes_the_place_of_the_saved_one_and_of_no_share() -> None:
+    """Addresses of neither it nor a share are given again, and those that it gives up are
+    released."""
+    one = ip_address("10.1.0.2")
+    hns = Share(parts=(Part(network="blue", endpoints=(Endpoint(name="c", addresses=(one,)),)),))
+    own = replace(BLUE, endpoints=(endpoint("old", 5), endpoint("stays", 6)))
+    saved = Saved(7, replace(NODE, networks=(own,)), {"blue": ("10.1.0.3",)}, {"hns": hns})
+    wanted = replace(BLUE, endpoints=(Endpoint(name="new"), Endpoint(name="stays")))
+    made = saved.with_document(replace(NODE, networks=(wanted,)))
+    new, stays = made.node.networks[0].endpoints
+    assert (new.addresses, stays.addresses) == (
+        (ip_address("10.1.0.4"),),
+        own.endpoints[1].addresses,
+    )
+    assert (made.generation, made.shares) == (8, {"hns": hns})
+    assert made.released == {"blue": ("10.1.0.3", "10.1.1.5")}
+    with pytest.raises(DocumentError, match="where hns has objects"):
+        saved.with_document(replace(NODE, networks=(RED,)))
+
+
 def test_a_state_with_a_bad_share_is_refused(place: Path) -> None:
     with StateDir(place) as state:
         with state.saving(Saved(1, NODE, {}, {"flannel": share(1)})):
