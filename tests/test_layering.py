@@ -100,7 +100,7 @@ PYTHON_TIERS = (
     ("direct", "expect", "forwarder", "handover", "host_nat", "report"),
     ("node_ports",),
     ("adapters.scapy", "adapters.pytap2", "adapters"),
-    ("daemon", "api.mtus", "ingress", "bench_traffic", "demo_base", "demo_net"),
+    ("daemon", "api.mtus", "api.peers", "ingress", "bench_traffic", "demo_base", "demo_net"),
     ("hns.door", "cni", "cni.attachments", "cni.check"),
     ("flannel", "flannel.access", "flannel.documents"),
     ("flannel.etcd",),

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from importlib import metadata
 from typing import Any, NamedTuple
 
-from dataplane.api.resources import peers
+from dataplane.api.peers import peers
 from dataplane.daemon import Daemon
 from dataplane.defaults import overhead
 from dataplane.ids import UNDERLAY
@@ -127,12 +127,14 @@ def _mtus(daemon: Daemon) -> Iterator[Finding]:
 def _peers(daemon: Daemon) -> Iterator[Finding]:
     silent = [peer for peer in peers(daemon.engine) if peer["state"] == "silent"]
     for peer in silent:
+        heard, port = peer["last_rx"], daemon.policy.underlay.port
         told = (
-            f"{peer['name']}: {peer['tx_packets']} packets sent, none received on "
-            f"udp/{daemon.policy.underlay.port}"
+            f"{peer['tx_packets']} packets sent, none received"
+            if heard is None
+            else f"sent to {peer['last_tx']:.0f} s ago, received from {heard:.0f} s ago"
         )
-        fix = "is it up, does a firewall drop the port, has it this node as remote subnet?"
-        yield Finding(WARNING, "peer", told, fix)
+        fix = f"tcpdump -ni any host {peer['name']} and udp port {port}"
+        yield Finding(WARNING, "peer", f"{peer['name']}: {told}", fix)
     if not silent:
         yield Finding(OK, "peer", "no peer is silent")
 

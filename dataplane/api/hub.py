@@ -13,7 +13,7 @@ from typing import Any
 from starlette.concurrency import run_in_threadpool
 
 from dataplane.api.events import Event, stamp
-from dataplane.api.resources import peers
+from dataplane.api.peers import peers
 from dataplane.daemon import Applied, Daemon
 from dataplane.observe import SNAP, Seen
 

@@ -7,13 +7,12 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
 from prometheus_client.registry import Collector
 
-from dataplane.api.resources import peers
+from dataplane.api.peers import STATES, peers
 from dataplane.daemon import Daemon
 from dataplane.stats import GAUGES
 
 MEDIA_TYPE = CONTENT_TYPE_PLAIN_0_0_4
 PORT_COUNTERS = ("rx_frames", "rx_bytes", "tx_frames", "tx_bytes", "dropped")
-PEER_STATES = ("up", "silent", "idle")
 
 
 def text(daemon: Daemon) -> bytes:
@@ -53,7 +52,7 @@ class _Collector(Collector):
             "dataplane_peer_state", "1 for the state a peer is in.", labels=["peer", "state"]
         )
         for peer in peers(self._daemon.engine):
-            for state in PEER_STATES:
+            for state in STATES:
                 family.add_metric([peer["name"], state], peer["state"] == state)
         return family
 
