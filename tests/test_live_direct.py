@@ -148,6 +148,7 @@ def test_pods_talk_without_a_tunnel(nodes: dict[str, Running]) -> None:
     assert fetched(b.pod, a.pod, "10.1.2.2", 5432) == "10.1.1.2"
     for node in nodes.values():
         with Client(node.process.socket) as client:
+            assert [f for f in client.findings() if f["level"] != "ok"] == []
             ports = {port["name"]: port for port in client.get("ports")}
             assert ports["underlay"]["rx_frames"] == ports["underlay"]["tx_frames"] == 0
             (shown,) = client.get("direct-subnets")

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from importlib import metadata
 from typing import Any, NamedTuple
 
+from dataplane.api.mtus import mtus
 from dataplane.api.peers import peers
 from dataplane.daemon import Daemon
-from dataplane.defaults import overhead
 from dataplane.ids import UNDERLAY
 from dataplane.stats import adds_up
 
@@ -108,20 +108,31 @@ def _devices(daemon: Daemon) -> Iterator[Finding]:
 
 
 def _mtus(daemon: Daemon) -> Iterator[Finding]:
-    policy = daemon.policy
-    wrong = False
-    for network in policy.networks:
-        most = policy.underlay.mtu - overhead(network, policy)
-        assert isinstance(network.mtu, int), "the policy is resolved"
-        if network.mtu > most:
-            wrong = True
-            told = (
-                f"network {network.name} says {network.mtu}, but the underlay of "
-                f"{policy.underlay.mtu} carries {most} at most"
-            )
-            yield Finding(WARNING, "mtu", told, f"mtu: {most}")
-    if not wrong:
-        yield Finding(OK, "mtu", f"all networks fit the underlay's {policy.underlay.mtu} bytes")
+    """Of each network the narrowest way: many peers are behind the same route."""
+    narrowest: dict[str, dict[str, Any]] = {}
+    unreachable: list[str] = []
+    for way in mtus(daemon.engine):
+        network = way["name"].rpartition("/")[0]
+        if way["route"] is None:
+            unreachable.append(way["peer"])
+        before = narrowest.get(network, way)
+        if way["largest"] < way["network"] and way["largest"] <= before["largest"]:
+            narrowest[network] = way
+    for network, way in narrowest.items():
+        told = f"network {network}: its packets have up to {way['network']} bytes, but"
+        told = f"{told} {way['largest']} arrive at {way['peer']}: {_limit(way)}"
+        yield Finding(WARNING, "mtu", told, f"mtu: {way['largest']}")
+    for peer in sorted(set(unreachable)):
+        yield Finding(WARNING, "route", f"no route to {peer}", f"ip route get {peer}")
+    if not narrowest and not unreachable:
+        yield Finding(OK, "mtu", "the packets of every network arrive whole at its peers")
+
+
+def _limit(way: dict[str, Any]) -> str:
+    """What carries the least of a way."""
+    if way["learned"] is not None and way["learned"] <= (way["route"] or way["learned"]):
+        return f"ICMP told of {way['learned']} on the way, {way['forgotten_in']:.0f} s are left"
+    return f"the route carries {way['route']}, VXLAN takes {way['overhead']}"
 
 
 def _peers(daemon: Daemon) -> Iterator[Finding]:
