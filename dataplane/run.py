@@ -203,6 +203,7 @@ def run(
         daemon = made.enter_context(
             Daemon(begin, state=state, limits=limits, tuning=tuning, inherited=inherited)
         )
+        opened = [door(daemon) for door in doors]  # before anybody asks whether they are synced
         controls = {
             name: made.enter_context(
                 Control(daemon, path, read_only=name == "reading", inherited=told.get(name))
@@ -211,8 +212,8 @@ def run(
         }
         if inherited is not None:
             inherited.done()
-        for door in doors:
-            made.enter_context(door(daemon))
+        for door in opened:
+            made.enter_context(door)
         for line in (*given_up, *daemon.told()):
             log.info(line)
         notify("READY=1", f"MAINPID={os.getpid()}", f"STATUS={daemon.ready()}")

@@ -46,7 +46,18 @@ C_TIERS = (
 )
 
 PYTHON_TIERS = (
-    ("_engine", "cni.plugin", "clock", "errors", "garbage", "logs", "memo", "service", "tables"),
+    (
+        "_engine",
+        "cni.plugin",
+        "clock",
+        "errors",
+        "garbage",
+        "logs",
+        "memo",
+        "service",
+        "standing",
+        "tables",
+    ),
     ("sandbox", "cni.install"),
     ("address", "regions", "tree"),
     ("model", "ids", "jsontree", "yamltree", "netns", "pcap", "packet_spec", "reasons", "records"),

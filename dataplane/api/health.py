@@ -11,6 +11,7 @@ from dataplane.api.mtus import mtus
 from dataplane.api.peers import peers
 from dataplane.daemon import Daemon
 from dataplane.ids import UNDERLAY
+from dataplane.standing import Standing
 from dataplane.stats import adds_up
 
 OK, WARNING, FAILURE = "ok", "warning", "failure"
@@ -61,6 +62,10 @@ def status(daemon: Daemon) -> dict[str, Any]:
         "uptime": round(time.monotonic() - daemon.began, 1),
         "totals": dict(stats.totals),
         "max_flows": daemon.engine.max_flows,
+        "doors": [
+            {"name": name, "synced": door.synced, "trouble": door.trouble}
+            for name, door in daemon.doors.items()
+        ],
     }
 
 
@@ -68,12 +73,19 @@ def unready(daemon: Daemon) -> list[str]:
     """Why the node cannot do its work; empty if it can."""
     faults = [] if daemon.is_forwarding else ["forwarding has ended"]
     lost = daemon.lost_devices()
-    return faults + [f"{name}: {device} is gone" for name, device in sorted(lost.items())]
+    faults += [f"{name}: {device} is gone" for name, device in sorted(lost.items())]
+    doors = daemon.doors.items()
+    return faults + [_unsynced(name, door) for name, door in doors if not door.synced]
+
+
+def _unsynced(name: str, door: Standing) -> str:
+    return f"{name}: not synced yet: {door.trouble or 'no answer so far'}"
 
 
 def examine(daemon: Daemon) -> list[Finding]:
     """Everything that is looked at, what is wrong first."""
-    found = [*_engine(daemon), *_devices(daemon), *_mtus(daemon), *_peers(daemon), *_drops(daemon)]
+    looks = (_engine, _devices, _doors, _mtus, _peers, _drops)
+    found = [finding for look in looks for finding in look(daemon)]
     order = (FAILURE, WARNING, OK)
     return sorted(found, key=lambda finding: order.index(finding.level))
 
@@ -105,6 +117,16 @@ def _devices(daemon: Daemon) -> Iterator[Finding]:
         yield Finding(OK, "xdp", daemon.xdp)
     if not lost:
         yield Finding(OK, "device", "every TAP is there, and the underlay's address")
+
+
+def _doors(daemon: Daemon) -> Iterator[Finding]:
+    for name, door in daemon.doors.items():
+        if not door.synced:
+            yield Finding(FAILURE, "door", _unsynced(name, door), door.look)
+        elif door.trouble:
+            yield Finding(WARNING, "door", f"{name}: {door.trouble}", door.look)
+        else:
+            yield Finding(OK, "door", f"{name} is followed")
 
 
 def _mtus(daemon: Daemon) -> Iterator[Finding]:

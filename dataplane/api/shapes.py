@@ -63,6 +63,7 @@ STATUS = _object(
     uptime=NUMBER,
     totals=COUNTS,
     max_flows=COUNT,
+    doors=_many(_object(name=TEXT, synced=YES, trouble=TEXT)),
 )
 APPLIED = _object(
     base=COUNT,
