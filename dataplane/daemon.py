@@ -9,6 +9,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
@@ -182,6 +183,11 @@ class Daemon:
     def lacks_xdp(self) -> str | None:
         """The interface where AF_XDP is wanted and is not."""
         return self._ports.lacks_xdp
+
+    @property
+    def state_path(self) -> Path | None:
+        """The directory that policies are saved in."""
+        return self._state.path if self._state is not None else None
 
     def told(self) -> Iterator[str]:
         """What there is to say of it at the beginning."""

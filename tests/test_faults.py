@@ -7,6 +7,7 @@ that go, links that go down, a second node, and who never reads, are in test_liv
 import calendar
 import contextlib
 import os
+import re
 import socket
 import subprocess
 import time
@@ -162,6 +163,8 @@ def test_a_peer_that_dies_is_silent_until_it_is_back(pair: Pair) -> None:
             wait_for(lambda: state() == "up")
             ip(pair.b.netns, "link set under down")
             wait_for(lambda: state() == "silent")
+            (heard,) = re.findall(r"last_receive_seconds{.*} ([0-9.]+)", client.metrics())
+            assert float(heard) > 10
             (told,) = warnings()
             assert told.startswith("192.0.2.2: sent to ") and "received from 1" in told
             assert 'dataplane_peer_state{peer="192.0.2.2",state="silent"} 1.0' in client.metrics()

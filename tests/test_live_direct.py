@@ -155,6 +155,17 @@ def test_pods_talk_without_a_tunnel(nodes: dict[str, Running]) -> None:
             assert shown["provider_address"] == SITES["b" if node is a else "a"][0]
 
 
+def test_a_host_that_does_not_forward_is_told_and_mended(nodes: dict[str, Running]) -> None:
+    a = nodes["a"]
+    run(a.process.netns, "sysctl", "-qw", "net.ipv4.ip_forward=0")
+    with Client(a.process.socket) as client:
+        (found,) = (f for f in client.findings() if f["level"] != "ok")
+        assert found["message"].startswith("net.ipv4.ip_forward is off")
+        run(a.process.netns, *found["fix"].split())
+        assert [f for f in client.findings() if f["level"] != "ok"] == []
+    assert ping(a.pod, "10.1.2.2")
+
+
 def test_services_have_backends_there(nodes: dict[str, Running]) -> None:
     """From a pod, and from outside by the host's port: that client's answers come the same way."""
     a, b = nodes["a"], nodes["b"]

@@ -5,8 +5,10 @@ import os
 import time
 from collections.abc import Iterator
 from importlib import metadata
-from typing import Any, NamedTuple
+from typing import Any
 
+from dataplane.api import host
+from dataplane.api.finding import FAILURE, FULL, OK, WARNING, Finding
 from dataplane.api.mtus import mtus
 from dataplane.api.peers import peers
 from dataplane.daemon import Daemon
@@ -14,18 +16,7 @@ from dataplane.ids import UNDERLAY
 from dataplane.standing import Standing
 from dataplane.stats import adds_up
 
-OK, WARNING, FAILURE = "ok", "warning", "failure"
-FULL = 0.9  # of a table
 BAD_SUMS = ("bad_ip4_checksum", "outer_checksum")
-
-
-class Finding(NamedTuple):
-    """`level` is ok, warning or failure; `fix` a command or a change of the policy."""
-
-    level: str
-    subject: str
-    message: str
-    fix: str = ""
 
 
 @functools.cache
@@ -84,7 +75,8 @@ def _unsynced(name: str, door: Standing) -> str:
 
 def examine(daemon: Daemon) -> list[Finding]:
     """Everything that is looked at, what is wrong first."""
-    looks = (_engine, _devices, _doors, _mtus, _peers, _drops)
+    of_host = (host.state_directory, host.descriptors, host.forwarding, host.errors)
+    looks = (_engine, _devices, _doors, _mtus, _peers, _drops, *of_host)
     found = [finding for look in looks for finding in look(daemon)]
     order = (FAILURE, WARNING, OK)
     return sorted(found, key=lambda finding: order.index(finding.level))
@@ -93,13 +85,14 @@ def examine(daemon: Daemon) -> list[Finding]:
 def _engine(daemon: Daemon) -> Iterator[Finding]:
     totals = daemon.engine.stats().totals
     if not daemon.is_forwarding:
-        yield Finding(FAILURE, "engine", "forwarding has ended", "dataplane run … (see its log)")
+        fix = f"systemctl restart dataplane@{daemon.policy.name}"
+        yield Finding(FAILURE, "engine", "forwarding has ended", fix)
     if not adds_up(totals):
         yield Finding(WARNING, "engine", "counters do not add up, or moved while they were read")
     used, room = totals["flows"], daemon.engine.max_flows
     if used > FULL * room:
         told = f"{used:,} of {room:,} flows are in use; a full table refuses new ones"
-        yield Finding(WARNING, "flows", told, "dataplane run … --max-flows N")
+        yield Finding(WARNING, "flows", told, f"dataplane run --max-flows {2 * room}")
     else:
         told = f"generation {daemon.engine.generation}, {used:,} of {room:,} flows in use"
         yield Finding(OK, "engine", told)
@@ -108,7 +101,8 @@ def _engine(daemon: Daemon) -> Iterator[Finding]:
 def _devices(daemon: Daemon) -> Iterator[Finding]:
     lost = daemon.lost_devices()
     for name, device in sorted(lost.items()):
-        fix = "ip address add …" if name == UNDERLAY else "dataplane apply -f FILE"
+        address = f"ip address add {daemon.policy.underlay.address} dev DEV"
+        fix = address if name == UNDERLAY else "dataplane apply -f FILE"
         yield Finding(FAILURE, "device", f"{name}: {device} is gone", fix)
     if daemon.lacks_xdp:
         told = f"no AF_XDP on {daemon.lacks_xdp}: packets take the sockets"
@@ -180,4 +174,4 @@ def _drops(daemon: Daemon) -> Iterator[Finding]:
             yield Finding(WARNING, "checksum", told, "ethtool -K DEV tx off, on the sender")
     if counted.get("unknown_vtep"):
         told = f"{counted['unknown_vtep']} packets of nodes that are no remote subnet's"
-        yield Finding(WARNING, "vtep", told, "dataplane capture --point drop: who sends them?")
+        yield Finding(WARNING, "vtep", told, "dataplane capture --point drop -w drops.pcapng")
