@@ -443,7 +443,7 @@ struct dp_flow_info {
     uint32_t generation;
     uint64_t packets[2]; /* initiator, responder */
     uint64_t bytes[2];
-    uint64_t last_ns;
+    uint64_t last_ns[2];
 };
 /* Copies up to n flows from *cursor (0 at first) on; returns how many, advances *cursor;
  * fewer than n: that was the end. */

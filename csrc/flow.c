@@ -427,7 +427,7 @@ struct dp_flow_info dp_pair_info(const struct dp_pair *p) {
         .generation = a->act.generation,
         .packets = {dp_count_read(&a->act.packets), dp_count_read(&b->act.packets)},
         .bytes = {dp_count_read(&a->act.bytes), dp_count_read(&b->act.bytes)},
-        .last_ns = dp_pair_last(p)};
+        .last_ns = {dp_get(a->act.last_ns), dp_get(b->act.last_ns)}};
     if (dp_proto_is_icmp(f.proto)) {
         f.new_sport = b->key.sport;
         f.new_dport = a->key.dport;

@@ -80,7 +80,9 @@ def _conditions(acl: Value) -> str:
 def _peer_state(peer: Value) -> str:
     if peer["state"] != "silent":
         return str(peer["state"])
-    return f"silent (sent {peer['tx_packets']}, got 0)"
+    if peer["last_rx"] is None:
+        return f"silent (sent {peer['tx_packets']}, got 0)"
+    return f"silent for {age(peer['last_rx'])}"
 
 
 def _count(name: str) -> Callable[[Value], object]:

@@ -9,6 +9,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
@@ -27,6 +28,7 @@ from dataplane.node_ports import NodePorts
 from dataplane.plan import Plan
 from dataplane.saved import Saved as SavedFlows
 from dataplane.shares import DOCUMENT, Composer, Share, Shares
+from dataplane.standing import Standing
 from dataplane.state_dir import Saved, StateDir
 
 TURN = 0.1  # seconds between looks at whether it is worth to wait
@@ -107,6 +109,7 @@ class Daemon:
         self._leaving = False  # a successor takes over, or has
         self.began = time.monotonic()
         self.on_commit: list[Callable[[Applied], None]] = []  # told of each, on its thread
+        self.doors: dict[str, Standing] = {}  # those that follow somebody, by origin
         with contextlib.ExitStack() as made:
             self.engine = made.enter_context(self._new_engine(begin, limits or {}, inherited))
             proposal = self._proposed(begin.node, begin.shares)
@@ -191,6 +194,11 @@ class Daemon:
         """The interface where AF_XDP is wanted and is not."""
         return self._ports.lacks_xdp
 
+    @property
+    def state_path(self) -> Path | None:
+        """The directory that policies are saved in."""
+        return self._state.path if self._state is not None else None
+
     def told(self) -> Iterator[str]:
         """What there is to say of it at the beginning."""
         if self.xdp:
@@ -244,6 +252,12 @@ class Daemon:
     def share(self, origin: str) -> Share:
         """What a front door has; nothing, if it never came."""
         return self.committed.shares.get(origin) or Share()
+
+    def door(self, origin: str, look: str) -> Standing:
+        """For a front door that follows somebody: the node is not ready before its first sync,
+        unless it has a share from before. `look`: see Standing."""
+        self.doors[origin] = Standing(look, origin in self.committed.shares)
+        return self.doors[origin]
 
     def _applied(
         self, change: Callable[[Committed], tuple[Node, Shares]], base: int | None, dry_run: bool

@@ -179,6 +179,7 @@ class Engine:
         self._handle = _create(limits, timers, key)
         self._counters = Counters(self._handle, max_ports, max_rules)
         self._singles: dict[int, Batch] = {}  # by worker, for one frame
+        self.unseen = 0  # records that were lost, of all that `seen` told of
         self._looking = threading.Lock()  # of those who trace, list flows or take what was seen
         self._reader: Reader | None = None
 
@@ -572,7 +573,9 @@ class Engine:
         """
         with self._looking:
             self._reader = self._reader or Reader(self.handle)
-            return self._reader.take(self.ids_of)
+            found, lost = self._reader.take(self.ids_of)
+            self.unseen += lost
+            return found, lost
 
     def stats(self) -> Stats:
         """All counters, read at one moment."""

@@ -53,10 +53,10 @@ class Flow:
 
 
 SIDES = ("src", "dst", "new_src", "new_dst")
-PLAIN = ("vni", "sport", "dport", "new_sport", "new_dport", "generation", "last_ns")
+PLAIN = ("vni", "sport", "dport", "new_sport", "new_dport", "generation")
 NUMBERS = (
     *PLAIN,
-    *("proto", "in_port", "out_port", "adjacency", "rule", "state", "packets", "bytes"),
+    *("proto", "in_port", "out_port", "adjacency", "rule", "state", "packets", "bytes", "last_ns"),
 )
 
 
@@ -89,7 +89,7 @@ def _addresses(octets: bytes) -> list[IP]:
 
 def _flow(values: dict[str, Any], row: Sequence[Any], ids: Ids) -> Flow:
     """`row`: the values of NUMBERS."""
-    *numbers, protocol, in_port, out_port, adjacency, rule, state, packets, octets = row
+    *numbers, protocol, in_port, out_port, adjacency, rule, state, packets, octets, last = row
     values.update(zip(PLAIN, numbers, strict=True))
     peer = ids.adjacency_names.get(adjacency)
     return Flow(
@@ -104,4 +104,5 @@ def _flow(values: dict[str, Any], row: Sequence[Any], ids: Ids) -> Flow:
         closing=bool(state & 4),
         packets=(packets[0], packets[1]),
         bytes=(octets[0], octets[1]),
+        last_ns=max(last),
     )

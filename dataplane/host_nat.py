@@ -29,6 +29,17 @@ def forward(host: HostPort) -> str:
     return inside(host.tap.netns, lambda: _forward(FORWARDING[host.address.version]))
 
 
+def forwards(host: HostPort) -> bool:
+    """Whether the host port's namespace forwards. Raises PortError."""
+    place = Path("/proc/sys/net", FORWARDING[host.address.version])
+    return inside(host.tap.netns, lambda: place.read_text().strip() != "0")
+
+
+def switch_of(host: HostPort) -> str:
+    """The sysctl that lets it."""
+    return _sysctl(FORWARDING[host.address.version])
+
+
 def _mapped(node: Node) -> Iterator[tuple[str, int]]:
     """Protocols and ports of the host's own addresses that lead inside."""
     for network in node.networks:
@@ -104,9 +115,13 @@ def _run(text: str) -> "subprocess.CompletedProcess[str]":
     )
 
 
+def _sysctl(switch: Path) -> str:
+    return ".".join(("net", *switch.parts))
+
+
 def _forward(switch: Path) -> str:
     place = Path("/proc/sys/net", switch)
-    name = ".".join(("net", *switch.parts))
+    name = _sysctl(switch)
     if place.read_text().strip() != "0":
         return ""
     try:

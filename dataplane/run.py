@@ -206,6 +206,7 @@ def run(
             Daemon(begin, state=state, limits=limits, tuning=tuning, inherited=inherited)
         )
         hub = made.enter_context(Hub(daemon))
+        opened = [door(daemon) for door in doors]  # before anybody asks whether they are synced
         controls = {
             name: made.enter_context(
                 Control(daemon, hub, path, read_only=name == "reading", inherited=told.get(name))
@@ -216,8 +217,8 @@ def run(
         if inherited is not None:
             notify(f"MAINPID={os.getpid()}")  # before the predecessor ends
             inherited.done()
-        for door in doors:
-            made.enter_context(door(daemon))
+        for door in opened:
+            made.enter_context(door)
         for line in (*given_up, *daemon.told()):
             log.info(line)
         notify("READY=1", f"MAINPID={os.getpid()}", f"STATUS={daemon.ready()}")

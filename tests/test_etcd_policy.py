@@ -16,10 +16,14 @@ import pytest
 
 from dataplane.address import Mac, Vni, parse_prefix
 from dataplane.api.client import Client
+from dataplane.api.health import unready
+from dataplane.daemon import Daemon
 from dataplane.document import dump
 from dataplane.errors import DocumentError
 from dataplane.etcd_policy.common import read, share
+from dataplane.etcd_policy.door import EtcdPolicy, Options
 from dataplane.model import Acl, Document, Endpoint, Network, Node, Tap, Underlay
+from dataplane.state_dir import Saved
 from tests.etcd_server import WHY_NOT, Etcd
 from tests.live_node import Process
 from tests.peers.wire import ip
@@ -81,6 +85,29 @@ def test_what_has_not_the_form_is_named(text: str, path: str) -> None:
         read(text.encode(), "policy")
     assert caught.value.faults[0].file == "policy"
     assert caught.value.faults[0].path.startswith(path)
+
+
+@pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT)
+def test_a_node_is_ready_once_etcd_was_heard_and_its_policy_fits(tmp_path: Path) -> None:
+    """Nothing there to follow is no fault; what is refused from the beginning is one."""
+    own = Node(name="c", underlay=Underlay(address=ip_address("127.0.0.76")))
+    etcd = Etcd(tmp_path)
+    options = Options((etcd.url,), "/dp")
+    try:
+        with Daemon(Saved(1, own)) as daemon, EtcdPolicy(daemon, options):
+            until(lambda: "refused" in "".join(unready(daemon)))
+            etcd.start()
+            until(lambda: not unready(daemon))
+            assert "/dp/policy is missing" in daemon.doors["etcd"].trouble
+        etcd.put("/dp/policy", b"parts: [{network: nobody}]")
+        with Daemon(Saved(1, own)) as daemon, EtcdPolicy(daemon, options):
+            until(lambda: "is refused: " in daemon.doors["etcd"].trouble)
+            assert unready(daemon)[0].startswith("etcd: not synced yet: revision ")
+            etcd.put("/dp/policy", b"networks: [{name: n, vni: 7, prefixes: [10.9.0.0/16]}]")
+            until(lambda: not unready(daemon))
+            until(lambda: not daemon.doors["etcd"].trouble)
+    finally:
+        etcd.kill()
 
 
 # ---- running nodes -----------------------------------------------------------------------------

@@ -7,6 +7,7 @@ that go, links that go down, a second node, and who never reads, are in test_liv
 import calendar
 import contextlib
 import os
+import re
 import socket
 import subprocess
 import time
@@ -144,6 +145,36 @@ def test_underlay_address_goes_and_comes_back(pair: Pair) -> None:
         ip(pair.a.netns, "addr add 192.0.2.1/24 dev under")
         assert pair.eventually_answers()
         assert client.status()["ready"]
+
+
+def test_a_peer_that_dies_is_silent_until_it_is_back(pair: Pair) -> None:
+    """Its flow stands all the while: the pod goes on sending."""
+
+    def state() -> str:
+        (peer,) = client.get("peers")
+        return str(peer["state"])
+
+    def warnings() -> list[str]:
+        return [f["message"] for f in client.findings() if f["subject"] == "peer" and f["fix"]]
+
+    pings = pair.pings(10_000, gap=0.2)
+    try:
+        with pair.client() as client:
+            wait_for(lambda: state() == "up")
+            ip(pair.b.netns, "link set under down")
+            wait_for(lambda: state() == "silent")
+            (heard,) = re.findall(r"last_receive_seconds{.*} ([0-9.]+)", client.metrics())
+            assert float(heard) > 10
+            (told,) = warnings()
+            assert told.startswith("192.0.2.2: sent to ") and "received from 1" in told
+            assert 'dataplane_peer_state{peer="192.0.2.2",state="silent"} 1.0' in client.metrics()
+            ip(pair.b.netns, "link set under up")
+            wait_for(lambda: state() == "up")
+            assert warnings() == []
+    finally:
+        ip(pair.b.netns, "link set under up")
+        pings.kill()
+        pings.communicate()
 
 
 def test_underlay_address_moves_to_another_interface(pair: Pair) -> None:

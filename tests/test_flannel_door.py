@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from dataplane.address import Mac
+from dataplane.api.health import examine, unready
 from dataplane.daemon import Daemon
 from dataplane.flannel.door import Flannel, Options
 from dataplane.flannel.etcd import Client
@@ -66,6 +67,31 @@ def test_what_is_wrong_is_told_once_until_it_is_mended(
         until(lambda: "follows etcd" in caplog.text)
         assert caplog.text.count("is missing") == 1
         assert caplog.text.count("on Windows refuse it") == 1
+
+
+def test_a_node_is_not_ready_before_its_first_sync_and_is_through_an_outage(
+    etcd: Etcd, tmp_path: Path, state: StateDir
+) -> None:
+    """Nor is it after a restart meanwhile: it forwards what it knew."""
+    with Daemon(Saved(1, NODE), state=state) as daemon, Flannel(daemon, options(etcd, tmp_path)):
+        until(lambda: "/net/config is missing" in "".join(unready(daemon)))
+        assert unready(daemon)[0].startswith("flannel: not synced yet: ")
+        assert levels(daemon) == ["failure"]
+        etcd.put("/net/config", CONFIG)
+        until(lambda: not unready(daemon))
+        until(lambda: levels(daemon) == ["ok"])
+        etcd.kill()
+        until(lambda: levels(daemon) == ["warning"])
+        assert unready(daemon) == [] and daemon.doors["flannel"].synced
+    saved = state.read()
+    assert saved is not None
+    with Daemon(saved, state=state) as daemon, Flannel(daemon, options(etcd, tmp_path)):
+        until(lambda: levels(daemon) == ["warning"])
+        assert unready(daemon) == []
+
+
+def levels(daemon: Daemon) -> list[str]:
+    return [finding.level for finding in examine(daemon) if finding.subject == "door"]
 
 
 def test_identity_outlives_the_process_and_etcds_memory(

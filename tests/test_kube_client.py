@@ -15,6 +15,7 @@ from dataplane.kubernetes import client as client_module
 from dataplane.kubernetes.access import Access, KubeError
 from dataplane.kubernetes.client import Client, Event, GoneError, NotFoundError
 from dataplane.kubernetes.reflector import Change, Reflector
+from dataplane.standing import Standing
 from tests.kube_objects import node, service
 from tests.kube_server import Refused, Server
 
@@ -273,7 +274,8 @@ class Followed:
     def __init__(self, url: str, token: str = "") -> None:
         self.client = Client(Access(url, token=token), timeout=2)
         self.changes: queue.SimpleQueue[Change] = queue.SimpleQueue()
-        self.reflector = Reflector(self.client, "services", SERVICES, self.changes.put)
+        standing = Standing("look", synced=False)
+        self.reflector = Reflector(self.client, "services", SERVICES, self.changes.put, standing)
         self.known: dict[str, Any] = {}
         self.told: list[tuple[str, ...]] = []
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from dataplane.api.health import examine, unready
 from dataplane.daemon import Daemon
 from dataplane.kubernetes import nodes
 from dataplane.kubernetes.access import Access
@@ -140,6 +141,28 @@ def test_who_may_not_patch_forwards_all_the_same(
         assert caplog.text.count("403 forbidden") == 1
         monkeypatch.setattr(server, "patch", allowed)
         until(lambda: conditions(server) == {"NetworkUnavailable": "False"})
+
+
+def test_a_node_is_not_ready_before_its_first_sync_and_is_through_an_outage(
+    server: Server, options: Options
+) -> None:
+    server.down = True
+    with Daemon(Saved(1, NODE)) as daemon, Kubernetes(daemon, options):
+        until(lambda: f"kubernetes: not synced yet: {server.url}" in "".join(unready(daemon)))
+        assert levels(daemon) == ["failure"]
+        server.down = False
+        until(lambda: not unready(daemon))
+        until(lambda: levels(daemon) == ["ok"])
+        server.down = True
+        server.cut()
+        until(lambda: levels(daemon) == ["warning"])
+        assert unready(daemon) == []
+        server.down = False
+        until(lambda: levels(daemon) == ["ok"])
+
+
+def levels(daemon: Daemon) -> list[str]:
+    return [finding.level for finding in examine(daemon) if finding.subject == "door"]
 
 
 def test_a_node_without_a_subnet_is_waited_for(

@@ -148,10 +148,22 @@ def test_pods_talk_without_a_tunnel(nodes: dict[str, Running]) -> None:
     assert fetched(b.pod, a.pod, "10.1.2.2", 5432) == "10.1.1.2"
     for node in nodes.values():
         with Client(node.process.socket) as client:
+            assert [f for f in client.findings() if f["level"] != "ok"] == []
             ports = {port["name"]: port for port in client.get("ports")}
             assert ports["underlay"]["rx_frames"] == ports["underlay"]["tx_frames"] == 0
             (shown,) = client.get("direct-subnets")
             assert shown["provider_address"] == SITES["b" if node is a else "a"][0]
+
+
+def test_a_host_that_does_not_forward_is_told_and_mended(nodes: dict[str, Running]) -> None:
+    a = nodes["a"]
+    run(a.process.netns, "sysctl", "-qw", "net.ipv4.ip_forward=0")
+    with Client(a.process.socket) as client:
+        (found,) = (f for f in client.findings() if f["level"] != "ok")
+        assert found["message"].startswith("net.ipv4.ip_forward is off")
+        run(a.process.netns, *found["fix"].split())
+        assert [f for f in client.findings() if f["level"] != "ok"] == []
+    assert ping(a.pod, "10.1.2.2")
 
 
 def test_services_have_backends_there(nodes: dict[str, Running]) -> None:

@@ -59,10 +59,14 @@ def test_the_largest_packet_passes_and_one_byte_more_does_not(world: World) -> N
 
 def test_a_narrow_way_is_told(world: World) -> None:
     assert dataplane(world, "mtu").exit_code == 0
+    assert "WARN  mtu" not in dataplane(world, "doctor").output
     world.site.ip("a", f"route add {B}/32 via {ROUTER['a']} mtu lock 1400")
     try:
         done = dataplane(world, "mtu", B)
         assert done.exit_code == 1 and " 1350 " in done.output, done.output
+        with world.client("a") as client:
+            found = {f["fix"]: f["message"] for f in client.findings() if f["level"] == "warning"}
+        assert f"1350 arrive at {B}: the route carries 1400" in found["mtu: 1350"], found
     finally:
         world.site.ip("a", f"route del {B}/32")
 

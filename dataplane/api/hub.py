@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Self
 
 from dataplane.api.events import Event, stamp
-from dataplane.api.resources import peers
+from dataplane.api.peers import peers
 from dataplane.daemon import Applied, Daemon
 from dataplane.observe import SNAP, Seen
 

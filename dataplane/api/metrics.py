@@ -7,13 +7,13 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
 from prometheus_client.registry import Collector
 
-from dataplane.api.resources import peers
+from dataplane.api.health import unready
+from dataplane.api.peers import STATES, peers
 from dataplane.daemon import Daemon
 from dataplane.stats import GAUGES
 
 MEDIA_TYPE = CONTENT_TYPE_PLAIN_0_0_4
 PORT_COUNTERS = ("rx_frames", "rx_bytes", "tx_frames", "tx_bytes", "dropped")
-PEER_STATES = ("up", "silent", "idle")
 
 
 def text(daemon: Daemon) -> bytes:
@@ -32,6 +32,14 @@ class _Collector(Collector):
         info = GaugeMetricFamily("dataplane_info", "The node.", labels=["node"])
         info.add_metric([self._daemon.policy.name], 1)
         yield info
+        yield GaugeMetricFamily(
+            "dataplane_ready", "1 where /readyz says so.", value=not unready(self._daemon)
+        )
+        yield CounterMetricFamily(
+            "dataplane_observer_lost",
+            "Records of events and captures that found no room.",
+            value=self._daemon.engine.unseen,
+        )
         for name, value in stats.totals.items():
             kind = GaugeMetricFamily if name in GAUGES else CounterMetricFamily
             yield kind(f"dataplane_{name}", f"Of the engine: {name}.", value=value)
@@ -46,16 +54,24 @@ class _Collector(Collector):
         yield from _per_port("port", PORT_COUNTERS, stats.ports)
         io = self._daemon.forwarder.stats()
         yield from _per_port("io", tuple(next(iter(io.values()), {})), io)
-        yield self._peers()
+        yield from self._peers()
 
-    def _peers(self) -> Metric:
+    def _peers(self) -> Iterator[Metric]:
         family = GaugeMetricFamily(
             "dataplane_peer_state", "1 for the state a peer is in.", labels=["peer", "state"]
         )
+        heard = GaugeMetricFamily(
+            "dataplane_peer_last_receive_seconds",
+            "Since a peer's last packet of a flow that is alive.",
+            labels=["peer"],
+        )
         for peer in peers(self._daemon.engine):
-            for state in PEER_STATES:
+            if peer["last_rx"] is not None:
+                heard.add_metric([peer["name"]], peer["last_rx"])
+            for state in STATES:
                 family.add_metric([peer["name"], state], peer["state"] == state)
-        return family
+        yield family
+        yield heard
 
 
 def _counter(

@@ -10,9 +10,9 @@ from typing import Any
 import msgspec
 
 from dataplane.api.mtus import mtus
+from dataplane.api.peers import peers
 from dataplane.convert import encode
 from dataplane.engine import Engine
-from dataplane.ids import UNDERLAY_PORT
 from dataplane.layers import LAYERS
 from dataplane.model import Model, Network, Node
 from dataplane.reasons import Reason
@@ -141,63 +141,6 @@ def fdb(engine: Engine) -> Iterator[Resource]:
 
 
 # ---- of the engine -----------------------------------------------------------------------------
-
-
-def peers(engine: Engine) -> Iterator[Resource]:
-    """The other VTEPs, with the traffic of the flows that are alive; ages in seconds."""
-    policy = _policy(engine)
-    found: dict[str, Resource] = {}
-    for network in policy.networks:
-        for subnet in network.remote_subnets:
-            provider = str(subnet.provider_address)
-            peer = found.setdefault(
-                provider, {"name": provider, "networks": [], "subnets": 0, "mtu": network.mtu}
-            )
-            peer["subnets"] += 1
-            peer["mtu"] = min(peer["mtu"], network.mtu)
-            if network.name not in peer["networks"]:
-                peer["networks"].append(network.name)
-    traffic = _peer_traffic(engine) if found else {}
-    for provider, peer in found.items():
-        yield peer | traffic.get(provider, _peer_state(0, 0, 0, 0, None))
-
-
-def _peer_traffic(engine: Engine) -> dict[str, Resource]:
-    import numpy as np
-
-    records, names, now = engine.flow_records(), engine.ids.adjacency_names, engine.clock.now_ns()
-    inward = (
-        records["in_port"] == UNDERLAY_PORT
-    )  # begun by the peer: the first half is what it sent
-    received = np.where(inward, 0, 1)
-    told: dict[str, list[int]] = {}
-    for number in np.unique(records["adjacency"]).tolist():
-        if number not in names:
-            continue
-        (of,) = np.nonzero(records["adjacency"] == number)
-        first = received[of]
-        counts = [records[f][of, h] for f in ("packets", "bytes") for h in (first, 1 - first)]
-        seen = records["last_ns"][of][counts[0] > 0].max(initial=0)
-        name = str(names[number])
-        old = told.get(name, [0] * 5)
-        sums = [a + int(n.sum()) for a, n in zip(old, counts, strict=False)]
-        told[name] = [*sums, max(old[4], int(seen))]
-    return {
-        name: _peer_state(rx, tx, rx_bytes, tx_bytes, (now - seen) / 1e9 if seen else None)
-        for name, (rx, tx, rx_bytes, tx_bytes, seen) in told.items()
-    }
-
-
-def _peer_state(rx: int, tx: int, rx_bytes: int, tx_bytes: int, age: float | None) -> Resource:
-    state = "up" if rx else "silent" if tx else "idle"
-    return {
-        "rx_packets": rx,
-        "tx_packets": tx,
-        "rx_bytes": rx_bytes,
-        "tx_bytes": tx_bytes,
-        "last_rx": None if age is None else round(max(age, 0.0), 3),
-        "state": state,
-    }
 
 
 def layers(engine: Engine) -> Iterator[Resource]:

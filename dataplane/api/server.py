@@ -24,6 +24,7 @@ from dataplane.api import edits, filters, flow_table, health, metrics, page, rea
 from dataplane.api.call import Call
 from dataplane.api.hub import Hub
 from dataplane.api.openapi import OPERATIONS, Operation, describe
+from dataplane.api.peers import peers
 from dataplane.api.streams import Streams
 from dataplane.cni import check
 from dataplane.cni.attachments import Attachments, key_of
@@ -286,7 +287,7 @@ class Api:
 
     def get_graph(self, call: Call) -> Response:
         form = call.choice("format", tuple(FORMS), "json")
-        states = {peer["name"]: peer["state"] for peer in resources.peers(self._engine)}
+        states = {peer["name"]: peer["state"] for peer in peers(self._engine)}
         text = FORMS[form](graph((self._daemon.policy,), states))
         return Response(text, media_type=MEDIA_TYPES.get(form, "text/plain"))
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from dataplane import schema
 from dataplane.api.edits import PARTS
-from dataplane.api.health import FAILURE, OK, WARNING
+from dataplane.api.finding import FAILURE, OK, WARNING
 from dataplane.layers import LAYERS
 from dataplane.reasons import REASON_NAMES, Verdict
 
@@ -63,6 +63,7 @@ STATUS = _object(
     uptime=NUMBER,
     totals=COUNTS,
     max_flows=COUNT,
+    doors=_many(_object(name=TEXT, synced=YES, trouble=TEXT)),
 )
 APPLIED = _object(
     base=COUNT,

@@ -31,7 +31,7 @@ class EtcdPolicy(Follower):
 
     def __init__(self, daemon: Daemon, options: Options) -> None:
         """Raises EtcdError where a URL is none."""
-        super().__init__(ORIGIN, daemon, Client(options.urls, options.access))
+        super().__init__(ORIGIN, daemon, Client(options.urls, options.access), options.urls)
         self._key = f"{options.root}/policy"
         self._place = f"{options.root}/nodes/{daemon.policy.name}"
         self._refused: tuple[Item, str] | None = None
@@ -43,6 +43,8 @@ class EtcdPolicy(Follower):
         self._answer = b""
         for item in found:
             self._take(item)
+        if not found:
+            self._standing.sync()
         with self._client.watch(self._key, revision + 1) as self._watch:
             self._tell("" if found else f"{self._key} is missing; what was known last holds")
             while not self._ended.is_set():
@@ -61,11 +63,14 @@ class EtcdPolicy(Follower):
             common = read(item.value, f"{self._key} of revision {item.revision}")
             self._contribute(share(common, self._daemon.committed.own, item.revision))
             self._refused = None
+            self._standing.sync()
         except DocumentError as error:
             refused = str(error)
             self._refused = item, refused
+        why = f"revision {item.revision} is refused: {refused}" if refused else ""
+        self._standing.tell(why, of="policy")
         if refused and self._refused != before:
-            log.warning("etcd: revision %d is refused: %s", item.revision, refused)
+            log.warning("etcd: %s", why)
         _, shares, generation = self._daemon.committed
         holds = int(shares[ORIGIN].kept if ORIGIN in shares else 0)
         made = Answer(revision=item.revision, generation=generation, holds=holds, refused=refused)

@@ -62,7 +62,7 @@ class Flannel(Follower):
 
     def __init__(self, daemon: Daemon, options: Options) -> None:
         """Raises EtcdError where a URL is none, DocumentError where the node cannot take part."""
-        super().__init__(ORIGIN, daemon, Client(options.urls, options.access))
+        super().__init__(ORIGIN, daemon, Client(options.urls, options.access), options.urls)
         self._options = options
         self._peers, self._link = Peers(), Link()
         self._held: Held | None = None
@@ -87,6 +87,7 @@ class Flannel(Follower):
         self._peers.reset(listed, time.monotonic())
         self._link.forget()
         self._commit(config)
+        self._standing.sync()
         with self._client.watch(self._keeper.prefix, revision + 1) as self._watch:
             self._tell("")
             while not self._ended.is_set():

@@ -3,6 +3,7 @@
 import logging
 import threading
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from types import TracebackType
 from typing import Self
 
@@ -10,6 +11,7 @@ from dataplane.daemon import Daemon
 from dataplane.errors import BusyError, DataplaneError
 from dataplane.flannel.etcd import Client, CompactedError, Watch
 from dataplane.shares import Share
+from dataplane.standing import UNFORESEEN
 
 BACK_OFF = 0.1, 5.0  # seconds between attempts: the first, and the longest
 LEAVE = 1.0  # seconds until a thread that etcd holds up is left alone
@@ -21,9 +23,11 @@ log = logging.getLogger("dataplane")
 class Follower(ABC):
     """A context manager; see run.Door."""
 
-    def __init__(self, origin: str, daemon: Daemon, client: Client) -> None:
-        """`origin`: of its share, and how the log calls it."""
+    def __init__(self, origin: str, daemon: Daemon, client: Client, urls: Iterable[str]) -> None:
+        """`origin`: of its share, and how the log calls it. `urls`: those of the client."""
         self._origin, self._daemon, self._client = origin, daemon, client
+        look = f"etcdctl --endpoints={','.join(urls)} endpoint health"
+        self._standing = daemon.door(origin, look)
         self._ended = threading.Event()
         self._watch: Watch | None = None
         self._state = ""
@@ -61,6 +65,7 @@ class Follower(ABC):
                 self._tell(f"{error}; what was known last holds")
             except Exception:
                 log.exception("%s: unforeseen; trying again", self._origin)
+                self._standing.tell(UNFORESEEN)
             if self._state == "":
                 wait = BACK_OFF[0]
             self._ended.wait(wait)
@@ -83,3 +88,4 @@ class Follower(ABC):
             else:
                 log.info("%s: follows etcd", self._origin)
             self._state = trouble
+        self._standing.tell(trouble)

@@ -33,6 +33,7 @@ from dataplane.kubernetes.reflector import Change, Reflector
 from dataplane.kubernetes.services import Here, Services
 from dataplane.model import Acl, Endpoint, Network
 from dataplane.shares import Part, Share
+from dataplane.standing import UNFORESEEN
 
 ORIGIN = NETWORK = "kubernetes"
 BURST = 0.002  # seconds in which changes of a burst come together, for one commit
@@ -68,8 +69,11 @@ class Kubernetes:
         self._daemon, self._options = daemon, options
         self._client = Client(options.access)
         self._changes: queue.SimpleQueue[Change | None] = queue.SimpleQueue()
+        look = f"kubectl --server={options.access.server} get --raw /readyz"
+        self._standing = daemon.door(ORIGIN, look)
         self._reflectors = [
-            Reflector(self._client, kind, path, self._changes.put) for kind, path in KINDS.items()
+            Reflector(self._client, kind, path, self._changes.put, self._standing)
+            for kind, path in KINDS.items()
         ]
         self._ended = threading.Event()
         self._known: dict[str, dict[Key, Object]] = {}  # of each kind that was listed
@@ -127,6 +131,7 @@ class Kubernetes:
                 continue
             try:
                 self._commit()
+                self._standing.sync()
                 self._announce()
                 self._say("")
             except BusyError:
@@ -136,6 +141,7 @@ class Kubernetes:
                 due = AGAIN
             except Exception:
                 log.exception("kubernetes: unforeseen; trying again")
+                self._standing.tell(UNFORESEEN)
                 due = AGAIN
 
     def _take(self, timeout: float | None) -> None:
@@ -284,6 +290,7 @@ class Kubernetes:
         if trouble and trouble != self._trouble:
             log.warning("kubernetes: %s; what was known last holds", trouble)
         self._trouble = trouble
+        self._standing.tell(trouble)
 
     def _tell(self, refused: Refused) -> None:
         """Of each once, until it is another."""

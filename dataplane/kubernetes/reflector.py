@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from dataplane.errors import DataplaneError
 from dataplane.kubernetes.client import Client, GoneError
 from dataplane.kubernetes.objects import Key, Object, key_of
+from dataplane.standing import UNFORESEEN, Standing
 
 BACK_OFF = 0.2, 10.0  # seconds between attempts: the first, and the longest
 JITTER = 0.5  # of it: many nodes begin again at once
@@ -34,9 +35,15 @@ class Reflector:
     """Begins with `start`; `tell` is called on its thread, and must not block for long."""
 
     def __init__(
-        self, client: Client, kind: str, path: str, tell: Callable[[Change], None]
+        self,
+        client: Client,
+        kind: str,
+        path: str,
+        tell: Callable[[Change], None],
+        standing: Standing,
     ) -> None:
         self._client, self._path, self._tell, self.kind = client, path, tell, kind
+        self._standing = standing
         self._ended = threading.Event()
         self._version = ""
         self._trouble: str | None = None
@@ -65,6 +72,7 @@ class Reflector:
                 self._say(str(error))
             except Exception:
                 log.exception("kubernetes: %s: unforeseen; trying again", self.kind)
+                self._standing.tell(UNFORESEEN, of=self.kind)
             lasted = time.monotonic() - begin
             if done and lasted > SHORT:
                 continue
@@ -80,6 +88,7 @@ class Reflector:
             listed = {key: item for item in items if (key := key_of(item)) is not None}
             self._tell(Change(self.kind, listed=listed))
             self._version = version
+            self._say("")
         for event in self._client.watch(self._path, self._version):
             self._say("")
             self._version = _version(event.object, self._version)
@@ -98,6 +107,7 @@ class Reflector:
         elif not trouble and self._trouble:
             log.info("kubernetes: follows %s again", self.kind)
         self._trouble = trouble
+        self._standing.tell(trouble, of=self.kind)
 
 
 def _version(item: Object, before: str) -> str:

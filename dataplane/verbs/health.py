@@ -34,9 +34,15 @@ def status(client: Client, form: str) -> int:
             f"{totals['rx']} in, {totals['forwarded']} forwarded, {totals['dropped']} dropped",
         ),
         ("workers", str(told["workers"])),
+        *(("door", _door(door)) for door in told["doors"]),
     ]
     print("\n".join(f"{name:<9} {text}" for name, text in lines))
     return OK if told["ready"] else PROBLEM
+
+
+def _door(door: Value) -> str:
+    trouble = door["trouble"] or ("followed" if door["synced"] else "no answer so far")
+    return f"{door['name']}  {'' if door['synced'] else 'NOT SYNCED  '}{trouble}"
 
 
 def _counted_in(told: Value, *nouns: str) -> Iterator[str]:
