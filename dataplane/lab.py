@@ -233,7 +233,8 @@ class Lab:
         """On to the node that the host has a direct route to; how many routers hosts are on the
         way, the packet's TTL does not say."""
         to = destination(frame)
-        direct = [s for n in node.model.networks for s in n.direct_subnets if to in s.prefix]
+        subnets = (s for n in node.model.networks for s in n.direct_subnets)
+        direct = [s for s in subnets if to is not None and to in s.prefix]
         if not direct:
             return None
         peer = self._at(max(direct, key=lambda s: s.prefix.prefixlen).provider_address)

@@ -6,8 +6,8 @@ its network that is (PUT), sets it back.
 
 The node, its networks by name, and single objects in them (timers, wire, outbound_nat, …) are
 merged field by field. Of a network's lists of objects each that is named, endpoints, ACLs and load
-balancers by name, remote and direct subnets by prefix, is as the upper policy says, whole. Other
-lists are values.
+balancers by name, remote and direct subnets by prefix, is as the upper policy says, whole; what is
+direct now is no longer remote, and the other way round. Other lists are values.
 """
 
 from collections.abc import Callable
@@ -24,7 +24,23 @@ Both = Callable[[Any, Any], Any]
 
 def merge(lower: Node, upper: Node) -> Node:
     """Of two policies of one node."""
-    return _merged(lower, upper)
+    made = _merged(lower, upper)
+    moved = {n.name: n for n in upper.networks if n.remote_subnets or n.direct_subnets}
+    if not moved:
+        return made
+    networks = (_moved(n, moved[n.name]) if n.name in moved else n for n in made.networks)
+    return replace(made, networks=tuple(networks))
+
+
+def _moved(made: Network, upper: Network) -> Network:
+    """A prefix that is direct now is no longer remote, and the other way round."""
+    direct = {s.prefix for s in upper.direct_subnets}
+    remote = {s.prefix for s in upper.remote_subnets} - direct
+    return replace(
+        made,
+        remote_subnets=tuple(s for s in made.remote_subnets if s.prefix not in direct),
+        direct_subnets=tuple(s for s in made.direct_subnets if s.prefix not in remote),
+    )
 
 
 def _merged(lower: Object, upper: Object) -> Object:

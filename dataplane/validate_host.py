@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from dataplane.address import prefix16
+from dataplane.address import Prefix, host_prefix, prefix16
 from dataplane.memo import Memo
 from dataplane.model import Network, Node
 from dataplane.tree import Complaint, Path
@@ -27,6 +27,8 @@ def direct_subnets(network: Network, node: Node, path: Path, memo: Memo) -> Iter
         return
     if not network.host_route:
         yield _not_routed((*path, "direct_subnets"))
+    if network.routing_domain is not None:
+        yield Complaint((*path, "direct_subnets"), "a network of a routing domain has none")
     version = node.host_port.address.version if node.host_port is not None else None
     places = [(*path, "direct_subnets", i) for i in range(len(network.direct_subnets))]
     prefixes = [subnet.prefix for subnet in network.direct_subnets]
@@ -49,6 +51,21 @@ def direct_subnets(network: Network, node: Node, path: Path, memo: Memo) -> Iter
             yield Complaint(at, f"{prefix} is the whole network", "a part of it for each node")
         elif owner != DIRECT:
             yield Complaint(at, f"{prefix} is the address of a local {owner}")
+        else:
+            yield from _inside(prefix, network, at)
+
+
+def _inside(direct: Prefix, network: Network, path: Path) -> Iterator[Complaint]:
+    """What is elsewhere to the engine, which goes by the longest prefix, but not to the host."""
+    spans: list[tuple[str, Prefix]] = [
+        *(("remote subnet", s.prefix) for s in network.remote_subnets),
+        *(("host subnet", subnet) for subnet in network.host_subnets),
+        *(("endpoint", host_prefix(a)) for e in network.endpoints for a in e.addresses),
+    ]
+    for what, prefix in spans:
+        if prefix.version == direct.version and prefix.subnet_of(direct):  # type: ignore[arg-type]
+            yield Complaint(path, f"the {what} {prefix} lies in it, where the host has no route")
+            return
 
 
 def _not_routed(path: Path) -> Complaint:

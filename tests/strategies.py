@@ -329,6 +329,8 @@ def networks(draw: st.Draw, vni: int, outline: Node, domain: str | None) -> Netw
     ends = tuple(draw(endpoints(n, vni, ground, host)) for n in names)
     subnets = draw(remote_subnets(family6, ground.behind))
     by_host = draw(host_routes(ground, host, family6))
+    if domain:
+        by_host.pop("direct_subnets", None)
     live = _lives_in(ends, (*subnets, *by_host.get("direct_subnets", ())), ground)
     return Network(
         name=f"net{vni}",

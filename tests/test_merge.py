@@ -6,17 +6,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from dataplane.address import Vni
+from dataplane.address import Mac, Vni
 from dataplane.document import loads
 from dataplane.merge import merge
 from dataplane.model import (
     Acl,
+    DirectSubnet,
     Flannel,
     HostPort,
     IcmpRate,
     Network,
     Node,
     OutboundNat,
+    RemoteSubnet,
     Tap,
     Timers,
     Underlay,
@@ -144,3 +146,24 @@ def test_an_object_of_a_list_is_replaced_whole() -> None:
     plain = Acl(name="r", direction="in", action="block")
     upper = replace(nothing_of(FULL), networks=(only(FULL.networks[0], acls=(plain,)),))
     assert merge(lower, upper).networks[0].acls == (plain, NEW)
+
+
+def test_a_prefix_that_is_direct_now_is_no_longer_remote() -> None:
+    """And the other way round; all other subnets of both lists stay."""
+    far, near = (ip_network(f"10.1.{n}.0/24") for n in (2, 3))
+    peer, mac = ip_address("192.0.2.2"), Mac("02:00:00:00:0b:00")
+    remote = {p: RemoteSubnet(prefix=p, provider_address=peer, dr_mac=mac) for p in (far, near)}
+    direct = {p: DirectSubnet(prefix=p, provider_address=peer) for p in (far, near)}
+    said = Network(name="blue", vni=Vni(7), prefixes=(ip_network("10.1.0.0/16"),))
+    own = Underlay(address=ip_address("192.0.2.1"))
+
+    def node(**fields: object) -> Node:
+        return Node(name="a", underlay=own, networks=(replace(said, **fields),))
+
+    mixed = node(remote_subnets=(remote[far],), direct_subnets=(direct[near],))
+    assert merge(mixed, node(direct_subnets=(direct[far],))) == node(
+        direct_subnets=(direct[near], direct[far])
+    )
+    assert merge(mixed, node(remote_subnets=(remote[near],))) == node(
+        remote_subnets=(remote[far], remote[near])
+    )
