@@ -60,6 +60,13 @@ WORKER_COLUMNS = (
     "speedup",
     "median_mpps",
 )
+SIMULATED_COLUMNS = (
+    "simulated_workers",
+    "new_share",
+    "simulated_mpps",
+    "simulated_speedup",
+    "bound_by",
+)
 STAGE_COLUMNS = ("stage", "of_flows", "stage_cycles", "median_stage_cycles")
 BATCH_COLUMNS = ("work", "batch", "engine_ns", "called_ns", "added_ns", "median_added_ns")
 COUNTER_COLUMNS = (
@@ -294,6 +301,7 @@ def render(report: dict[str, Any]) -> str:
     lines += ["", *table([COMMIT_COLUMNS, *map(_commit_cells, commits)])]
     lines += ["", *_columns(LATENCY_COLUMNS, report, "meanwhile")]
     lines += ["", *_columns(WORKER_COLUMNS, report, "workers")]
+    lines += ["", *_columns(SIMULATED_COLUMNS, report, "simulated_workers")]
     lines += ["", *_columns(STAGE_COLUMNS, report, "stage")]
     lines += ["", *_columns(COUNTER_COLUMNS, report, "counted_flows")]
     lines += ["", *_columns(BATCH_COLUMNS, report, "batch")]

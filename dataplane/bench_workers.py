@@ -4,6 +4,10 @@ Own flows: each worker has its share of them, as queues that are steered by flow
 flows: all workers play the same directions of the same flows, the worst there is. New flows are
 made by one worker at a time.
 Alone and together alternate, so that a machine shared with others weighs on both.
+
+For more cores than there are it is simulated: packets of standing flows take no lock, and write no
+line that another worker writes (its counters, and the flows it has); first packets hold the lock of
+all. So workers go on side by side, until the lock has no time left.
 """
 
 import os
@@ -19,6 +23,8 @@ Flows = Literal["own", "same", "new"]
 MOST = 4  # workers
 FLOWS = 16_000  # new ones: of each worker
 ROUNDS = 8
+SIMULATED = 8, 32  # workers
+NEW_SHARES = 0.001, 0.01, 0.1  # of packets, those that begin a flow
 
 
 def measure_workers(rate: float, seconds: float, rounds: int = ROUNDS) -> list[Row]:
@@ -27,7 +33,30 @@ def measure_workers(rate: float, seconds: float, rounds: int = ROUNDS) -> list[R
     if len(cores) < 2:
         return []
     windows = max(8, int(seconds * 64))
-    return [_row(flows, cores, rate, windows, rounds) for flows in ("own", "same", "new")]
+    rows = [_row(flows, cores, rate, windows, rounds) for flows in ("own", "same", "new")]
+    return rows + simulate(rows[0]["median_cycles_per_packet"], rows[2], rate)
+
+
+def simulate(hit: float, new: Row, rate: float) -> list[Row]:
+    """`hit`: cycles of a standing flow's packet, beside other workers; `new`: the row of new flows,
+    whose first packets take all their time under the lock."""
+    first = float(new["alone_cycles_per_packet"])
+    rows = []
+    for workers in SIMULATED:
+        for share in NEW_SHARES:
+            each = (1 - share) * hit + share * first  # cycles a packet
+            lock = share * first  # of these, one worker at a time
+            together = min(workers / each, 1 / lock)
+            rows.append(
+                {
+                    "simulated_workers": workers,
+                    "new_share": share,
+                    "simulated_mpps": round(1000 * rate * together, 1),
+                    "simulated_speedup": round(together * each, 2),
+                    "bound_by": "cores" if workers / each <= 1 / lock else "lock",
+                }
+            )
+    return rows
 
 
 def _row(flows: Flows, cores: list[int], rate: float, windows: int, rounds: int) -> Row:
