@@ -160,7 +160,8 @@ _Ports = dict[str, VxlanSocket | TapPort]
 
 
 class NodePorts:
-    """Owns the open ports of a node. `open_ports` is what a forwarder takes.
+    """Owns the open ports of a node, and its `direct` routes. `open_ports` is what a forwarder
+    takes.
 
     `offload`: False where no port may have any, whatever the policy says. `queues` of each port.
     `keep`: devices outlive a process that is killed, and wait for the next one. `xdp`: the
@@ -179,7 +180,7 @@ class NodePorts:
         self._sockets: dict[str, Any] = {}
         self._devices: dict[str, Device] = {}
         self._ports: _Ports = {}
-        self._direct = DirectRoutes()
+        self.direct = DirectRoutes()
         self._memo = Memo()
 
     @property
@@ -250,9 +251,7 @@ class NodePorts:
         for name, device in devices(node, self._memo).items():
             self._ports[name] = device.open(self._offload, self._queues, self._keep)
             self._devices[name] = device
-        self._direct.adopt(node)
-        with self._direct.changed(node):
-            pass
+        self.direct.begin(node)
 
     def outlive(self) -> None:
         """All of them wait for the next process, if this one is killed and they are to be kept."""
@@ -278,11 +277,11 @@ class NodePorts:
         for name, each in state.items():
             kind = VxlanSocket if name == UNDERLAY else TapPort
             self._ports[name] = kind.inherited(each)
-        self._direct.adopt(node)
+        self.direct.inherit(node)
 
     def leave(self) -> None:
         """Closes them for this process only."""
-        self._direct.leave()
+        self.direct.leave()
         while self._ports:
             self._ports.popitem()[1].leave()
 
@@ -301,7 +300,7 @@ class NodePorts:
         with (
             self._opened(wanted) as after,
             self._routed(after, wanted),
-            self._direct.changed(node),
+            self.direct.changed(node),
         ):
             self._ports, self._devices = after, wanted
             try:
@@ -372,7 +371,7 @@ class NodePorts:
 
     def close(self) -> None:
         """Again is harmless."""
-        self._direct.close()
+        self.direct.close()
         while self._ports:
             self._ports.popitem()[1].close()
         self._devices.clear()
