@@ -272,7 +272,8 @@ def test_a_successor_that_fails_takes_nothing_with_it(
         with Client(a.process.socket) as client:
             with pytest.raises(DataplaneError):
                 client.restart(patience=0)
-            assert client.status()["ready"]
+            until(lambda: "see its log; going on" in a.process.log.read_text())
+            until(lambda: client.status()["ready"])
         assert a.routes() == {"10.1.2.0/24": "192.0.2.2"}
         assert run(a.process.netns, "nft", "list", "ruleset") == tables
         assert ping(a.pod, "10.1.2.2")
