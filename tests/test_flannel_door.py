@@ -13,6 +13,7 @@ from dataplane.daemon import Daemon
 from dataplane.flannel.door import Flannel, Options
 from dataplane.flannel.etcd import Client
 from dataplane.flannel.keeper import TTL
+from dataplane.flannel.link import LACKS_HOST
 from dataplane.model import Node, Underlay
 from dataplane.state_dir import Saved, StateDir
 from tests.etcd_server import WHY_NOT, Etcd
@@ -112,3 +113,13 @@ def test_it_ends_at_once_though_etcd_says_nothing(etcd: Etcd, tmp_path: Path, li
             time.sleep(0.3)
             begin = time.monotonic()
         assert time.monotonic() - begin < 1.0
+
+
+def test_direct_routing_that_cannot_be_is_told(
+    etcd: Etcd, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Without a host port; can_route tells of others."""
+    etcd.put("/net/config", CONFIG.replace(b'"VNI"', b'"DirectRouting":true,"VNI"'))
+    with Daemon(Saved(1, NODE)) as daemon, Flannel(daemon, options(etcd, tmp_path)):
+        until(lambda: daemon.policy.networks)
+    assert caplog.text.count(LACKS_HOST) == 1

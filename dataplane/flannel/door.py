@@ -27,7 +27,7 @@ from dataplane.flannel.documents import (
 from dataplane.flannel.etcd import Client, Item, Watch
 from dataplane.flannel.follower import LONG, Follower
 from dataplane.flannel.keeper import Held, Identity, Keeper
-from dataplane.flannel.link import LACKS_HOST, Link
+from dataplane.flannel.link import LACKS_HOST, Link, can_route
 from dataplane.flannel.peers import Peers
 from dataplane.flannel.translate import mtu, network, remote_subnets, vtep_mac
 from dataplane.model import Endpoint
@@ -160,7 +160,8 @@ class Flannel(Follower):
             )
         if config.v6 is not None and underlay.address6 is None:
             raise EtcdError(f"{place}: EnableIPv6, but the node has none (set underlay.address6)")
-        if config.direct and self._daemon.policy.host_port is None and not self._told.get("direct"):
+        routed = can_route(config, self._daemon.policy.host_port)
+        if config.direct and not routed and not self._told.get("direct"):
             self._told["direct"] = "told"
             log.warning("flannel: %s", LACKS_HOST)
         if config.vni > OLD_MAX_VNI and not self._told.get("vni"):
