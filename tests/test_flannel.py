@@ -163,6 +163,22 @@ def test_a_peer_that_comes_again_in_time_never_leaves() -> None:
     assert not list(known.in_order())
 
 
+def test_a_peer_without_a_vtep_mac_keeps_the_one_it_had() -> None:
+    """Of the same node, and in the order in which nodes told theirs."""
+    known, unready = peers.Peers(), OLD_VALUE.replace(b"CE:06:1f:88:cc:42", b"")
+    known.put("10.5.57.0-24", OLD_VALUE, 2)
+    known.put("10.5.58.0-24", OLD_VALUE.replace(b"CE:06", b"7e:06"), 3)
+    known.put("10.5.57.0-24", unready, 4)
+    assert [str(lease.mac)[:5] for lease in known.in_order()] == ["7e:06", "ce:06"]
+    known.put("10.5.57.0-24", unready.replace(b"0.2", b"0.9"), 5)
+    assert next(lease.mac for lease in known.in_order()) is None
+    known.put("10.5.57.0-24", OLD_VALUE.replace(b"CE:06", b"6e:06"), 6)
+    assert [str(lease.mac)[:5] for lease in known.in_order()] == ["6e:06", "7e:06"]
+    known.put(DUAL_KEY, DUAL_VALUE, 7)
+    known.put(DUAL_KEY, DUAL_VALUE.replace(b"2e:70:3d:4b:fa:14", b""), 8)
+    assert next(iter(known.in_order())) == read_lease(DUAL_KEY, DUAL_VALUE)
+
+
 def test_what_a_peer_writes_refuses_nobody_else() -> None:
     """Each bad lease is named, and the good one is followed; the latest VtepMAC of a node holds."""
     own = read_lease("10.5.19.0-24", V4_VALUE)

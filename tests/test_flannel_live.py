@@ -88,6 +88,14 @@ class Overlay:
             items = client.get("remote-subnets")
         return {item["prefix"]: item["dr_mac"] for item in items}
 
+    def follows(self) -> None:
+        """Waits until every node knows all that was written until now."""
+        marker = f"{ROOT}/subnets/10.5.93.0-24"
+        self.etcd.put(marker, kernel_lease("10.99.0.7", "02:00:00:00:00:07"))
+        until(lambda: all("10.5.93.0/24" in self.remotes(n) for n in self.nodes))
+        self.etcd.delete(marker)
+        until(lambda: all("10.5.93.0/24" not in self.remotes(n) for n in self.nodes), 15)
+
     def pods(self) -> dict[str, str]:
         """The address of each namespace's end of the overlay."""
         found = {f"p{n}": _address(self.names[f"p{n}"], "web") for n in self.nodes}
@@ -297,9 +305,24 @@ def test_a_peer_that_begins_again_loses_nothing(overlay: Overlay) -> None:
     key = f"{ROOT}/subnets/10.5.57.0-24"
     overlay.etcd.delete(key)
     time.sleep(1)
+    overlay.etcd.put(key, kernel_lease(mac=""))
+    overlay.follows()
     overlay.etcd.put(key, kernel_lease())
-    time.sleep(0.5)
+    overlay.follows()
     assert ping.lost() == 0
+
+
+def test_a_peer_whose_vtep_mac_changes_is_reached_by_the_new_one(overlay: Overlay) -> None:
+    """As its device is made anew, at the kernel's node; then again with the one of before."""
+    key, device = f"{ROOT}/subnets/10.5.57.0-24", f"link set {DEVICE} address"
+    for mac in ("7e:5b:fa:eb:b1:99", KERNEL_MAC):
+        ip(overlay.names["k"], f"{device} {mac}")
+        overlay.etcd.put(key, kernel_lease(mac=mac))
+        until(lambda mac=mac: overlay.remotes("a")["10.5.57.0/24"] == mac)
+        overlay.follow("k")
+        words = ["ping", "-c2", "-i0.2", "-W5", overlay.pods()["k"]]
+        run("ip", "netns", "exec", overlay.names["pa"], *words)
+        overlay.follow("l")
 
 
 def test_a_lease_that_is_removed_comes_again(overlay: Overlay) -> None:
