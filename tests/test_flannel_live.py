@@ -31,11 +31,13 @@ from dataplane.document import dump
 from dataplane.flannel.documents import Lease, read_lease
 from dataplane.model import Document, HostPort, Node, Tap, Underlay
 from dataplane.netns import inside
+from tests.cni_runtime import PLUGINS, Runtime
 from tests.etcd_server import WHY_NOT, Etcd
 from tests.live_node import Process
 from tests.peers.wire import ip
 
-pytestmark = pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT)
+NO_BRIDGE = "" if Path(PLUGINS, "bridge").exists() else "containernetworking-plugins is missing"
+pytestmark = pytest.mark.skipif(bool(WHY_NOT or NO_BRIDGE), reason=WHY_NOT or NO_BRIDGE)
 
 OUTAGE = float(os.environ.get("DATAPLANE_OUTAGE", "4"))
 ROOT = "/coreos.com/network"
@@ -114,21 +116,31 @@ class Overlay:
             ip(self.names[kernel], f"route replace {lease.subnet.v4} via {at} dev {DEVICE} onlink")
 
     def plug(self) -> None:
-        """What flannel's CNI plugin does at c: a bridge with the lease's first address, and a pod
-        there."""
-        env = self.nodes["c"].place / "subnet.env"
-        told = dict(line.split("=") for line in env.read_text().splitlines())
-        gateway, mtu = ip_interface(told["FLANNEL_SUBNET"]), told["FLANNEL_MTU"]
-        ip(
-            self.names["c"],
-            "link add cni0 type bridge",
-            f"addr add {gateway} dev cni0",
-            "link set cni0 up",
-            f"link add pod mtu {mtu} type veth peer name web mtu {mtu} netns {self.names['pc']}",
-            "link set pod master cni0 up",
+        """What flannel's CNI plugin does at c: it has the bridge plugin make a bridge with the
+        lease's first address, and a pod there (its delegateAdd)."""
+        process = self.nodes["c"]
+        env = (process.place / "subnet.env").read_text()
+        told = dict(line.split("=") for line in env.splitlines())
+        subnet = ip_interface(told["FLANNEL_SUBNET"]).network
+        ipam = {
+            "type": "host-local",
+            "ranges": [[{"subnet": str(subnet)}]],
+            "routes": [{"dst": told["FLANNEL_NETWORK"]}],
+            "dataDir": str(process.place / "ipam"),
+        }
+        bridge = Runtime(
+            Path(PLUGINS, "bridge"),
+            cniVersion="0.3.1",
+            name="cbr0",
+            type="bridge",
+            isGateway=True,
+            hairpinMode=True,
+            isDefaultGateway=True,
+            ipMasq=False,  # as docs/flannel.md says
+            mtu=int(told["FLANNEL_MTU"]),
+            ipam=ipam,
         )
-        web = f"addr add {gateway.ip + 1}/{gateway.network.prefixlen} dev web"
-        ip(self.names["pc"], web, "link set web up", f"route add default via {gateway.ip}")
+        inside(self.names["c"], lambda: bridge.add("web", self.names["pc"], ifname="web"))
 
 
 def run(*words: str) -> str:
