@@ -115,8 +115,10 @@ class Daemon:
             proposal = self._proposed(begin.node, begin.shares)
             ports = NodePorts(tuning.offload, tuning.workers, state is not None, tuning.xdp)
             self._ports = made.enter_context(contextlib.closing(ports))
-            flows = self._open_ports(proposal.plan.resolved, begin.before, inherited)
             made.callback(self._release_host)
+            if inherited is not None:
+                made.callback(self._spare, inherited)
+            flows = self._open_ports(proposal.plan.resolved, begin.before, inherited)
             self._prepare_host(proposal.plan.target)
             with self._saving(proposal):
                 proposal.plan.commit()
@@ -397,6 +399,11 @@ class Daemon:
         self._ports.leave()
         self._table = None
 
+    def _spare(self, predecessor: Inherited) -> None:
+        """It goes on with everything, unless this daemon has come so far that it is done."""
+        if not predecessor.is_done:
+            self._leave()
+
     # ---- forwarding ----------------------------------------------------------------------------
 
     def _start(self) -> None:
@@ -425,9 +432,16 @@ class Daemon:
         """Ports whose device is no more, and its name."""
         return self._ports.lost()
 
+    def lacking_routes(self) -> list[str]:
+        """Direct routes that the kernel refuses, and why."""
+        return list(self._ports.direct.lacking.values())
+
     def look_for_lost_devices(self) -> None:
-        """Says once of each that it is gone; AF_XDP gets its interface back, if that came back."""
+        """Says once of each that it is gone; AF_XDP gets its interface back, if that came back, and
+        the host its direct routes."""
         lost = self.lost_devices()
+        with contextlib.suppress(BusyError), self.changing():
+            self._ports.direct.mend()
         for name in sorted(lost.keys() - self._gone):
             fix = "an interface has to get it" if name == UNDERLAY else "SIGHUP makes it again"
             log.error("%s: %s is gone, was it deleted? %s", name, lost[name], fix)

@@ -6,10 +6,11 @@ They are known by a protocol number of their own, so that those of a node that w
 import contextlib
 import errno
 import logging
+import time
 from collections.abc import Iterator, Mapping
 from ipaddress import ip_network
 from socket import AF_INET, AF_INET6
-from typing import Any
+from typing import Any, NamedTuple, Self
 
 from dataplane.address import IP, Prefix, parse_ip
 from dataplane.errors import PortError
@@ -19,111 +20,204 @@ from dataplane.netns import inside
 PROTOCOL = 87  # RTA protocol: none of /etc/iproute2/rt_protos
 MAIN = 254  # RT_TABLE_MAIN
 FAMILY = {4: AF_INET, 6: AF_INET6}
+LOOK = 5.0  # seconds between looks at what the kernel has
 
 Ways = Mapping[Prefix, IP]  # by which peer each prefix is reached
 
 log = logging.getLogger("dataplane")
 
 
-def ways_of(node: Node) -> Ways:
-    """What a resolved node has of them."""
-    return {s.prefix: s.provider_address for n in node.networks for s in n.direct_subnets}
+class _Wanted(NamedTuple):
+    """The routes of a policy; `within`: where no other routes of our protocol may be."""
+
+    netns: str | None
+    ways: Ways
+    within: frozenset[Prefix]
+
+    @classmethod
+    def of(cls, node: Node) -> Self:
+        """Of a resolved one."""
+        if node.host_port is None:
+            return cls(None, {}, frozenset())
+        ways = {s.prefix: s.provider_address for n in node.networks for s in n.direct_subnets}
+        within = frozenset(p for n in node.networks if n.host_route for p in n.prefixes)
+        return cls(node.host_port.tap.netns, ways, within)
+
+
+_NOTHING = _Wanted(None, {}, frozenset())
 
 
 class DirectRoutes:
-    """The routes of one node, in the network namespace of its host port. For one thread at a time.
-    Methods raise PortError where the kernel refuses."""
+    """The routes of one node, in the network namespace of its host port. For one thread at a time,
+    but for `lacking`."""
 
     def __init__(self) -> None:
-        self._netns: str | None = None
-        self._made: dict[Prefix, IP] = {}
+        self._wanted = _NOTHING
+        self._next_look = 0.0  # time.monotonic()
+        self._lacking: Mapping[Prefix, str] = {}
 
-    def adopt(self, node: Node) -> None:
-        """Those of a predecessor are ours now, and stay or go as our own."""
-        if node.host_port is None:
-            return
-        within = [p for n in node.networks if n.host_route for p in n.prefixes]
-        self._netns = node.host_port.tap.netns
-        self._made = inside(self._netns, lambda: dict(_standing(within))) if within else {}
+    @property
+    def lacking(self) -> Mapping[Prefix, str]:
+        """What the kernel refused when it was looked at last, and why."""
+        ways = self._wanted.ways
+        return {prefix: why for prefix, why in self._lacking.items() if prefix in ways}
+
+    def begin(self, node: Node) -> None:
+        """Those of a killed predecessor are ours, and stay or go as our own. What the kernel
+        refuses does without, until it is mended."""
+        before, self._wanted = self._wanted, _Wanted.of(node)
+        _remove(self._wanted.netns, _left_over(before, self._wanted))
+        self._next_look = 0.0
+        self.mend()
+
+    def inherit(self, node: Node) -> None:
+        """Those that a predecessor with the same policy hands over."""
+        self._wanted = _Wanted.of(node)
 
     @contextlib.contextmanager
     def changed(self, node: Node) -> Iterator[None]:
         """Inside the block there are the node's routes, beside those that stood before; after it,
-        only the node's. If the block raises they are as they were."""
-        before, after = dict(self._made), ways_of(node)
-        if node.host_port is not None:
-            self._netns = node.host_port.tap.netns
-        new = {prefix: via for prefix, via in after.items() if before.get(prefix) != via}
+        only the node's. If the block raises they are as they were.
+
+        Raises PortError where the kernel refuses one that the policy changes.
+        """
+        before, after = self._wanted, _Wanted.of(node)
+        old = before.ways if before.netns == after.netns else {}
+        fresh = {prefix: via for prefix, via in after.ways.items() if old.get(prefix) != via}
+        left_over = _left_over(before, after)
         try:
-            self._set(new)
+            for why in _set(after.netns, fresh).values():
+                raise PortError(why)
+            self._wanted = after
             yield
         except BaseException:
-            with contextlib.suppress(PortError):
-                self._set({prefix: before[prefix] for prefix in new.keys() & before.keys()})
-                self._remove([prefix for prefix in self._made if prefix not in before])
+            self._wanted = before
+            _remove(after.netns, {p: via for p, via in fresh.items() if p not in old})
+            with _told():
+                _set(before.netns, {p: via for p, via in old.items() if p in fresh})
             raise
-        self._remove([prefix for prefix in before if prefix not in after])
+        kept = after.ways if before.netns == after.netns else {}
+        _remove(before.netns, {p: via for p, via in before.ways.items() if p not in kept})
+        _remove(after.netns, left_over)
+
+    def mend(self) -> None:
+        """Sets what the kernel has not, now and then: with a link its routes go, and nobody brings
+        them back. Of what it refuses the log tells once."""
+        netns, ways, _ = self._wanted
+        if not ways or time.monotonic() < self._next_look:
+            return
+        self._next_look = time.monotonic() + LOOK
+        try:
+            refused = _set(netns, ways)
+        except PortError as error:
+            refused = dict.fromkeys(ways, str(error))
+        for why in {why: None for p, why in refused.items() if self._lacking.get(p) != why}:
+            log.warning("%s; trying again", why)
+        self._lacking = refused
 
     def close(self) -> None:
         """Removes them."""
-        self._remove(list(self._made))
+        _remove(self._wanted.netns, self._wanted.ways)
+        self.leave()
 
     def leave(self) -> None:
         """They are another process's."""
-        self._made = {}
+        self._wanted = _NOTHING
 
-    def _set(self, ways: Ways) -> None:
-        if ways:
-            inside(self._netns, lambda: self._set_here(ways))
 
-    def _set_here(self, ways: Ways) -> None:
-        from pyroute2 import IPRoute
-        from pyroute2.netlink.exceptions import NetlinkError
+def _left_over(before: _Wanted, after: _Wanted) -> Ways:
+    """What a killed predecessor left where the policy has just come to. Raises PortError."""
+    known = before.within if before.netns == after.netns else frozenset()
+    within = after.within - known
+    if not within:
+        return {}
+    standing = inside(after.netns, lambda: _standing({prefix.version for prefix in within}))
+    return {
+        prefix: via
+        for prefix, via in standing.items()
+        if prefix not in after.ways and any(_is_in(prefix, whole) for whole in within)
+    }
 
-        with IPRoute() as kernel:
-            for prefix, via in ways.items():
-                known = self._made.get(prefix)
-                try:
-                    kernel.route("add" if known is None else "replace", **_route(prefix, via))
-                except NetlinkError as error:
-                    why = (
-                        "there is a route of somebody else's"
-                        if error.code == errno.EEXIST
-                        else error
-                    )
-                    raise PortError(f"direct subnet {prefix} via {via}: {why}") from error
-                self._made[prefix] = via
-                log.info("direct: %s via %s", prefix, via)
 
-    def _remove(self, prefixes: list[Prefix]) -> None:
-        if prefixes:
-            inside(self._netns, lambda: self._remove_here(prefixes))
+def _is_in(prefix: Prefix, whole: Prefix) -> bool:
+    return prefix.version == whole.version and prefix.subnet_of(whole)  # type: ignore[arg-type]
 
-    def _remove_here(self, prefixes: list[Prefix]) -> None:
-        """What somebody else has removed, or the link took with it, is gone."""
-        from pyroute2 import IPRoute
-        from pyroute2.netlink.exceptions import NetlinkError
 
-        with IPRoute() as kernel:
-            for prefix in prefixes:
-                with contextlib.suppress(NetlinkError):
-                    kernel.route("del", **_route(prefix, self._made[prefix]))
-                del self._made[prefix]
+def _set(netns: str | None, ways: Ways) -> Mapping[Prefix, str]:
+    """In place of routes of ours, but of nobody else's. Returns what the kernel refuses, and why;
+    raises PortError where it cannot be asked."""
+    return inside(netns, lambda: _set_here(ways)) if ways else {}
+
+
+def _set_here(ways: Ways) -> Mapping[Prefix, str]:
+    from pyroute2.netlink.exceptions import NetlinkError
+
+    standing = _standing({prefix.version for prefix in ways})
+    refused: dict[Prefix, str] = {}
+    with _kernel() as kernel:
+        for prefix, via in ways.items():
+            if standing.get(prefix) == via:
+                continue
+            try:
+                kernel.route("replace" if prefix in standing else "add", **_route(prefix, via))
+            except NetlinkError as error:
+                others = error.code == errno.EEXIST
+                why = "there is a route of somebody else's" if others else error
+                refused[prefix] = f"direct subnet {prefix} via {via}: {why}"
+                continue
+            log.info("direct: %s via %s", prefix, via)
+    return refused
+
+
+def _remove(netns: str | None, ways: Ways) -> None:
+    """What somebody else has removed, or the link took with it, is gone."""
+    if ways:
+        with _told():
+            inside(netns, lambda: _remove_here(ways))
+
+
+def _remove_here(ways: Ways) -> None:
+    from pyroute2.netlink.exceptions import NetlinkError
+
+    with _kernel() as kernel:
+        for prefix, via in ways.items():
+            with contextlib.suppress(NetlinkError):
+                kernel.route("del", **_route(prefix, via))
                 log.info("direct: %s no longer", prefix)
 
 
-def _standing(within: list[Prefix]) -> Iterator[tuple[Prefix, IP]]:
-    from pyroute2 import IPRoute
+@contextlib.contextmanager
+def _told() -> Iterator[None]:
+    """Cleanup goes on without what fails here, a namespace that is gone for one."""
+    try:
+        yield
+    except PortError as error:
+        log.warning("direct: %s", error)
 
-    with IPRoute() as kernel:
-        for version in dict.fromkeys(prefix.version for prefix in within):
+
+@contextlib.contextmanager
+def _kernel() -> Iterator[Any]:
+    """Raises PortError where it does not answer."""
+    from pyroute2 import IPRoute
+    from pyroute2.netlink.exceptions import NetlinkError
+
+    try:
+        with IPRoute() as kernel:
+            yield kernel
+    except NetlinkError as error:
+        raise PortError(f"direct routes: {error}") from error
+
+
+def _standing(versions: set[int]) -> Ways:
+    """Routes of our protocol."""
+    found: dict[Prefix, IP] = {}
+    with _kernel() as kernel:
+        for version in versions:
             for route in kernel.get_routes(family=FAMILY[version], proto=PROTOCOL, table=MAIN):
                 gateway, at = route.get_attr("RTA_GATEWAY"), route.get_attr("RTA_DST")
-                if not gateway or not at:
-                    continue
-                prefix = ip_network(f"{at}/{route['dst_len']}")
-                if any(prefix.version == w.version and prefix.subnet_of(w) for w in within):  # type: ignore[arg-type]
-                    yield prefix, parse_ip(gateway)
+                if gateway and at:
+                    found[ip_network(f"{at}/{route['dst_len']}")] = parse_ip(gateway)
+    return found
 
 
 def _route(prefix: Prefix, via: IP) -> dict[str, Any]:

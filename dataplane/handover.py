@@ -106,6 +106,7 @@ class Inherited:
 
     def __init__(self, fd: int) -> None:
         """Raises HandoverError."""
+        self.is_done = False
         try:
             self._socket = socket.socket(fileno=fd)
             self._socket.settimeout(PATIENCE)
@@ -132,6 +133,7 @@ class Inherited:
     def done(self) -> None:
         """The predecessor may end."""
         self._say(DONE)
+        self.is_done = True
         self._socket.close()
 
     def _say(self, word: bytes) -> None:

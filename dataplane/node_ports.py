@@ -167,7 +167,8 @@ _Ports = dict[str, VxlanSocket | TapPort]
 
 
 class NodePorts:
-    """Owns the open ports of a node. `open_ports` is what a forwarder takes.
+    """Owns the open ports of a node, and its `direct` routes. `open_ports` is what a forwarder
+    takes.
 
     `offload`: False where no port may have any, whatever the policy says. `queues` of each port.
     `keep`: devices outlive a process that is killed, and wait for the next one. `xdp`: the
@@ -186,7 +187,7 @@ class NodePorts:
         self._sockets: dict[str, Any] = {}
         self._devices: dict[str, Device] = {}
         self._ports: _Ports = {}
-        self._direct = DirectRoutes()
+        self.direct = DirectRoutes()
         self._memo = Memo()
 
     @property
@@ -261,9 +262,7 @@ class NodePorts:
         for name, device in wanted_devices.items():
             self._ports[name] = device.open(self._offload, self._queues, self._keep)
             self._devices[name] = device
-        self._direct.adopt(node)
-        with self._direct.changed(node):
-            pass
+        self.direct.begin(node)
 
     def _remove_left(self, before: Node, wanted: Mapping[str, Device]) -> None:
         """TAPs kept by a process that was killed, unless they are wanted as they are."""
@@ -297,11 +296,11 @@ class NodePorts:
         for name, each in state.items():
             kind = VxlanSocket if name == UNDERLAY else TapPort
             self._ports[name] = kind.inherited(each)
-        self._direct.adopt(node)
+        self.direct.inherit(node)
 
     def leave(self) -> None:
         """Closes them for this process only."""
-        self._direct.leave()
+        self.direct.leave()
         while self._ports:
             self._ports.popitem()[1].leave()
 
@@ -321,7 +320,7 @@ class NodePorts:
             self._opened(wanted) as after,
             self._resized(after, wanted) as resized,
             self._routed(after, wanted),
-            self._direct.changed(node),
+            self.direct.changed(node),
         ):
             self._ports, self._devices = after, wanted
             try:
@@ -411,7 +410,7 @@ class NodePorts:
 
     def close(self) -> None:
         """Again is harmless."""
-        self._direct.close()
+        self.direct.close()
         while self._ports:
             self._ports.popitem()[1].close()
         self._devices.clear()

@@ -204,8 +204,8 @@ class Tap(AdoptedTap):
         inside(self.netns, work)
 
     def remove_routes(self, routes: Iterable[Route], kept: Iterable[Route]) -> None:
-        """Those that are still there. One that is among `kept` by another source is that one by
-        now, and stays."""
+        """Those that are still there, as is nothing of a namespace that is gone. One that is among
+        `kept` by another source is that one by now, and stays."""
 
         def work() -> None:
             told = list(routes)
@@ -216,7 +216,8 @@ class Tap(AdoptedTap):
                     length = source.max_prefixlen
                     ipr.addr("del", index=index, address=str(source), prefixlen=length)
 
-        inside(self.netns, work)
+        with contextlib.suppress(PortError):
+            inside(self.netns, work)
 
     def _each_route(self, verb: str, routes: Iterable[tuple[Prefix | str, IP, IP | None]]) -> None:
         """On link by decree: the kernel knows the gateway's prefix only once it sees a carrier."""

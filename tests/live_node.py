@@ -60,16 +60,19 @@ class Process:
         self.file, self.log = place / "policy.yaml", place / "log"
         self.words = words
         self.before: tuple[str, ...] = ()  # words in front of the command
+        self.saves = True  # to `state`
+        self.home = ROOT  # of the code
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> "Process":
         command = ["ip", "netns", "exec", self.netns, *self.before]
         command += [sys.executable, "-m", "dataplane", "run"]
-        command += [str(self.file), "--state", str(self.state), "--control", str(self.socket)]
+        command += [str(self.file), "--control", str(self.socket)]
+        command += ["--state", str(self.state)] if self.saves else []
         command += ["--read-control", str(self.reading)]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [*command, *self.words], stdout=log, stderr=log, cwd=ROOT
+                [*command, *self.words], stdout=log, stderr=log, cwd=self.home
             )
         deadline = time.monotonic() + PATIENCE
         while not self.answers():

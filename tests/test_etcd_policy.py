@@ -3,7 +3,9 @@
 import json
 import re
 import shlex
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -23,6 +25,7 @@ from dataplane.errors import DocumentError
 from dataplane.etcd_policy.common import read, share
 from dataplane.etcd_policy.door import EtcdPolicy, Options
 from dataplane.model import Acl, Document, Endpoint, Network, Node, Tap, Underlay
+from dataplane.netns import inside
 from dataplane.state_dir import Saved
 from tests.etcd_server import WHY_NOT, Etcd
 from tests.live_node import Process
@@ -35,6 +38,11 @@ TEXT = (ROOT / "docs/etcd.md").read_text()
 GOOD = re.findall(r"^```yaml common.yaml\n(.*?)^```", TEXT, re.MULTILINE | re.DOTALL)[0]
 BLOCKED = (
     GOOD + "    acls: [{name: quiet, direction: in, action: block, protocol: icmp, priority: 10}]\n"
+)
+SERVED = """networks: [{name: red, vni: 4097, prefixes: [10.9.0.0/16]}]
+""" + (
+    GOOD + "    load_balancers: [{name: web, protocol: tcp, port: 80, vips: [10.1.250.1],\n"
+    "      backends: [{address: 10.1.2.2, port: 8080}]}]\n"
 )
 # right by its form, but b has one of that name
 CLASHES = GOOD + "    acls: [{name: own, direction: in, action: allow, protocol: udp}]\n"
@@ -192,6 +200,47 @@ def test_what_is_pushed_is_what_all_nodes_do(place: Place) -> None:
     assert all(said["holds"] == told["revision"] for said in told["nodes"].values())
     assert not place.ping("1")
     assert place.push(GOOD)[0] == 0 and place.ping()
+
+
+def test_services_and_whole_networks_are_pushed_too(place: Place) -> None:
+    """A client at a reaches the service's backend at b; all goes again with the document."""
+
+    def had(name: str) -> tuple[set[str], set[str]]:
+        with Client(place.nodes[name].socket) as client:
+            services = {item["name"] for item in client.get("load-balancers")}
+            return {item["name"] for item in client.get("networks")}, services
+
+    assert place.push(SERVED)[0] == 0
+    assert had("a") == had("b") == ({"blue", "red"}, {"blue/web"})
+    with inside(place.pods["b"], lambda: socket.create_server(("", 8080))) as server:
+        there = "10.1.250.1", 80
+        with inside(place.pods["a"], lambda: socket.create_connection(there, 5)) as client:
+            with server.accept()[0] as served:
+                assert served.getpeername()[0] == PODS["a"]
+                served.sendall(b"there")
+            assert client.recv(5) == b"there"
+    assert place.push(GOOD)[0] == 0
+    assert had("a") == had("b") == ({"blue"}, set())
+
+
+def test_an_etcd_that_is_set_back_is_followed(place: Place) -> None:
+    """As by a snapshot that is restored: its revisions are lower than those that nodes hold."""
+    data, saved = place.etcd.place / "etcd", place.directory / "saved"
+    _, good, _ = place.push(GOOD)
+    place.etcd.kill()
+    shutil.copytree(data, saved)
+    place.etcd.start()
+    for text in (BLOCKED, GOOD, BLOCKED):
+        _, blocked, _ = place.push(text)
+    assert blocked["revision"] > good["revision"] and not place.ping("1")
+    place.etcd.kill()
+    shutil.rmtree(data)
+    shutil.copytree(saved, data)
+    place.etcd.start()
+    until(lambda: place.ping("1"), 20)
+    code, told, _ = place.push(BLOCKED)
+    assert code == 0 and told["revision"] < blocked["revision"] and not place.ping("1")
+    assert place.push(GOOD)[0] == 0
 
 
 def test_a_bad_document_changes_nothing(place: Place) -> None:

@@ -9,6 +9,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_add
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from dataplane.address import Mac
 from dataplane.errors import DocumentError
@@ -17,8 +18,9 @@ from dataplane.flannel.access import Access, EtcdError
 from dataplane.flannel.documents import Subnet, read_config, read_lease
 from dataplane.flannel.etcd import Client, CompactedError, Item
 from dataplane.flannel.keeper import Identity, Keeper
+from dataplane.flannel.link import can_route
 from dataplane.flannel.translate import mtu, network, remote_subnets
-from dataplane.model import HostPort, Tap, Underlay
+from dataplane.model import Endpoint, HostPort, Tap, Underlay
 from tests.etcd_server import WHY_NOT, Etcd
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -161,6 +163,22 @@ def test_a_peer_that_comes_again_in_time_never_leaves() -> None:
     assert not list(known.in_order())
 
 
+def test_a_peer_without_a_vtep_mac_keeps_the_one_it_had() -> None:
+    """Of the same node, and in the order in which nodes told theirs."""
+    known, unready = peers.Peers(), OLD_VALUE.replace(b"CE:06:1f:88:cc:42", b"")
+    known.put("10.5.57.0-24", OLD_VALUE, 2)
+    known.put("10.5.58.0-24", OLD_VALUE.replace(b"CE:06", b"7e:06"), 3)
+    known.put("10.5.57.0-24", unready, 4)
+    assert [str(lease.mac)[:5] for lease in known.in_order()] == ["7e:06", "ce:06"]
+    known.put("10.5.57.0-24", unready.replace(b"0.2", b"0.9"), 5)
+    assert next(lease.mac for lease in known.in_order()) is None
+    known.put("10.5.57.0-24", OLD_VALUE.replace(b"CE:06", b"6e:06"), 6)
+    assert [str(lease.mac)[:5] for lease in known.in_order()] == ["6e:06", "7e:06"]
+    known.put(DUAL_KEY, DUAL_VALUE, 7)
+    known.put(DUAL_KEY, DUAL_VALUE.replace(b"2e:70:3d:4b:fa:14", b""), 8)
+    assert next(iter(known.in_order())) == read_lease(DUAL_KEY, DUAL_VALUE)
+
+
 def test_what_a_peer_writes_refuses_nobody_else() -> None:
     """Each bad lease is named, and the good one is followed; the latest VtepMAC of a node holds."""
     own = read_lease("10.5.19.0-24", V4_VALUE)
@@ -197,6 +215,24 @@ def test_what_a_peer_writes_refuses_nobody_else() -> None:
     assert network(CONFIG, first, found, (), (), underlay, host).gateways == (
         ip_address("10.5.0.254"),
     )
+
+
+def test_the_hosts_route_does_not_come_and_go_with_peers() -> None:
+    """DirectRouting gives endpoints one, if the host port can be used; nobody has to be near."""
+    own = read_lease("10.5.19.0-24", V4_VALUE)
+    underlay = Underlay(address=IPv4Address("10.99.0.1"))
+    direct, web = CONFIG._replace(direct=True), (Endpoint(name="web"),)
+    usable = HostPort(
+        address=IPv4Address("169.254.1.1"), peer=IPv4Address("169.254.1.2"), tap=Tap(name="f0")
+    )
+    six = HostPort(address=IPv6Address("fe80::1"), peer=IPv6Address("fe80::2"), tap=Tap(name="f0"))
+    elsewhere = replace(usable, tap=Tap(name="f0", netns="other"))
+    for host in (usable, six, elsewhere, None):
+        assert can_route(direct, host) == (host is usable)
+        made = network(direct, own, (), (), web, underlay, host)
+        assert made.host_route == (host is usable)
+    assert not network(CONFIG, own, (), (), web, underlay, usable).host_route
+    assert can_route(direct._replace(v6=direct.v4._replace(network=IPv6Network("fd00::/48"))), six)
 
 
 # ---- a real etcd -----------------------------------------------------------------------------

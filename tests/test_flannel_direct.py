@@ -202,6 +202,34 @@ def test_routes_of_a_node_that_was_killed_are_mended(place: Place) -> None:
     assert ping(place.node, "10.5.57.0", "-Mdo", "-s1472")
 
 
+@pytest.mark.parametrize("shape", ["host", "endpoint"])
+def test_without_a_state_directory_they_are_mended_too(
+    place: Place, netns: Callable[..., list[str]], shape: str
+) -> None:
+    """The policy that such a node begins with has no overlay yet."""
+    process, other, (pod,) = place.process, "10.5.59.0/24", netns("pod")
+    words = process.words
+    process.end()
+    place.etcd.put(f"{ROOT}/subnets/10.5.59.0-24", peer_lease("10.99.1.9", "7e:5b:fa:eb:b1:33"))
+    process.saves = False
+    if shape == "endpoint":
+        process.words = (*words, "--flannel-endpoint", f"web@{pod}")
+    try:
+        process.start()
+        until(lambda: place.routes() == {"10.5.57.0/24": NEAR, other: "10.99.1.9"})
+        process.end(signal.SIGKILL)
+        place.etcd.delete(f"{ROOT}/subnets/10.5.59.0-24")
+        process.start()
+        until(lambda: place.routes() == {"10.5.57.0/24": NEAR})
+        until(lambda: place.remotes() == {"10.5.58.0/24"})
+        process.end()
+        assert place.routes() == {}
+    finally:
+        process.words, process.saves = words, True
+        process.start()
+        until(place.routes)
+
+
 def test_all_go_by_vxlan_once_the_config_says_so(place: Place) -> None:
     """Which is read when the node begins. The routes go with the node, too."""
     assert place.process.end() == 0 and place.routes() == {}

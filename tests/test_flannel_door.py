@@ -1,6 +1,7 @@
 """The door at work in a daemon of this process: what it needs, what it keeps, when it renews."""
 
 import logging
+import re
 import time
 from collections.abc import Callable, Iterator
 from ipaddress import ip_address
@@ -14,6 +15,7 @@ from dataplane.daemon import Daemon
 from dataplane.flannel.door import Flannel, Options
 from dataplane.flannel.etcd import Client
 from dataplane.flannel.keeper import TTL
+from dataplane.flannel.link import LACKS_HOST
 from dataplane.model import Node, Underlay
 from dataplane.state_dir import Saved, StateDir
 from tests.etcd_server import WHY_NOT, Etcd
@@ -106,6 +108,7 @@ def test_identity_outlives_the_process_and_etcds_memory(
             until(lambda: etcd.values("/net/subnets"))
             (key,) = etcd.values("/net/subnets")
             until(lambda daemon=daemon: daemon.policy.networks)
+            until((tmp_path / "subnet.env").exists)
             seen.append((key, daemon.policy.networks[0].dr_mac))
         assert etcd.values("/net/subnets"), "the lease stays when the node ends"
         etcd.delete("/net/subnets")
@@ -126,6 +129,24 @@ def test_a_lease_is_renewed_before_its_end(etcd: Etcd, tmp_path: Path) -> None:
         assert second[:2] == first[:2]
 
 
+@pytest.mark.parametrize("spoiled", [b"{", b'"VtepMAC":"02:00:00:00:00:09"'])
+def test_a_lease_that_is_written_over_is_written_again(
+    etcd: Etcd, tmp_path: Path, spoiled: bytes
+) -> None:
+    """At once, and the more patiently the more often it happens: nobody fights."""
+    etcd.put("/net/config", CONFIG)
+    with Daemon(Saved(1, NODE)) as daemon, Flannel(daemon, options(etcd, tmp_path)):
+        until(lambda: etcd.values("/net/subnets"))
+        ((key, ours),) = etcd.values("/net/subnets").items()
+        until(lambda: daemon.policy.networks)
+        theirs = re.sub(rb'"VtepMAC":"[^"]*"', spoiled, ours) if b"VtepMAC" in spoiled else spoiled
+        begin = time.monotonic()
+        for _ in range(3):
+            etcd.put(key, theirs)
+            until(lambda: etcd.values("/net/subnets") == {key: ours})
+        assert time.monotonic() - begin > 3.5
+
+
 @pytest.mark.parametrize("lives", [True, False])
 def test_it_ends_at_once_though_etcd_says_nothing(etcd: Etcd, tmp_path: Path, lives: bool) -> None:
     """In the middle of a watch, and while nobody answers."""
@@ -138,3 +159,13 @@ def test_it_ends_at_once_though_etcd_says_nothing(etcd: Etcd, tmp_path: Path, li
             time.sleep(0.3)
             begin = time.monotonic()
         assert time.monotonic() - begin < 1.0
+
+
+def test_direct_routing_that_cannot_be_is_told(
+    etcd: Etcd, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Without a host port; can_route tells of others."""
+    etcd.put("/net/config", CONFIG.replace(b'"VNI"', b'"DirectRouting":true,"VNI"'))
+    with Daemon(Saved(1, NODE)) as daemon, Flannel(daemon, options(etcd, tmp_path)):
+        until(lambda: daemon.policy.networks)
+    assert caplog.text.count(LACKS_HOST) == 1

@@ -31,11 +31,13 @@ from dataplane.document import dump
 from dataplane.flannel.documents import Lease, read_lease
 from dataplane.model import Document, HostPort, Node, Tap, Underlay
 from dataplane.netns import inside
+from tests.cni_runtime import PLUGINS, Runtime
 from tests.etcd_server import WHY_NOT, Etcd
 from tests.live_node import Process
 from tests.peers.wire import ip
 
-pytestmark = pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT)
+NO_BRIDGE = "" if Path(PLUGINS, "bridge").exists() else "containernetworking-plugins is missing"
+pytestmark = pytest.mark.skipif(bool(WHY_NOT or NO_BRIDGE), reason=WHY_NOT or NO_BRIDGE)
 
 OUTAGE = float(os.environ.get("DATAPLANE_OUTAGE", "4"))
 ROOT = "/coreos.com/network"
@@ -88,6 +90,14 @@ class Overlay:
             items = client.get("remote-subnets")
         return {item["prefix"]: item["dr_mac"] for item in items}
 
+    def follows(self) -> None:
+        """Waits until every node knows all that was written until now."""
+        marker = f"{ROOT}/subnets/10.5.93.0-24"
+        self.etcd.put(marker, kernel_lease("10.99.0.7", "02:00:00:00:00:07"))
+        until(lambda: all("10.5.93.0/24" in self.remotes(n) for n in self.nodes))
+        self.etcd.delete(marker)
+        until(lambda: all("10.5.93.0/24" not in self.remotes(n) for n in self.nodes), 15)
+
     def pods(self) -> dict[str, str]:
         """The address of each namespace's end of the overlay."""
         found = {f"p{n}": _address(self.names[f"p{n}"], "web") for n in self.nodes}
@@ -106,21 +116,31 @@ class Overlay:
             ip(self.names[kernel], f"route replace {lease.subnet.v4} via {at} dev {DEVICE} onlink")
 
     def plug(self) -> None:
-        """What flannel's CNI plugin does at c: a bridge with the lease's first address, and a pod
-        there."""
-        env = self.nodes["c"].place / "subnet.env"
-        told = dict(line.split("=") for line in env.read_text().splitlines())
-        gateway, mtu = ip_interface(told["FLANNEL_SUBNET"]), told["FLANNEL_MTU"]
-        ip(
-            self.names["c"],
-            "link add cni0 type bridge",
-            f"addr add {gateway} dev cni0",
-            "link set cni0 up",
-            f"link add pod mtu {mtu} type veth peer name web mtu {mtu} netns {self.names['pc']}",
-            "link set pod master cni0 up",
+        """What flannel's CNI plugin does at c: it has the bridge plugin make a bridge with the
+        lease's first address, and a pod there (its delegateAdd)."""
+        process = self.nodes["c"]
+        env = (process.place / "subnet.env").read_text()
+        told = dict(line.split("=") for line in env.splitlines())
+        subnet = ip_interface(told["FLANNEL_SUBNET"]).network
+        ipam = {
+            "type": "host-local",
+            "ranges": [[{"subnet": str(subnet)}]],
+            "routes": [{"dst": told["FLANNEL_NETWORK"]}],
+            "dataDir": str(process.place / "ipam"),
+        }
+        bridge = Runtime(
+            Path(PLUGINS, "bridge"),
+            cniVersion="0.3.1",
+            name="cbr0",
+            type="bridge",
+            isGateway=True,
+            hairpinMode=True,
+            isDefaultGateway=True,
+            ipMasq=False,  # as docs/flannel.md says
+            mtu=int(told["FLANNEL_MTU"]),
+            ipam=ipam,
         )
-        web = f"addr add {gateway.ip + 1}/{gateway.network.prefixlen} dev web"
-        ip(self.names["pc"], web, "link set web up", f"route add default via {gateway.ip}")
+        inside(self.names["c"], lambda: bridge.add("web", self.names["pc"], ifname="web"))
 
 
 def run(*words: str) -> str:
@@ -297,9 +317,24 @@ def test_a_peer_that_begins_again_loses_nothing(overlay: Overlay) -> None:
     key = f"{ROOT}/subnets/10.5.57.0-24"
     overlay.etcd.delete(key)
     time.sleep(1)
+    overlay.etcd.put(key, kernel_lease(mac=""))
+    overlay.follows()
     overlay.etcd.put(key, kernel_lease())
-    time.sleep(0.5)
+    overlay.follows()
     assert ping.lost() == 0
+
+
+def test_a_peer_whose_vtep_mac_changes_is_reached_by_the_new_one(overlay: Overlay) -> None:
+    """As its device is made anew, at the kernel's node; then again with the one of before."""
+    key, device = f"{ROOT}/subnets/10.5.57.0-24", f"link set {DEVICE} address"
+    for mac in ("7e:5b:fa:eb:b1:99", KERNEL_MAC):
+        ip(overlay.names["k"], f"{device} {mac}")
+        overlay.etcd.put(key, kernel_lease(mac=mac))
+        until(lambda mac=mac: overlay.remotes("a")["10.5.57.0/24"] == mac)
+        overlay.follow("k")
+        words = ["ping", "-c2", "-i0.2", "-W5", overlay.pods()["k"]]
+        run("ip", "netns", "exec", overlay.names["pa"], *words)
+        overlay.follow("l")
 
 
 def test_a_lease_that_is_removed_comes_again(overlay: Overlay) -> None:

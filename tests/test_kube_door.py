@@ -14,6 +14,7 @@ import pytest
 
 from dataplane.api.health import examine, unready
 from dataplane.daemon import Daemon
+from dataplane.flannel.link import LACKS_HOST
 from dataplane.kubernetes import nodes
 from dataplane.kubernetes.access import Access
 from dataplane.kubernetes.door import Kubernetes, Options
@@ -256,3 +257,13 @@ def test_no_object_holds_up_the_others(
         until(lambda: said(server))
     assert "unforeseen" not in caplog.text
     assert "this node" not in caplog.text
+
+
+def test_direct_routing_that_cannot_be_is_told(
+    options: Options, caplog: pytest.LogCaptureFixture
+) -> None:
+    direct = CONFIG | {"Backend": {"Type": "vxlan", "VNI": 1, "Port": PORT, "DirectRouting": True}}
+    for told, config in enumerate((CONFIG, direct)):
+        options.config.write_text(json.dumps(config))
+        with Daemon(Saved(1, NODE)) as daemon, Kubernetes(daemon, options):
+            assert caplog.text.count(LACKS_HOST) == told

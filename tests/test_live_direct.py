@@ -4,11 +4,13 @@ a (192.0.2.1) ── b (192.0.2.2)      pods pa 10.1.1.2, pb 10.1.2.2
 """
 
 import json
+import shutil
 import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
 from ipaddress import ip_address, ip_network
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
@@ -32,7 +34,7 @@ from dataplane.model import (
     Tap,
     Underlay,
 )
-from tests.live_node import Process, end_successor
+from tests.live_node import ROOT, Process, end_successor
 from tests.peers.wire import ip, run
 
 WHY_NOT = demo_net.why_not()
@@ -209,6 +211,90 @@ def test_routes_follow_the_policy(nodes: dict[str, Running]) -> None:
     assert ping(a.pod, "10.1.2.2")
 
 
+def until(true: Callable[[], object], seconds: float = 15.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_what_the_link_takes_with_it_comes_again(nodes: dict[str, Running]) -> None:
+    """As it goes down and up; and what somebody has removed."""
+    a = nodes["a"]
+    ip(a.process.netns, "link set under down", "link set under up")
+    assert a.routes() == {}
+    until(lambda: a.routes() == {"10.1.2.0/24": "192.0.2.2"})
+    assert ping(a.pod, "10.1.2.2")
+
+
+def test_what_the_kernel_refuses_at_the_beginning_is_made_later(nodes: dict[str, Running]) -> None:
+    """`doctor` tells, and commits of other things pass."""
+    a = nodes["a"]
+    netns = a.process.netns
+    assert a.process.end() == 0
+    ip(netns, "route add 10.1.2.0/24 via 192.0.2.9", "link set under down")
+    a.process.start()
+    with Client(a.process.socket) as client:
+
+        def told() -> list[str]:
+            return [f["message"] for f in client.findings() if f["subject"] == "route"]
+
+        (first,) = told()
+        assert first.startswith("direct subnet 10.1.2.0/24 via 192.0.2.2: ")
+        ip(netns, "link set under up", "route add 10.1.2.0/24 via 192.0.2.9")
+        until(lambda: told() and "somebody else's" in told()[0])
+        there = direct("10.1.2.0/24", "192.0.2.2")
+        client.apply(a.with_direct(there, direct("10.1.6.0/24", "192.0.2.2")))
+        assert a.routes() == {"10.1.6.0/24": "192.0.2.2"}
+        client.apply(a.with_direct(there), prune=True)
+        ip(netns, "route del 10.1.2.0/24 via 192.0.2.9")
+        until(lambda: a.routes() == {"10.1.2.0/24": "192.0.2.2"})
+        until(lambda: not told())
+    assert ping(a.pod, "10.1.2.2")
+
+
+def test_a_route_in_place_of_ours_is_left_alone(nodes: dict[str, Running]) -> None:
+    a = nodes["a"]
+    foreign = "10.1.2.0/24 via 192.0.2.9"
+    ip(a.process.netns, "route del 10.1.2.0/24", f"route add {foreign}")
+    with (
+        Client(a.process.socket) as client,
+        pytest.raises(DataplaneError, match="somebody else's"),
+    ):
+        client.apply(a.with_direct(direct("10.1.2.0/24", "192.0.2.7")))
+    assert foreign in run(a.process.netns, "ip", "route") and a.routes() == {}
+    ip(a.process.netns, f"route del {foreign}")
+    until(lambda: a.routes() == {"10.1.2.0/24": "192.0.2.2"})
+
+
+def test_a_successor_that_fails_takes_nothing_with_it(
+    nodes: dict[str, Running], tmp_path: Path
+) -> None:
+    """Once it has the ports already: neither routes nor the host's table."""
+    a = nodes["a"]
+    assert a.process.end() == 0
+    shutil.copytree(ROOT / "dataplane", tmp_path / "dataplane")
+    a.process.home = tmp_path
+    a.process.start()
+    try:
+        forwarder = tmp_path / "dataplane/forwarder.py"
+        forwarder.write_text(forwarder.read_text() + "\nForwarder.__init__ = None\n")
+        tables = run(a.process.netns, "nft", "list", "ruleset")
+        assert "dnat" in tables
+        with Client(a.process.socket) as client:
+            with pytest.raises(DataplaneError):
+                client.restart(patience=0)
+            until(lambda: "see its log; going on" in a.process.log.read_text())
+            until(lambda: client.status()["ready"])
+        assert a.routes() == {"10.1.2.0/24": "192.0.2.2"}
+        assert run(a.process.netns, "nft", "list", "ruleset") == tables
+        assert ping(a.pod, "10.1.2.2")
+    finally:
+        a.process.home = ROOT
+        a.process.end()
+        a.process.start()
+
+
 def test_they_outlive_a_restart_and_go_with_the_node(nodes: dict[str, Running]) -> None:
     """A successor has them; one that was killed left them, and who comes next sets them right."""
     a = nodes["a"]
@@ -230,3 +316,41 @@ def test_they_outlive_a_restart_and_go_with_the_node(nodes: dict[str, Running]) 
     a.process.start()
     assert a.routes() == {"10.1.2.0/24": "192.0.2.2"}
     assert ping(a.pod, "10.1.2.2")
+
+
+def test_routes_move_with_the_host_port(
+    nodes: dict[str, Running], netns: Callable[..., list[str]]
+) -> None:
+    """Into another namespace, all or nothing; and back, or the node ends, though it is deleted."""
+    a = nodes["a"]
+    there = direct("10.1.2.0/24", "192.0.2.2")
+
+    def made(name: str) -> str:
+        (other,) = netns(name)
+        ip(other, "link add under type veth peer name far", "link set far up")
+        ip(other, "addr add 192.0.2.7/24 dev under", "link set under up")
+        return other
+
+    def moved(other: str, *subnets: DirectSubnet) -> str:
+        assert a.policy.host_port is not None
+        tap = replace(a.policy.host_port.tap, netns=other)
+        node = replace(a.policy, host_port=replace(a.policy.host_port, tap=tap))
+        return a._replace(policy=node).with_direct(*subnets)
+
+    def routes(other: str) -> str:
+        return run(other, "ip", "route", "show", "proto", str(PROTOCOL))
+
+    first, second = made("first"), made("second")
+    with Client(a.process.socket) as client:
+        with pytest.raises(DataplaneError, match="via 198"):
+            bad = direct("10.1.7.0/24", "198.51.100.9")
+            client.apply(moved(first, there, bad), prune=True)
+        assert (a.routes(), routes(first)) == ({"10.1.2.0/24": "192.0.2.2"}, "")
+        client.apply(moved(first, there), prune=True)
+        assert a.routes() == {} and "10.1.2.0/24 via 192.0.2.2" in routes(first)
+        demo_net.remove(first)
+        client.apply(a.with_direct(there), prune=True)
+        assert a.routes() == {"10.1.2.0/24": "192.0.2.2"} and ping(a.pod, "10.1.2.2")
+        client.apply(moved(second, there), prune=True)
+        demo_net.remove(second)
+    assert a.process.end() == 0

@@ -109,6 +109,8 @@ def _devices(daemon: Daemon) -> Iterator[Finding]:
         yield Finding(WARNING, "xdp", told, f"ip link show {daemon.lacks_xdp}")
     elif daemon.xdp:
         yield Finding(OK, "xdp", daemon.xdp)
+    for refused in daemon.lacking_routes():
+        yield Finding(WARNING, "route", refused, "ip route")
     if not lost:
         yield Finding(OK, "device", "every TAP is there, and the underlay's address")
 

@@ -19,6 +19,7 @@ from dataplane.flannel.access import Access, EtcdError
 from dataplane.flannel.documents import (
     OLD_MAX_VNI,
     Config,
+    Lease,
     Subnet,
     read_config,
     read_lease,
@@ -27,7 +28,7 @@ from dataplane.flannel.documents import (
 from dataplane.flannel.etcd import Client, Item, Watch
 from dataplane.flannel.follower import LONG, Follower
 from dataplane.flannel.keeper import Held, Identity, Keeper
-from dataplane.flannel.link import LACKS_HOST, Link
+from dataplane.flannel.link import LACKS_HOST, Link, can_route
 from dataplane.flannel.peers import Peers
 from dataplane.flannel.translate import mtu, network, remote_subnets, vtep_mac
 from dataplane.model import Endpoint
@@ -35,6 +36,7 @@ from dataplane.shares import Share
 
 ORIGIN = "flannel"
 BURST = 0.02  # seconds in which events of a burst come together, for one commit
+MOST_PATIENCE = 300.0  # seconds until our lease is written over somebody's who writes over it
 
 log = logging.getLogger("dataplane")
 
@@ -67,6 +69,8 @@ class Flannel(Follower):
         self._peers, self._link = Peers(), Link()
         self._held: Held | None = None
         self._told: dict[str, str] = {}
+        self._contests = 0  # times that somebody wrote over our lease since it was renewed
+        self._restoring: float | None = None  # when we write over that, time.monotonic()
         underlay = daemon.policy.underlay
         if underlay.address.version != 4:
             raise EtcdError("flannel names nodes by IPv4: underlay.address has to be one")
@@ -99,8 +103,8 @@ class Flannel(Follower):
         assert held is not None
         renewal = held.until - self._options.margin - time.time()
         change = self._peers.next_change()
-        leaving = LONG if change is None else change - time.monotonic()
-        events = watch.next(min(LONG, renewal, leaving))
+        dues = [due - time.monotonic() for due in (change, self._restoring) if due is not None]
+        events = watch.next(min(LONG, renewal, *dues))
         if events:
             time.sleep(BURST)
             while more := watch.next(0):
@@ -113,37 +117,50 @@ class Flannel(Follower):
             self._hold(config, self._keeper.acquire(config, self._previous))
             self._commit(config)
         elif renewal <= 0:
-            self._hold(config, self._keeper.renew(held))
+            self._contests = 0
+            self._renew(config)
+        elif self._restoring is not None and self._restoring <= time.monotonic():
+            self._renew(config)
 
     def _note(self, events: list[Item]) -> bool:
         """Whether our own lease is gone."""
-        held, lost = self._held, False
-        assert held is not None
+        lost = False
         for item in events:
             name = self._name(item)
             if name == self._own():
-                if item.revision <= held.revision:
-                    continue
-                lost = item.deleted or self._is_anothers(name, item)
-                text = "has been removed" if item.deleted else "was written by somebody else"
-                log.warning("flannel: our lease %s %s", name, text)
+                lost = self._note_own(name, item, lost)
             elif item.deleted:
                 self._peers.delete(name, time.monotonic())
             else:
                 self._peers.put(name, item.value, item.revision)
         return lost
 
-    def _is_anothers(self, name: str, item: Item) -> bool:
-        """Another node's: all peers go there by now. What nobody can read is nobody's."""
-        assert self._held is not None
-        try:
-            return read_lease(name, item.value).public_ip != self._held.lease.public_ip
-        except DocumentError:
+    def _note_own(self, name: str, item: Item, lost: bool) -> bool:
+        """Whether it is gone: removed, or another node's, as all peers go there by now. What nobody
+        can read, or says something else of us, is nobody's, and ours is written over it."""
+        held = self._held
+        assert held is not None
+        if item.revision <= held.revision:
+            return lost
+        found = _lease_of(name, item)
+        self._held = held._replace(revision=item.revision)
+        if found == held.lease:  # as a successor of ours writes it
             return False
+        text = "has been removed" if item.deleted else "was written by somebody else"
+        log.warning("flannel: our lease %s %s", name, text)
+        if item.deleted or (found is not None and found.public_ip != held.lease.public_ip):
+            return True
+        self._restoring = time.monotonic() + min(2.0**self._contests - 1, MOST_PATIENCE)
+        self._contests = min(self._contests + 1, 16)
+        return False
+
+    def _renew(self, config: Config) -> None:
+        assert self._held is not None
+        self._hold(config, self._keeper.renew(self._held))
 
     def _hold(self, config: Config, held: Held) -> None:
         before, self._held = self._held, held
-        self._previous = held.lease.subnet
+        self._previous, self._restoring = held.lease.subnet, None
         if before is None or before.lease != held.lease:
             log.info("flannel: lease %s, VNI %d", held.lease.subnet.key(), config.vni)
 
@@ -161,7 +178,8 @@ class Flannel(Follower):
             )
         if config.v6 is not None and underlay.address6 is None:
             raise EtcdError(f"{place}: EnableIPv6, but the node has none (set underlay.address6)")
-        if config.direct and self._daemon.policy.host_port is None and not self._told.get("direct"):
+        routed = can_route(config, self._daemon.policy.host_port)
+        if config.direct and not routed and not self._told.get("direct"):
             self._told["direct"] = "told"
             log.warning("flannel: %s", LACKS_HOST)
         if config.vni > OLD_MAX_VNI and not self._told.get("vni"):
@@ -225,6 +243,13 @@ class Flannel(Follower):
             if self._told.get(key) != why:
                 log.warning("flannel: lease %s is not followed: %s", key, why)
         self._told = {k: v for k, v in self._told.items() if k in ("vni", "direct")} | refused
+
+
+def _lease_of(name: str, item: Item) -> Lease | None:
+    try:
+        return None if item.deleted else read_lease(name, item.value)
+    except DocumentError:
+        return None
 
 
 def _addressed(share: Share) -> set[tuple[str, IP]]:

@@ -7,6 +7,7 @@ from typing import Any
 from dataplane.address import IP, Prefix
 from dataplane.direct import FAMILY, MAIN, PROTOCOL, Ways
 from dataplane.errors import PortError
+from dataplane.flannel.documents import Config
 from dataplane.model import DirectSubnet, HostPort, RemoteSubnet
 
 _UNICAST = 1  # RTN_UNICAST
@@ -15,6 +16,16 @@ LACKS_HOST = (
     "DirectRouting: the host has no way to us (give the node a host_port of the overlay's IP "
     "version); peers are sent VXLAN, and those on this link that send none do not reach us"
 )
+
+
+def can_route(config: Config, host: HostPort | None) -> bool:
+    """Whether the host, here, has a way to us in a family of the overlay."""
+    families = [family for family in (config.v4, config.v6) if family is not None]
+    return _version(host) in [family.network.version for family in families]
+
+
+def _version(host: HostPort | None) -> int | None:
+    return host.address.version if host is not None and not host.tap.netns else None
 
 
 class Link:
@@ -31,7 +42,7 @@ class Link:
         self, remote: tuple[RemoteSubnet, ...], host: HostPort | None
     ) -> tuple[tuple[RemoteSubnet, ...], tuple[DirectSubnet, ...]]:
         """Those that take a tunnel, and those that do not. Raises PortError."""
-        version = host.address.version if host is not None and not host.tap.netns else None
+        version = _version(host)
         near = self._near_of(
             {r.prefix: r.provider_address for r in remote if r.prefix.version == version}
         )

@@ -23,10 +23,14 @@ class Peers:
     _leaving: dict[str, float] = field(default_factory=dict)  # key → when it goes
 
     def put(self, key: str, value: bytes, revision: int) -> None:
-        """A lease that cannot be read leaves what was known of its subnet."""
+        """A lease that cannot be read leaves what was known of its subnet, one without a VtepMAC
+        that of before, as long as the node is the same."""
         self.refused.pop(key, None)
         try:
-            self.leases[key] = read_lease(key, value), revision
+            lease = read_lease(key, value)
+            known, told = self.leases.get(key, (lease, revision))
+            completed = _completed(lease, known)
+            self.leases[key] = completed, revision if completed == lease else told
         except DocumentError as error:
             self.refused[key] = str(error)
         self._leaving.pop(key, None)
@@ -59,3 +63,13 @@ class Peers:
         """The latest first: what it says of a node holds."""
         ordered = sorted(self.leases.values(), key=lambda known: -known[1])
         return [lease for lease, _ in ordered]
+
+
+def _completed(lease: Lease, known: Lease) -> Lease:
+    """With the MACs known of it, where it does not tell one."""
+    mac, mac6 = lease.mac, lease.mac6
+    if mac is None and lease.public_ip == known.public_ip:
+        mac = known.mac
+    if mac6 is None and lease.public_ip6 == known.public_ip6:
+        mac6 = known.mac6
+    return lease._replace(mac=mac, mac6=mac6)

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from dataplane.address import IP, Mac, Prefix, Vni
 from dataplane.flannel.documents import Config, Family, Lease
+from dataplane.flannel.link import can_route
 from dataplane.model import DirectSubnet, Endpoint, HostPort, Network, RemoteSubnet, Underlay
 from dataplane.validate_remotes import vtep
 
@@ -67,7 +68,7 @@ def network(
         remote_subnets=remote,
         direct_subnets=direct,
         endpoints=endpoints,
-        host_route=bool(behind or direct),
+        host_route=bool(behind) or (config.direct and can_route(config, host)),
         host_subnets=behind,
     )
 

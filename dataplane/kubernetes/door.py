@@ -22,6 +22,7 @@ from dataplane.address import Mac, Prefix, host_prefix
 from dataplane.daemon import Applied, Daemon
 from dataplane.errors import BusyError, DataplaneError, DocumentError
 from dataplane.flannel.documents import Config, Lease, read_config
+from dataplane.flannel.link import LACKS_HOST, can_route
 from dataplane.flannel.translate import network as overlay
 from dataplane.flannel.translate import vtep_mac
 from dataplane.kubernetes import nodes, policies
@@ -95,6 +96,8 @@ class Kubernetes:
         if self._config.port != underlay.port:
             text = f"flannel's port is {self._config.port}, this node's {underlay.port}"
             raise KubeError(f"{options.config}: {text} (set underlay.port)")
+        if self._config.direct and not can_route(self._config, host):
+            log.warning("kubernetes: %s", LACKS_HOST)
 
     def __enter__(self) -> Self:
         self._daemon.on_commit.append(self._committed)
