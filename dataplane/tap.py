@@ -315,10 +315,12 @@ def _netlink(name: str) -> Iterator[tuple[Any, int]]:
     from pyroute2 import IPRoute
     from pyroute2.netlink.exceptions import NetlinkError
 
+    try:
+        index = socket.if_nametoindex(name)
+    except OSError:
+        raise PortError(f"{name}: the interface is gone") from None
     with IPRoute() as ipr:
         try:
-            yield ipr, ipr.link_lookup(ifname=name)[0]
-        except IndexError:
-            raise PortError(f"{name}: the interface is gone") from None
+            yield ipr, index
         except NetlinkError as error:
             raise PortError(f"{name}: {error}") from error

@@ -8,7 +8,6 @@ import ipaddress
 import logging
 import queue
 import threading
-import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -35,7 +34,7 @@ from dataplane.model import Acl, Endpoint, Network
 from dataplane.shares import Part, Share
 
 ORIGIN = NETWORK = "kubernetes"
-BURST = 0.002  # seconds in which changes of a burst come together, for one commit
+BUSY = 0.002  # seconds until a successor, if there is one, is asked again
 AGAIN = 1.0  # seconds until what was refused is tried once more
 LEAVE = 1.0  # seconds until a thread that the server holds up is left alone
 MOST_LEFT_OUT = 100  # objects that one commit leaves out
@@ -130,7 +129,7 @@ class Kubernetes:
                 self._announce()
                 self._say("")
             except BusyError:
-                due = BURST
+                due = BUSY
             except DataplaneError as error:
                 self._say(str(error))
                 due = AGAIN
@@ -139,12 +138,11 @@ class Kubernetes:
                 due = AGAIN
 
     def _take(self, timeout: float | None) -> None:
-        """Waits for changes, and notes all of a burst."""
+        """Waits for changes, and notes all that came during the commit before."""
         try:
             self._note(self._changes.get(timeout=timeout))
         except queue.Empty:
             return
-        time.sleep(BURST)
         while not self._changes.empty():
             self._note(self._changes.get())
 
