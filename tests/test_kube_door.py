@@ -4,9 +4,11 @@ object of the server's can do to it."""
 import copy
 import json
 import logging
+import threading
 import time
 from collections.abc import Callable, Iterator
 from ipaddress import ip_address
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ import pytest
 from dataplane.daemon import Daemon
 from dataplane.kubernetes import nodes
 from dataplane.kubernetes.access import Access
+from dataplane.kubernetes.client import TIMEOUT
 from dataplane.kubernetes.door import Kubernetes, Options
 from dataplane.model import Network, Node, Underlay
 from dataplane.state_dir import Saved
@@ -139,6 +142,40 @@ def test_who_may_not_patch_forwards_all_the_same(
         until(lambda: len(balancers(daemon)) == 2)
         assert caplog.text.count("403 forbidden") == 1
         monkeypatch.setattr(server, "patch", allowed)
+        until(lambda: conditions(server) == {"NetworkUnavailable": "False"})
+
+
+def test_what_is_refused_is_told_ever_more_rarely(
+    server: Server, options: Options, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at: list[float] = []
+
+    def forbidden(path: str, change: Object) -> Object:
+        at.append(time.monotonic())
+        raise Refused(403, "Forbidden")
+
+    monkeypatch.setattr(server, "patch", forbidden)
+    with Daemon(Saved(1, NODE)) as daemon, Kubernetes(daemon, options):
+        until(lambda: len(at) == 5)
+    gaps = [after - before for before, after in pairwise(at)]
+    assert all(gap >= least for gap, least in zip(gaps, (0.2, 0.4, 0.8, 1.6), strict=True)), gaps
+
+
+def test_a_server_that_does_not_answer_holds_up_no_service(
+    server: Server, options: Options, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answering, patch = threading.Event(), server.patch
+
+    def hanging(path: str, change: Object) -> Object:
+        answering.wait()
+        return patch(path, change)
+
+    monkeypatch.setattr(server, "patch", hanging)
+    with Daemon(Saved(1, NODE)) as daemon, Kubernetes(daemon, options):
+        until(lambda: patches(server))
+        server.put("services", service("web", "10.96.0.1"))
+        until(lambda: balancers(daemon) == ["default.web.80"], TIMEOUT / 2)
+        answering.set()
         until(lambda: conditions(server) == {"NetworkUnavailable": "False"})
 
 

@@ -1,6 +1,7 @@
 """The Kubernetes front door: follows an API server, and tells it of this node as flannel does.
 
-Reflectors, a thread for each kind of objects, tell what changed; one thread makes a share of it.
+Reflectors, a thread for each kind of objects, tell what changed; one thread makes a share of it,
+and another one tells the server.
 Whatever the server does, what was known last is forwarded.
 """
 
@@ -9,11 +10,9 @@ import logging
 import queue
 import threading
 from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
-from urllib.parse import quote
 
 from msgspec.structs import replace
 
@@ -25,6 +24,7 @@ from dataplane.flannel.translate import network as overlay
 from dataplane.flannel.translate import vtep_mac
 from dataplane.kubernetes import nodes, policies
 from dataplane.kubernetes.access import Access, KubeError
+from dataplane.kubernetes.announcer import Announcer
 from dataplane.kubernetes.client import Client
 from dataplane.kubernetes.objects import Key, Object, Refused, pod_addresses, table
 from dataplane.kubernetes.peers import Peers
@@ -70,6 +70,7 @@ class Kubernetes:
         self._reflectors = [
             Reflector(self._client, kind, path, self._changes.put) for kind, path in KINDS.items()
         ]
+        self._announcer = Announcer(self._client, KINDS["nodes"], options.node)
         self._ended = threading.Event()
         self._known: dict[str, dict[Key, Object]] = {}  # of each kind that was listed
         self._config = _config(options.config)
@@ -79,7 +80,6 @@ class Kubernetes:
         self._peers = Peers(self._config, options.node)
         self._told: Refused = {}
         self._trouble = ""
-        self._announced: tuple[Lease, str] | None = None  # what was told, of which object
         self._thread = threading.Thread(target=self._run, name="kubernetes", daemon=True)
         underlay = daemon.policy.underlay
         if underlay.address.version != 4:
@@ -95,6 +95,7 @@ class Kubernetes:
         self._daemon.on_commit.append(self._committed)
         for reflector in self._reflectors:
             reflector.start()
+        self._announcer.start()
         self._thread.start()
         return self
 
@@ -108,9 +109,11 @@ class Kubernetes:
         self._daemon.on_commit.remove(self._committed)
         for reflector in self._reflectors:
             reflector.end()
+        self._announcer.end()
         self._client.close()
         self._changes.put(None)
         self._thread.join(LEAVE)
+        self._announcer.join(LEAVE)
 
     def _committed(self, applied: Applied) -> None:
         """Endpoints may have come or gone: policies may be about them."""
@@ -126,7 +129,7 @@ class Kubernetes:
                 continue
             try:
                 self._commit()
-                self._announce()
+                self._announcer.tell(self._own_node(), self._own_lease())
                 self._say("")
             except BusyError:
                 due = BUSY
@@ -195,12 +198,17 @@ class Kubernetes:
                 refused |= {f"service {name}": why for name, why in found.items()}
         self._tell(refused | unsaid)
 
-    def _own_lease(self) -> Lease:
+    def _own_node(self) -> Object:
         """Raises KubeError."""
         name = self._options.node
         node = self._known["nodes"].get(("", name))
         if node is None:
             raise KubeError(f"node {name} is not known to the API server (--node-name)")
+        return node
+
+    def _own_lease(self) -> Lease:
+        """Raises KubeError."""
+        name, node = self._options.node, self._own_node()
         underlay = self._daemon.policy.underlay
         public, six = underlay.address, underlay.address6
         assert isinstance(public, ipaddress.IPv4Address)
@@ -259,23 +267,6 @@ class Kubernetes:
         return (host_prefix(host.peer),) if host is not None else ()
 
     # ---- what is told --------------------------------------------------------------------------
-
-    def _announce(self) -> None:
-        """This node, to the others: what its object does not say yet. Raises KubeError."""
-        key, lease = ("", self._options.node), self._own_lease()
-        node = self._known["nodes"][key]
-        path = f"{KINDS['nodes']}/{quote(self._options.node, safe='')}/status"
-        change = nodes.patch_of(node, lease)
-        if change is not None:
-            node = self._known["nodes"][key] = self._client.patch(path, change)
-        announced = lease, str(table(node, "metadata").get("uid"))
-        if change is None and self._announced == announced:
-            return
-        if not nodes.is_available(node):
-            now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-            self._client.patch(path, nodes.condition(now))
-        self._announced = announced
-        log.info("kubernetes: node %s, subnet %s", self._options.node, lease.subnet.key())
 
     def _say(self, trouble: str) -> None:
         """Once per change."""
