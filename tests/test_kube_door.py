@@ -218,6 +218,9 @@ def test_what_kubelets_say_again_and_again_costs_little(
         server.put("nodes", moved)
         until(lambda: peers(daemon) == ["192.0.2.10"])
         server.delete("nodes", "x")
+        server.put("services", service("also", "10.96.0.2"))
+        until(lambda: len(balancers(daemon)) == 2)
+        assert peers(daemon) == ["192.0.2.10"]  # for its grace
         until(lambda: peers(daemon) == [])
 
 

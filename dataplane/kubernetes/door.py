@@ -9,7 +9,9 @@ import ipaddress
 import logging
 import queue
 import threading
+import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
@@ -123,7 +125,7 @@ class Kubernetes:
     def _run(self) -> None:
         due: float | None = None
         while not self._ended.is_set():
-            self._take(due)
+            self._take(self._wait(due))
             due = None
             if not self._known.keys() >= KINDS.keys():
                 continue
@@ -139,6 +141,14 @@ class Kubernetes:
             except Exception:
                 log.exception("kubernetes: unforeseen; trying again")
                 due = AGAIN
+
+    def _wait(self, due: float | None) -> float | None:
+        """Seconds, at most, until there is something to do."""
+        change = self._peers.next_change()
+        if change is None:
+            return due
+        left = max(change - time.monotonic(), 0)
+        return left if due is None else min(left, due)
 
     def _take(self, timeout: float | None) -> None:
         """Waits for changes, and notes all that came during the commit before."""
@@ -159,8 +169,9 @@ class Kubernetes:
             known.pop(change.key, None)
         else:
             known[change.key] = change.object
+        now = time.monotonic()
         put: dict[str, tuple[Callable[..., None], Callable[..., None]]] = {
-            "nodes": (self._peers.replace, self._peers.put),
+            "nodes": (partial(self._peers.replace, now=now), partial(self._peers.put, now=now)),
             "services": (self._services.replace_services, self._services.put_service),
             "endpointslices": (self._services.replace_slices, self._services.put_slice),
         }
@@ -223,7 +234,7 @@ class Kubernetes:
 
     def _overlay(self, own: Lease, refused: Refused) -> Network:
         underlay, host = self._daemon.policy.underlay, self._daemon.policy.host_port
-        found = self._peers.subnets(own, underlay, host)
+        found = self._peers.subnets(own, underlay, host, time.monotonic())
         refused |= found.refused
         made = overlay(self._config, own, found.remote, found.direct, (), underlay, None)
         return replace(made, name=NETWORK, host_route=host is not None)
