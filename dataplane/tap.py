@@ -183,21 +183,22 @@ class Tap(AdoptedTap):
 
     def add_routes(self, routes: Iterable[Route]) -> None:
         """With the addresses that they are used from."""
+        told = list(routes)
 
         def work() -> None:
-            told = list(routes)
             for source in sources_of(told):
                 self.address(source, source.max_prefixlen)
             self._each_route("replace", told)
 
-        inside(self.netns, work)
+        if told:
+            inside(self.netns, work)
 
     def remove_routes(self, routes: Iterable[Route], kept: Iterable[Route]) -> None:
         """Those that are still there. One that is among `kept` by another source is that one by
         now, and stays."""
+        told = list(routes)
 
         def work() -> None:
-            told = list(routes)
             with contextlib.suppress(PortError):
                 self._each_route("del", told)
             for source in sources_of(told) - sources_of(kept):
@@ -205,7 +206,8 @@ class Tap(AdoptedTap):
                     length = source.max_prefixlen
                     ipr.addr("del", index=index, address=str(source), prefixlen=length)
 
-        inside(self.netns, work)
+        if told:
+            inside(self.netns, work)
 
     def _each_route(self, verb: str, routes: Iterable[tuple[Prefix | str, IP, IP | None]]) -> None:
         """On link by decree: the kernel knows the gateway's prefix only once it sees a carrier."""
