@@ -7,6 +7,8 @@ of its own.
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from itertools import chain
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from dataplane._engine import ffi, lib
@@ -30,7 +32,16 @@ from dataplane.rows import (
     Rule,
     Tables,
 )
-from dataplane.snapshot import ACTIONS, Filled, Policy, all_adjacencies, append, array_of
+from dataplane.snapshot import (
+    ACTIONS,
+    Filled,
+    Policy,
+    Services,
+    all_adjacencies,
+    append,
+    array_of,
+    services,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -69,11 +80,12 @@ class Built:
     groups: dict[int, tuple[Group, tuple[int, ...], Any]]  # by id; with its pools' places
     routes: dict[tuple[bytes, bytes], Any]  # by digest of the routes, and of the endpoints' places
     balances: dict[bytes, Any]
+    services: Services | None
     of_network: dict[int, Any]  # routes, by VNI
     filled: Filled | None  # what the snapshot was made of, without adjacencies
 
 
-NOTHING = Built(None, groups={}, routes={}, balances={}, of_network={}, filled=None)
+NOTHING = Built(None, groups={}, routes={}, balances={}, services=None, of_network={}, filled=None)
 
 
 def build(tables: Tables, generation: int, stamps: dict[int, int], known: Built = NOTHING) -> Built:
@@ -95,10 +107,11 @@ def _build(tables: Tables, generation: int, stamps: dict[int, int], known: Built
         if key not in routes:
             routes[key] = known.routes.get(key) or _make_routes(network.routes, ends)
         of_network[network.vni] = routes[key]
-    balances = {row.backends: known.balances.get(row.backends) for row in tables.services}
-    for backends, made in balances.items():
-        if made is None:
-            balances[backends] = _make_balance(backends)
+    balances = {
+        backends: known.balances.get(backends) or _make_balance(backends)
+        for backends in dict.fromkeys(map(attrgetter("backends"), tables.services))
+    }
+    met = services(tables.services, places, pools, balances, known.services)
     filled = Policy(
         tables,
         generation=generation,
@@ -107,11 +120,12 @@ def _build(tables: Tables, generation: int, stamps: dict[int, int], known: Built
         of_group={number: made for number, (_, _, made) in groups.items()},
         of_network=list(of_network.values()),
         balances=balances,
+        services=met.array,
         places=places,
     ).fill()
     adjacencies = all_adjacencies(tables.adjacencies, places)
     snapshot = filled.snapshot(adjacencies, None, ffi.NULL)
-    return Built(snapshot, groups, routes, balances, of_network, filled)
+    return Built(snapshot, groups, routes, balances, met, of_network, filled)
 
 
 # ---- edits -------------------------------------------------------------------------------------
@@ -181,16 +195,12 @@ def _all_groups(tables: Tables) -> Iterator[Group]:
 
 
 def _all_pools(tables: Tables) -> Iterator[Pool]:
-    for group in _all_groups(tables):
-        yield from (rule.pool for rule in group.rules if rule.pool is not None)
-    yield from (row.pool for row in tables.services if row.pool is not None)
+    rules = chain.from_iterable(group.rules for group in _all_groups(tables))
+    return filter(None, map(attrgetter("pool"), chain(rules, tables.services)))
 
 
 def _places(items: Iterable[Item]) -> dict[Item, int]:
-    places: dict[Item, int] = {}
-    for item in items:
-        places.setdefault(item, len(places))
-    return places
+    return {item: place for place, item in enumerate(dict.fromkeys(items))}
 
 
 # ---- groups ------------------------------------------------------------------------------------

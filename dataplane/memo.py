@@ -3,8 +3,8 @@
 Frozen models share what they do not change, so comparisons mostly meet identical objects.
 """
 
-from collections.abc import Callable, Hashable
-from itertools import compress, count
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from itertools import chain, compress, count
 from operator import is_not
 from typing import Any, TypeVar
 
@@ -20,6 +20,7 @@ class Memo:
     def __init__(self, old: "Memo | None" = None) -> None:
         self._old: dict[Hashable, tuple[Any, Any]] = old._new if old else {}
         self._new: dict[Hashable, tuple[Any, Any]] = {}
+        self._compared: dict[tuple[int, int], tuple[tuple[Any, ...], ...]] = {}
 
     def __call__(self, key: Hashable, source: object, make: Callable[[], Made]) -> Made:
         kept = self._new.get(key) or self._old.get(key)
@@ -50,7 +51,7 @@ class Memo:
         elif kept[0] is items:
             value = kept[1]
         else:
-            head, tail = same_ends(kept[0], items)
+            head, tail = self._ends(kept[0], items)
             value = splice(kept[1], head, make(items[head : len(items) - tail]), tail)
         self._new[key] = items, value
         return value
@@ -71,11 +72,52 @@ class Memo:
             value = kept[1]
         else:
             (_, before), old = kept
-            head, tail = same_ends(before, items)
+            head, tail = self._ends(before, items)
             fresh = map(make, items[head : len(items) - tail])
             value = (*old[:head], *fresh, *old[len(old) - tail :])
         self._new[key] = (given, items), value
         return value
+
+    def counted(
+        self,
+        key: Hashable,
+        items: tuple[Any, ...],
+        given: object,
+        told: Callable[[Any], Iterable[Made]],
+    ) -> Mapping[Made, int]:
+        """How often each value is told, by many items, of which few change, and of what is given to
+        all. No value that stays is hashed again."""
+        kept = self._new.get(key) or self._old.get(key)
+        value: dict[Made, int]
+        if kept is None or kept[0][0] != given:
+            value = {}
+            _count(value, items, told, 1)
+        elif kept[0][1] is items:
+            value = kept[1]
+        else:
+            (_, before), value = kept[0], dict(kept[1])
+            head, tail = self._ends(before, items)
+            _count(value, before[head : len(before) - tail], told, -1)
+            _count(value, items[head : len(items) - tail], told, 1)
+        self._new[key] = (given, items), value
+        return value
+
+    def _ends(self, old: tuple[Any, ...], new: tuple[Any, ...]) -> tuple[int, int]:
+        """As `same_ends`, once for all that is made of the same items."""
+        ids = id(old), id(new)
+        if ids not in self._compared:  # which keeps both, so that no other has the id
+            self._compared[ids] = old, new, same_ends(old, new)
+        head, tail = self._compared[ids][2]
+        return head, tail
+
+
+def _count(
+    into: dict[Made, int], items: Iterable[Any], told: Callable[[Any], Iterable[Made]], by: int
+) -> None:
+    for each in chain.from_iterable(map(told, items)):
+        into[each] = into.get(each, 0) + by
+        if not into[each]:
+            del into[each]
 
 
 def same_ends(old: tuple[Any, ...], new: tuple[Any, ...]) -> tuple[int, int]:

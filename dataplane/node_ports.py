@@ -16,7 +16,7 @@ from dataplane.direct import DirectRoutes
 from dataplane.errors import PortError
 from dataplane.ids import HOST, UNDERLAY
 from dataplane.memo import Memo
-from dataplane.model import Endpoint, HostPort, Network, Node, Tap, outbound_nats, vips_of
+from dataplane.model import Endpoint, HostPort, Network, Node, Tap, outbound_nats
 from dataplane.netns import inside
 from dataplane.ports import Port, VxlanSocket
 from dataplane.ports import Tap as TapPort
@@ -110,24 +110,25 @@ def _length(address: IP, network: Network) -> int:
 
 def _of_host(host: HostPort, node: Node, memo: Memo) -> Device:
     own = (host.peer, host.peer.max_prefixlen, host.address)
-    behind = [(n.prefixes, n.host_route, n.host_subnets) for n in node.networks]
-    nats = [nat.vip for nat in outbound_nats(node)]
-    mapped = [m.vip for n in node.networks for e in n.endpoints for m in e.port_mappings]
-    vips = [balancer.vips for n in node.networks for balancer in n.load_balancers]
-    source = host, behind, nats, mapped, vips
-    routes = memo("routes", source, lambda: _host_routes(host, node))
+    routes = frozenset().union(*_host_routes(host, node, memo))
     return Device(tap=host.tap, mac=host_mac(host.peer), addresses=(own,), routes=routes)
 
 
-def _host_routes(host: HostPort, node: Node) -> frozenset[Route]:
-    vips = {nat.vip for nat in outbound_nats(node) if nat.vip and nat.vip != host.address}
-    vips |= {vip for network in node.networks for vip in vips_of(network)}
-    found = {Route(host_prefix(vip), host.address) for vip in vips}
+def _host_routes(host: HostPort, node: Node, memo: Memo) -> Iterator[Iterable[Route]]:
+    family = host.address.version
+
+    def to(vips: Iterable[IP | None]) -> list[Route]:
+        found = [vip for vip in vips if vip is not None and vip.version == family]
+        return [Route(host_prefix(vip), host.address) for vip in found]
+
+    yield to(nat.vip for nat in outbound_nats(node) if nat.vip != host.address)
     for network in node.networks:
+        key = "routes", network.name
+        yield memo.counted(key, network.load_balancers, host.address, lambda b: to(b.vips))
+        yield to(m.vip for endpoint in network.endpoints for m in endpoint.port_mappings)
         source = next((s.network_address for s in network.host_subnets), None)
-        behind = network.prefixes if network.host_route else ()
-        found |= {Route(prefix, host.address, source) for prefix in behind}
-    return frozenset(r for r in found if r.prefix.version == host.address.version)
+        behind = [p for p in network.prefixes if network.host_route and p.version == family]
+        yield [Route(prefix, host.address, source) for prefix in behind]
 
 
 def _standing(

@@ -162,58 +162,55 @@ def _routes(network: Network, node: Node, ids: Ids, memo: Memo) -> RouteTable:
     )
 
 
-_Route = tuple[bytes, int, int, int]  # prefix, length, kind, target
+_Target = tuple[int, int]  # kind, target
 
 
-def _by_host(network: Network, node: Node) -> Iterator[_Route]:
+def _by_host(network: Network, node: Node) -> Iterator[tuple[Span, _Target]]:
     """What lives behind the host, or further on."""
     if node.host_port is not None and network.host_route:
-        yield ip16(node.host_port.peer), 128, RouteKind.HOST, 0
+        yield (ip16(node.host_port.peer), 128), (RouteKind.HOST, 0)
         for prefix in network.host_subnets:
-            yield *prefix16(prefix), RouteKind.HOST, 0
+            yield prefix16(prefix), (RouteKind.HOST, 0)
         for subnet in network.direct_subnets:
-            yield *prefix16(subnet.prefix), RouteKind.DIRECT, 0
+            yield prefix16(subnet.prefix), (RouteKind.DIRECT, 0)
 
 
 def _few(
     network: Network,
     ends: tuple[tuple[bytes, int], ...],
-    host: tuple[_Route, ...],
+    host: tuple[tuple[Span, _Target], ...],
     vips: tuple[tuple[Span, ...], ...],
-) -> list[_Route]:
-    """Single addresses, and what the host leads to. Whoever comes first has it."""
-    few = {(octets, 128): (octets, 128, RouteKind.ENDPOINT, port) for octets, port in ends}
-    for row in host:
-        few.setdefault(row[:2], row)
-    for octets in map(ip16, network.gateways):
-        few.setdefault((octets, 128), (octets, 128, RouteKind.GATEWAY, 0))
-    for octets, _ in chain.from_iterable(vips):
-        few.setdefault((octets, 128), (octets, 128, RouteKind.VIP, 0))
-    return list(few.values())
+) -> dict[Span, _Target]:
+    """Single addresses, and what the host leads to. Whoever comes last has it."""
+    few = dict.fromkeys(chain.from_iterable(vips), (RouteKind.VIP, 0))
+    few |= {(ip16(gateway), 128): (RouteKind.GATEWAY, 0) for gateway in network.gateways}
+    few |= reversed(host)
+    return few | {(octets, 128): (RouteKind.ENDPOINT, port) for octets, port in ends}
 
 
 def _make_routes(
-    domain: tuple[Network, ...], few: list[_Route], ids: Ids, memo: Memo
+    domain: tuple[Network, ...], few: dict[Span, _Target], ids: Ids, memo: Memo
 ) -> RouteTable:
     """A prefix that something more particular claims as a whole is left to it."""
     import numpy as np
 
     ways = [ways_of(n, memo) for n in domain]
-    claimed = {row[:2] for row in few}
     subnets = dict.fromkeys(prefix16(p) for n in domain for p in n.prefixes)
-    few = few + [
-        (octets, length, RouteKind.SUBNET, 0)
-        for octets, length in subnets
-        if (octets, length) not in claimed and not any(_among((octets, length), w) for w in ways)
-    ]
+    few = few | {
+        subnet: (RouteKind.SUBNET, 0)
+        for subnet in subnets
+        if subnet not in few and not any(_among(subnet, w) for w in ways)
+    }
     numbers = [adjacencies_of(n, ids, memo).id[w.way] for n, w in zip(domain, ways, strict=True)]
     remotes = sum(len(w.length) for w in ways)
-    own = np.frombuffer(b"".join([row[0] for row in few]), np.uint8).reshape(-1, 16)
+    prefixes, lengths = zip(*few, strict=True) if few else ((), ())
+    kinds, targets = zip(*few.values(), strict=True) if few else ((), ())
+    own = np.frombuffer(b"".join(prefixes), np.uint8).reshape(-1, 16)
     columns = (
         np.concatenate([own, *(w.prefix for w in ways)]),
-        np.concatenate([np.array([row[1] for row in few], np.uint8), *(w.length for w in ways)]),
-        np.array([row[2] for row in few] + [RouteKind.REMOTE] * remotes, np.uint8),
-        np.concatenate([np.array([row[3] for row in few], np.uint32), *numbers]),
+        np.concatenate([np.array(lengths, np.uint8), *(w.length for w in ways)]),
+        np.concatenate([np.array(kinds, np.uint8), np.full(remotes, RouteKind.REMOTE, np.uint8)]),
+        np.concatenate([np.array(targets, np.uint32), *numbers]),
         np.concatenate([np.zeros(len(few), np.uint16), *(w.flags for w in ways)]),
     )
     digest = hashlib.blake2b(digest_size=16)

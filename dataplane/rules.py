@@ -20,7 +20,7 @@ from dataplane.ids import (
     RuleName,
     allot,
 )
-from dataplane.memo import Memo
+from dataplane.memo import Memo, same_ends
 from dataplane.model import Acl, HostPort, Network, Node, Underlay
 from dataplane.routing import UNDERLAY_MAC, adjacencies_of, mtu_of, network_row, of_version, ways_of
 from dataplane.rows import NetworkRow, PortRow, ServiceRow, Tables
@@ -90,7 +90,8 @@ def _common(tables: Tables) -> list[PortRow]:
 def _standing(new: Tables, old: Tables) -> set[int]:
     """VNIs of networks that are as they were, with all of their routing domain and the services
     that are met there."""
-    before, now = _by_domain(old), _by_domain(new)
+    head, tail = same_ends(old.services, new.services)
+    before, now = (_by_domain(t, t.services[head : len(t.services) - tail]) for t in (old, new))
     return {
         network.vni
         for domain, (networks, services) in now.items()
@@ -100,14 +101,14 @@ def _standing(new: Tables, old: Tables) -> set[int]:
 
 
 def _by_domain(
-    tables: Tables,
+    tables: Tables, services: tuple[ServiceRow, ...]
 ) -> dict[tuple[int, int], tuple[list[NetworkRow], list[ServiceRow]]]:
-    """Networks and services by number of the domain, and VNI where that stands alone."""
+    """Networks, and some services, by number of the domain, and VNI where that stands alone."""
     domain = {n.vni: (n.domain, 0 if n.domain else n.vni) for n in tables.networks}
     found: dict[tuple[int, int], tuple[list[NetworkRow], list[ServiceRow]]] = {}
     for network in tables.networks:
         found.setdefault(domain[network.vni], ([], []))[0].append(network)
-    for service in tables.services:
+    for service in services:
         found[domain[service.vni]][1].append(service)
     return found
 

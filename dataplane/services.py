@@ -1,6 +1,6 @@
 """Services: load balancers and port mappings as rows, one for each place where they are met."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import chain
 from typing import NamedTuple
 
@@ -31,10 +31,11 @@ class _Met(NamedTuple):
 
 
 def service_rows(node: Node, ids: Ids, memo: Memo) -> tuple[ServiceRow, ...]:
-    return tuple(chain.from_iterable(_services(n, node, ids, memo) for n in node.networks))
+    found = (each for n in node.networks for each in _services(n, node, ids, memo))
+    return tuple(chain.from_iterable(found))
 
 
-def _services(network: Network, node: Node, ids: Ids, memo: Memo) -> Iterator[ServiceRow]:
+def _services(network: Network, node: Node, ids: Ids, memo: Memo) -> Iterator[Iterable[ServiceRow]]:
     domain = domain_of(network, node)
     local = tuple(a for n in domain for e in n.endpoints for a in e.addresses)
     clients = tuple(n.vni for n in domain)
@@ -50,11 +51,11 @@ def _services(network: Network, node: Node, ids: Ids, memo: Memo) -> Iterator[Se
         return tuple(_balancer(balancer, met, rule, memo))
 
     of_each = memo.each(("services", network.name), network.load_balancers, met, rows)
-    yield from chain.from_iterable(of_each)
+    yield chain.from_iterable(of_each)
     for endpoint in network.endpoints:
         for mapping in endpoint.port_mappings:
             name = RuleName(network.name, endpoint.name, "lb", mapping_name(mapping))
-            yield from _mapping(mapping, endpoint, met, ids.rules[name])
+            yield _mapping(mapping, endpoint, met, ids.rules[name])
 
 
 def rule_names(network: Network, memo: Memo) -> Iterator[tuple[RuleName, ...]]:

@@ -3,13 +3,15 @@
 Numbers become places, slices go into shared arrays. C copies all it is given.
 """
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Iterable, Mapping, Sequence
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from msgspec.structs import asdict
 
 from dataplane._engine import ffi, lib
 from dataplane.ids import UNDERLAY_PORT
+from dataplane.memo import same_ends
 from dataplane.model import IcmpRate, Timers, Wire
 from dataplane.reasons import check
 from dataplane.records import dtype, raw, records
@@ -88,6 +90,7 @@ class Policy:
         of_group: dict[int, Any],
         of_network: list[Any],
         balances: dict[bytes, Any],
+        services: "NDArray[np.void]",
         places: dict[int, int],
     ) -> None:
         """`places`: of networks, by VNI."""
@@ -120,23 +123,7 @@ class Policy:
             for i, n in enumerate(tables.networks)
         ]
         self.endpoints = [self._endpoint(row) for row in tables.endpoints]
-        of_balance = {backends: i for i, backends in enumerate(balances)}
-        self.services = [self._service(row, of_balance) for row in tables.services]
-
-    def _service(self, row: ServiceRow, of_balance: dict[Any, int]) -> tuple[Any, ...]:
-        return (
-            row.address,
-            row.port,
-            row.proto,
-            PORT_KINDS[row.met_at],
-            row.affinity,
-            row.flags,
-            b"\0\0",
-            self.place[row.vni],
-            row.rule,
-            lib.DP_NONE if row.pool is None else self.pools[row.pool],
-            of_balance[row.backends],
-        )
+        self.services = services
 
     def _endpoint(self, row: EndpointRow) -> tuple[Any, ...]:
         return (
@@ -160,7 +147,7 @@ class Policy:
         filled.put("networks", records("dp_network", self.networks))
         filled.put("endpoints", records("dp_endpoint", self.endpoints))
         filled.put("pools", records("dp_pool", [tuple(pool) for pool in self.pools]))
-        filled.put("services", records("dp_service", self.services))
+        filled.put("services", self.services)
         filled.hold("addrs", ffi.new("uint8_t[]", b"".join(self.addresses)), len(self.addresses))
         filled.point("groups", self.groups)
         filled.point("routes", self.of_network)
@@ -228,6 +215,58 @@ class Filled:
         snapshot = lib.dp_snapshot_create(policy, error)
         check(error.status, error)
         return ffi.gc(snapshot, lib.dp_snapshot_release)
+
+
+# ---- services ----------------------------------------------------------------------------------
+
+
+_REFERS = {"network": "vni", "pool": "pool", "balance": "backends"}  # fields of C and of rows
+
+
+class Services(NamedTuple):
+    """Those of one generation as rows, and as `struct dp_service`."""
+
+    rows: tuple[ServiceRow, ...]
+    array: "NDArray[np.void]"
+    places: dict[str, dict[Any, int]]  # by field: of what rows refer to
+
+
+def services(
+    rows: tuple[ServiceRow, ...],
+    networks: Mapping[int, int],
+    pools: Mapping[Pool, int],
+    balances: Iterable[bytes],
+    known: Services | None,
+) -> Services:
+    """With the places of what they refer to. First and last rows that are the same objects as in
+    `known` are copied from there. Raises OverflowError."""
+    import numpy as np
+
+    head, tail = same_ends(known.rows, rows) if known is not None else (0, 0)
+    array = np.empty(len(rows), dtype("dp_service"))
+    if known is not None:
+        array[:head] = known.array[:head]
+        array[len(array) - tail :] = known.array[len(known.array) - tail :]
+    fresh = [_service(row) for row in rows[head : len(rows) - tail]]
+    array[head : len(array) - tail] = records("dp_service", fresh)
+    places: dict[str, dict[Any, int]] = {
+        "network": dict(networks),
+        "pool": {**pools, None: lib.DP_NONE},
+        "balance": {backends: i for i, backends in enumerate(balances)},
+    }
+    for field, of in places.items():
+        same = known is not None and known.places[field] == of
+        new = slice(head, len(rows) - tail) if same else slice(None)
+        found = map(of.__getitem__, map(attrgetter(_REFERS[field]), rows[new]))
+        array[field][new] = np.fromiter(found, np.uint32)
+    return Services(rows, array, places)
+
+
+def _service(row: ServiceRow) -> tuple[Any, ...]:
+    """Without places."""
+    met_at = PORT_KINDS[row.met_at]
+    own = row.address, row.port, row.proto, met_at, row.affinity, row.flags, b"\0\0"
+    return *own, 0, row.rule, 0, 0
 
 
 # ---- adjacencies -------------------------------------------------------------------------------

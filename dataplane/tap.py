@@ -194,21 +194,22 @@ class Tap(AdoptedTap):
 
     def add_routes(self, routes: Iterable[Route]) -> None:
         """With the addresses that they are used from."""
+        told = list(routes)
 
         def work() -> None:
-            told = list(routes)
             for source in sources_of(told):
                 self.address(source, source.max_prefixlen)
             self._each_route("replace", told)
 
-        inside(self.netns, work)
+        if told:
+            inside(self.netns, work)
 
     def remove_routes(self, routes: Iterable[Route], kept: Iterable[Route]) -> None:
         """Those that are still there, as is nothing of a namespace that is gone. One that is among
         `kept` by another source is that one by now, and stays."""
+        told = list(routes)
 
         def work() -> None:
-            told = list(routes)
             with contextlib.suppress(PortError):
                 self._each_route("del", told)
             for source in sources_of(told) - sources_of(kept):
@@ -217,7 +218,8 @@ class Tap(AdoptedTap):
                     ipr.addr("del", index=index, address=str(source), prefixlen=length)
 
         with contextlib.suppress(PortError):
-            inside(self.netns, work)
+            if told:
+                inside(self.netns, work)
 
     def _each_route(self, verb: str, routes: Iterable[tuple[Prefix | str, IP, IP | None]]) -> None:
         """On link by decree: the kernel knows the gateway's prefix only once it sees a carrier."""
@@ -344,10 +346,12 @@ def _netlink(name: str) -> Iterator[tuple[Any, int]]:
     from pyroute2 import IPRoute
     from pyroute2.netlink.exceptions import NetlinkError
 
+    try:
+        index = socket.if_nametoindex(name)
+    except OSError:
+        raise PortError(f"{name}: the interface is gone") from None
     with IPRoute() as ipr:
         try:
-            yield ipr, ipr.link_lookup(ifname=name)[0]
-        except IndexError:
-            raise PortError(f"{name}: the interface is gone") from None
+            yield ipr, index
         except NetlinkError as error:
             raise PortError(f"{name}: {error}") from error

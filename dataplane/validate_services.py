@@ -1,7 +1,7 @@
 """Load balancers, port mappings, routing domains and host routes that contradict one another."""
 
-from collections.abc import Hashable, Iterable, Iterator
-from itertools import chain
+from collections import Counter
+from collections.abc import Hashable, Iterator, Mapping
 
 from dataplane.address import IP
 from dataplane.memo import Memo
@@ -14,13 +14,12 @@ _MOST_BACKENDS = 5000
 
 def network_services(network: Network, node: Node, path: Path, memo: Memo) -> Iterator[Complaint]:
     """What can be said of one network."""
-    places = [(*path, "load_balancers", i) for i in range(len(network.load_balancers))]
-    named_by = [b.name for b in network.load_balancers]
-    if _any_twice([named_by]):
-        yield from taken("load balancer", zip(named_by, places, strict=True))
-    if _any_twice(_keys(network, path, memo)):
+    names = memo.counted((*path, "names"), network.load_balancers, None, lambda b: (b.name,))
+    if _any_twice(names):
+        yield from taken("load balancer", ((b.name, at) for b, at in _placed(network, path)))
+    if _any_twice(*_keys(network, path, memo)):
         yield from taken("VIP and port", _met_in(network, path))
-    yield from _balancers(network, node, places, path, memo)
+    yield from _balancers(network, node, path, memo)
     for i, endpoint in enumerate(network.endpoints):
         for j, mapping in enumerate(endpoint.port_mappings):
             where = (*path, "endpoints", i, "port_mappings", j)
@@ -29,9 +28,12 @@ def network_services(network: Network, node: Node, path: Path, memo: Memo) -> It
         yield Complaint((*path, "host_route"), "the node has no host port", "add host_port")
 
 
-def _balancers(
-    network: Network, node: Node, places: list[Path], path: Path, memo: Memo
-) -> Iterator[Complaint]:
+def _placed(network: Network, path: Path) -> Iterator[tuple[LoadBalancer, Path]]:
+    for i, balancer in enumerate(network.load_balancers):
+        yield balancer, (*path, "load_balancers", i)
+
+
+def _balancers(network: Network, node: Node, path: Path, memo: Memo) -> Iterator[Complaint]:
     """Those that were sound before are not looked at again."""
     addresses = tuple(a for e in network.endpoints for a in e.addresses)
     owned = {*addresses, *network.gateways}
@@ -42,13 +44,13 @@ def _balancers(
         lambda balancer: not any(_balancer(balancer, node, owned, path, memo)),
     )
     if not all(sound):
-        for place, balancer in zip(places, network.load_balancers, strict=True):
+        for balancer, place in _placed(network, path):
             yield from _balancer(balancer, node, owned, place, memo)
 
 
 def host_services(node: Node, path: Path, memo: Memo) -> Iterator[Complaint]:
     """What networks of one node must agree on: the host port, routing domains, host routes."""
-    if node.host_port is not None and _any_twice(_keys_at_host(node, path, memo)):
+    if node.host_port is not None and _any_twice(*_keys_at_host(node, path, memo)):
         met = [item for i, n in enumerate(node.networks) for item in _met_at_host(n, node, i, path)]
         yield from taken("VIP and port at the host port", met)
     for i, network in enumerate(node.networks):
@@ -124,15 +126,14 @@ def _node_port_key(balancer: LoadBalancer) -> str:
     return f"{balancer.protocol} host:{balancer.node_port}"
 
 
-def _keys(network: Network, path: Path, memo: Memo) -> Iterator[Iterable[str]]:
-    """All that `_met_in` says, but for the places."""
-    yield from memo.each((*path, "keys"), network.load_balancers, None, _keys_of)
-    for endpoint in network.endpoints:
-        yield map(_key_of, endpoint.port_mappings)
+def _keys(network: Network, path: Path, memo: Memo) -> Iterator[Mapping[str, int]]:
+    """How often `_met_in` says each."""
+    yield memo.counted((*path, "keys"), network.load_balancers, None, _keys_of)
+    yield Counter(_key_of(m) for endpoint in network.endpoints for m in endpoint.port_mappings)
 
 
-def _keys_at_host(node: Node, path: Path, memo: Memo) -> Iterator[Iterable[str]]:
-    """All that `_met_at_host` says, but for the places."""
+def _keys_at_host(node: Node, path: Path, memo: Memo) -> Iterator[Mapping[str, int]]:
+    """How often `_met_at_host` says each."""
     assert node.host_port is not None
     host = node.host_port.address
 
@@ -142,14 +143,13 @@ def _keys_at_host(node: Node, path: Path, memo: Memo) -> Iterator[Iterable[str]]
 
     for i, network in enumerate(node.networks):
         where = (*path, "networks", i, "keys at host")
-        yield from memo.each(where, network.load_balancers, host, at_host)
-        for endpoint in network.endpoints:
-            yield (_key_at(host, _key_of(mapping)) for mapping in endpoint.port_mappings)
+        yield memo.counted(where, network.load_balancers, host, at_host)
+        mappings = (m for endpoint in network.endpoints for m in endpoint.port_mappings)
+        yield Counter(_key_at(host, _key_of(mapping)) for mapping in mappings)
 
 
-def _any_twice(keys: Iterable[Iterable[str]]) -> bool:
-    told = list(chain.from_iterable(keys))
-    return len(set(told)) != len(told)
+def _any_twice(*counts: Mapping[str, int]) -> bool:
+    return len(set().union(*counts)) < sum(sum(each.values()) for each in counts)
 
 
 def _balancer(

@@ -59,6 +59,7 @@ class Server:
         self.wrongs: list[str] = []
         self.requests: list[str] = []
         self.down = False
+        self.throttled = 0  # so many requests are refused as too many, for a second
         self._changed = threading.Condition()
         self._version = 100
         self._oldest = 100  # watches may not begin before
@@ -183,7 +184,8 @@ class Server:
                 lines = [line for _, line in log[bisect_right(log, (since, b"\xff")) :]]
                 since = self._version
                 if not lines and not self._changed.wait(0.2) and "allowWatchBookmarks" in query:
-                    mark = {"kind": "Bookmark", "metadata": {"resourceVersion": str(since)}}
+                    kind = LISTS[path].removesuffix("List")
+                    mark = {"kind": kind, "metadata": {"resourceVersion": str(since)}}
                     lines = [_line("BOOKMARK", mark)]
             yield b"".join(lines)
 
@@ -240,6 +242,9 @@ class _Handler(BaseHTTPRequestHandler):
                 self.close_connection = True
                 self.connection.close()
                 return
+            if api.throttled:
+                api.throttled -= 1
+                raise Refused(429, "TooManyRequests")
             if api.token and self.headers.get("Authorization") != f"Bearer {api.token}":
                 raise Refused(401, "Unauthorized")
             work(api)
@@ -283,6 +288,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_response(code)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(text)))
+        if code == 429:
+            self.send_header("Retry-After", "1")
         self.end_headers()
         self.wfile.write(text)
 

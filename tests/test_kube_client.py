@@ -13,7 +13,7 @@ import pytest
 
 from dataplane.kubernetes import client as client_module
 from dataplane.kubernetes.access import Access, KubeError
-from dataplane.kubernetes.client import Client, Event, GoneError, NotFoundError
+from dataplane.kubernetes.client import Client, Event, GoneError, NotFoundError, ThrottledError
 from dataplane.kubernetes.reflector import Change, Reflector
 from dataplane.standing import Standing
 from tests.kube_objects import node, service
@@ -90,7 +90,7 @@ def test_a_watch_tells_what_happens_after_a_version(server: Server) -> None:
         ("MODIFIED", "a"),
         ("DELETED", "a"),
     ]
-    assert seen[3].kind == "BOOKMARK"
+    assert (seen[3].kind, seen[3].object["kind"]) == ("BOOKMARK", "Service")
     assert int(seen[3].object["metadata"]["resourceVersion"]) > int(version)
     client.close()
 
@@ -405,6 +405,27 @@ def test_attempts_become_rare(monkeypatch: pytest.MonkeyPatch) -> None:
         with saying(*answers) as (url, asked), Followed(url):
             time.sleep(1.5)
         assert 2 <= len(asked) <= 9
+
+
+def test_who_is_throttled_waits_as_long_as_asked() -> None:
+    with Server() as server:
+        server.throttled = 1
+        server.put("services", service("a", "10.96.0.1"))
+        begin = time.monotonic()
+        with Followed(server.url) as followed:
+            until(lambda: followed.names() == {"a"})
+        assert time.monotonic() - begin >= 1
+        assert len(server.requests) <= 3  # refused, listed, watched
+
+
+@pytest.mark.parametrize(
+    ("header", "seconds"), [("7", 7), ("86400", 300), ("soon", 0), ("-1", 0), ("", 0)]
+)
+def test_retry_after_is_of_seconds(header: str, seconds: float) -> None:
+    answer = f"HTTP/1.1 429 No\r\nRetry-After: {header}\r\nContent-Length: 0\r\n\r\n"
+    with saying(answer.encode()) as (url, _), pytest.raises(ThrottledError) as refused:
+        Client(Access(url)).get(SERVICES)
+    assert refused.value.after == seconds
 
 
 def test_an_object_without_a_name_spoils_no_other() -> None:

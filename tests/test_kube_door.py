@@ -4,9 +4,11 @@ object of the server's can do to it."""
 import copy
 import json
 import logging
+import threading
 import time
 from collections.abc import Callable, Iterator
 from ipaddress import ip_address
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from dataplane.daemon import Daemon
 from dataplane.flannel.link import LACKS_HOST
 from dataplane.kubernetes import nodes
 from dataplane.kubernetes.access import Access
+from dataplane.kubernetes.client import TIMEOUT
 from dataplane.kubernetes.door import Kubernetes, Options
 from dataplane.model import Network, Node, Underlay
 from dataplane.state_dir import Saved
@@ -166,6 +169,40 @@ def levels(daemon: Daemon) -> list[str]:
     return [finding.level for finding in examine(daemon) if finding.subject == "door"]
 
 
+def test_what_is_refused_is_told_ever_more_rarely(
+    server: Server, options: Options, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at: list[float] = []
+
+    def forbidden(path: str, change: Object) -> Object:
+        at.append(time.monotonic())
+        raise Refused(403, "Forbidden")
+
+    monkeypatch.setattr(server, "patch", forbidden)
+    with Daemon(Saved(1, NODE)) as daemon, Kubernetes(daemon, options):
+        until(lambda: len(at) == 5)
+    gaps = [after - before for before, after in pairwise(at)]
+    assert all(gap >= least for gap, least in zip(gaps, (0.2, 0.4, 0.8, 1.6), strict=True)), gaps
+
+
+def test_a_server_that_does_not_answer_holds_up_no_service(
+    server: Server, options: Options, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answering, patch = threading.Event(), server.patch
+
+    def hanging(path: str, change: Object) -> Object:
+        answering.wait()
+        return patch(path, change)
+
+    monkeypatch.setattr(server, "patch", hanging)
+    with Daemon(Saved(1, NODE)) as daemon, Kubernetes(daemon, options):
+        until(lambda: patches(server))
+        server.put("services", service("web", "10.96.0.1"))
+        until(lambda: balancers(daemon) == ["default.web.80"], TIMEOUT / 2)
+        answering.set()
+        until(lambda: conditions(server) == {"NetworkUnavailable": "False"})
+
+
 def test_a_node_without_a_subnet_is_waited_for(
     server: Server, options: Options, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -205,6 +242,9 @@ def test_what_kubelets_say_again_and_again_costs_little(
         server.put("nodes", moved)
         until(lambda: peers(daemon) == ["192.0.2.10"])
         server.delete("nodes", "x")
+        server.put("services", service("also", "10.96.0.2"))
+        until(lambda: len(balancers(daemon)) == 2)
+        assert peers(daemon) == ["192.0.2.10"]  # for its grace
         until(lambda: peers(daemon) == [])
 
 

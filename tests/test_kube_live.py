@@ -383,8 +383,9 @@ def test_killed_between_the_steps_it_converges(cluster: Cluster, web: None, dela
 
 
 def test_two_thousand_services(cluster: Cluster, web: None) -> None:
-    """5,000 endpoints: how long until a node has them, and what one change costs; a flow that it is
-    not about loses nothing."""
+    """5,000 endpoints: how long until a node has them, and what one change costs, with all that the
+    double and the asking take (test_kube_load.py: without); a flow that it is not about loses
+    nothing."""
     slow = float(os.environ.get("DATAPLANE_SLOW", "3"))  # times as slow as asked it may be here
     process = cluster.nodes["a"]
     process.end()

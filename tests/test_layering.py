@@ -123,9 +123,10 @@ PYTHON_TIERS = (
     ),
     ("flannel.follower", "flannel.translate", "etcd_policy", "etcd_policy.common"),
     ("etcd_policy.door", "flannel.door", "kubernetes", "kubernetes.access", "kubernetes.objects"),
+    ("kubernetes.back_off",),
     ("kubernetes.client", "kubernetes.endpoints", "kubernetes.nodes", "kubernetes.policies"),
     ("kubernetes.peers", "kubernetes.services"),
-    ("kubernetes.reflector",),
+    ("kubernetes.announcer", "kubernetes.reflector"),
     ("kubernetes.door",),
     (
         "commands",

@@ -1,6 +1,8 @@
 """What a plan takes over from the one before is what it would have made anew."""
 
+from collections import Counter
 from ipaddress import ip_address, ip_network
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -10,7 +12,8 @@ from msgspec.structs import replace
 from dataplane import DocumentError, Engine, validate
 from dataplane.address import Mac
 from dataplane.memo import Memo, same_ends
-from dataplane.model import Document, Node, RemoteSubnet
+from dataplane.model import Backend, Document, LoadBalancer, Node, RemoteSubnet
+from dataplane.node_ports import devices
 from dataplane.rows import RouteKind
 from dataplane.tree import path_text
 from tests import blue
@@ -27,15 +30,28 @@ SUBNETS = [
 SOUND = [s for s in SUBNETS[: 6 * 18] if str(s.provider_address) in PROVIDERS[:4]]
 SOUND = [s for s in SOUND if s.dr_mac == blue.PEER]
 
-edits = st.lists(
-    st.tuples(
-        st.integers(0, 8),  # where
-        st.integers(0, 3),  # how many go
-        st.lists(st.sampled_from(SUBNETS) | st.sampled_from(SOUND), max_size=3),  # what comes
-    ),
-    min_size=1,
-    max_size=8,
-)
+BALANCERS = [
+    LoadBalancer(
+        name=name,
+        protocol="tcp",
+        port=port,
+        vips=(ip_address(f"10.96.0.{vip}"),),
+        backends=tuple(Backend(address=ip_address(f"10.1.0.{n}")) for n in backends),
+        source_vip=source,
+        node_port=30000 if vip == 2 else None,
+    )
+    for name in ("one", "two", "three")
+    for port in (80, 81)
+    for vip in (1, 2)
+    for backends in ((), (2,), (3, 2))
+    for source in (None, ip_address("10.1.0.99"))
+]
+
+
+def edits_of(*what: st.SearchStrategy[Any]) -> st.SearchStrategy[list[tuple[int, int, list[Any]]]]:
+    where, gone = st.integers(0, 8), st.integers(0, 3)
+    come = st.lists(st.one_of(*what), max_size=3)
+    return st.lists(st.tuples(where, gone, come), min_size=1, max_size=8)
 
 
 def node(subnets: tuple[RemoteSubnet, ...]) -> Node:
@@ -68,7 +84,7 @@ def wanted(subnets: tuple[RemoteSubnet, ...]) -> set[tuple[bytes, int, str]]:
 
 
 @settings(deadline=None, max_examples=60)
-@given(edits)
+@given(edits_of(st.sampled_from(SUBNETS), st.sampled_from(SOUND)))
 def test_remote_subnets_come_and_go(changes: list[tuple[int, int, list[RemoteSubnet]]]) -> None:
     """Faults and routes are those of a plan that knows nothing, whatever was planned before."""
     subnets: tuple[RemoteSubnet, ...] = tuple(blue.REMOTES)
@@ -87,6 +103,55 @@ def test_remote_subnets_come_and_go(changes: list[tuple[int, int, list[RemoteSub
             assert routes(engine) == wanted(subnets)
             vteps = {name.provider for name in engine.ids.adjacencies}
             assert vteps == {s.provider_address for s in subnets}
+
+
+def services(engine: Engine) -> list[tuple[Any, ...]]:
+    """In C, with what their numbers are of."""
+    at = engine._at
+    assert at.built.services is not None and at.built.filled is not None
+    pools, balances = at.built.filled.arrays["pools"].tolist(), list(at.built.balances)
+    names, found = engine.ids.rule_names, []
+    for row in at.built.services.array.tolist():
+        *own, network, rule, pool, balance = row
+        found.append((*own, network, names[rule], pools[pool], balances[balance]))
+    return found
+
+
+@settings(deadline=None, max_examples=60)
+@given(edits_of(st.sampled_from(BALANCERS)))
+def test_load_balancers_come_and_go(changes: list[tuple[int, int, list[LoadBalancer]]]) -> None:
+    """As remote subnets; and the host's routes to them."""
+    balancers: tuple[LoadBalancer, ...] = ()
+    memo = Memo()
+    with Engine(max_flows=8) as engine, Engine(max_flows=8) as fresh:
+        engine.commit(blue.node())
+        for at, gone, come in changes:
+            changed = balancers[:at] + tuple(come) + balancers[at + gone :]
+            policy = blue.node(load_balancers=changed)
+            expected = faults(policy)
+            assert faults(policy, Memo(engine._at.checked)) == expected
+            if expected:
+                continue
+            engine.commit(policy)
+            fresh.commit(blue.node())
+            fresh.commit(policy)
+            balancers = changed
+            assert services(engine) == services(fresh)
+            memo = Memo(memo)
+            resolved = engine.resolved
+            assert resolved is not None
+            routes_of = devices(resolved, memo)["host"].routes
+            assert routes_of == devices(resolved, Memo())["host"].routes
+            assert {str(r.prefix)[:-3] for r in routes_of} >= {str(b.vips[0]) for b in changed}
+
+
+@given(edits_of(st.text("abc", max_size=3)))
+def test_counted_is_what_a_counter_counts(changes: list[tuple[int, int, list[str]]]) -> None:
+    memo, items = Memo(), tuple[str, ...]()
+    for at, gone, come in changes:
+        items = items[:at] + tuple(come) + items[at + gone :]
+        memo = Memo(memo)
+        assert memo.counted("letters", items, None, iter) == Counter("".join(items))
 
 
 @given(st.lists(st.integers(0, 3), max_size=6), st.lists(st.integers(0, 3), max_size=6))

@@ -22,12 +22,19 @@ WATCH = 290  # seconds after which the server ends a watch; a new one goes on fr
 SILENCE = WATCH + 30.0  # seconds without a byte until a watch counts as broken
 PART = 500  # objects of one answer
 MAX_LINE = 1 << 24  # bytes of one event
+LONGEST_AFTER = 300.0  # seconds that a server may have us wait
 
 _TROUBLE = (OSError, http.client.HTTPException, ValueError)
 
 
 class GoneError(KubeError):
     """The resource version is too old: list again."""
+
+
+class ThrottledError(KubeError):
+    """Too many requests (429)."""
+
+    after = 0.0  # seconds in which the server wants none
 
 
 class NotFoundError(KubeError):
@@ -123,7 +130,10 @@ class Client:
                 words = error or type(error).__name__
                 raise KubeError(f"{self._access.server}: {words}") from error
             if response.status >= 300:
-                raise _refused(response.status, target, _status(response))
+                refused = _refused(response.status, target, _status(response))
+                if isinstance(refused, ThrottledError):
+                    refused.after = _after(response)
+                raise refused
             yield response
         finally:
             self._open.discard(connection)
@@ -174,9 +184,15 @@ def _status(response: http.client.HTTPResponse) -> Object:
     return told if isinstance(told, dict) else {}
 
 
+def _after(response: http.client.HTTPResponse) -> float:
+    """Seconds, as API servers say it; none where it is a date."""
+    told = response.headers.get("Retry-After", "")
+    return min(float(told), LONGEST_AFTER) if told.isascii() and told.isdecimal() else 0.0
+
+
 def _refused(code: Any, target: str, told: Object) -> KubeError:
     words = f"{target.partition('?')[0]}: {code} {told.get('message') or told.get('reason') or ''}"
-    kinds = {410: GoneError, 404: NotFoundError}
+    kinds = {410: GoneError, 404: NotFoundError, 429: ThrottledError}
     return (kinds.get(code, KubeError) if isinstance(code, int) else KubeError)(words.strip())
 
 

@@ -1,6 +1,7 @@
 """The Kubernetes front door: follows an API server, and tells it of this node as flannel does.
 
-Reflectors, a thread for each kind of objects, tell what changed; one thread makes a share of it.
+Reflectors, a thread for each kind of objects, tell what changed; one thread makes a share of it,
+and another one tells the server.
 Whatever the server does, what was known last is forwarded.
 """
 
@@ -10,11 +11,10 @@ import queue
 import threading
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
-from urllib.parse import quote
 
 from msgspec.structs import replace
 
@@ -27,6 +27,7 @@ from dataplane.flannel.translate import network as overlay
 from dataplane.flannel.translate import vtep_mac
 from dataplane.kubernetes import nodes, policies
 from dataplane.kubernetes.access import Access, KubeError
+from dataplane.kubernetes.announcer import Announcer
 from dataplane.kubernetes.client import Client
 from dataplane.kubernetes.objects import Key, Object, Refused, pod_addresses, table
 from dataplane.kubernetes.peers import Peers
@@ -37,7 +38,7 @@ from dataplane.shares import Part, Share
 from dataplane.standing import UNFORESEEN
 
 ORIGIN = NETWORK = "kubernetes"
-BURST = 0.002  # seconds in which changes of a burst come together, for one commit
+BUSY = 0.002  # seconds until a successor, if there is one, is asked again
 AGAIN = 1.0  # seconds until what was refused is tried once more
 LEAVE = 1.0  # seconds until a thread that the server holds up is left alone
 MOST_LEFT_OUT = 100  # objects that one commit leaves out
@@ -76,6 +77,7 @@ class Kubernetes:
             Reflector(self._client, kind, path, self._changes.put, self._standing)
             for kind, path in KINDS.items()
         ]
+        self._announcer = Announcer(self._client, KINDS["nodes"], options.node)
         self._ended = threading.Event()
         self._known: dict[str, dict[Key, Object]] = {}  # of each kind that was listed
         self._config = _config(options.config)
@@ -85,7 +87,6 @@ class Kubernetes:
         self._peers = Peers(self._config, options.node)
         self._told: Refused = {}
         self._trouble = ""
-        self._announced: tuple[Lease, str] | None = None  # what was told, of which object
         self._thread = threading.Thread(target=self._run, name="kubernetes", daemon=True)
         underlay = daemon.policy.underlay
         if underlay.address.version != 4:
@@ -103,6 +104,7 @@ class Kubernetes:
         self._daemon.on_commit.append(self._committed)
         for reflector in self._reflectors:
             reflector.start()
+        self._announcer.start()
         self._thread.start()
         return self
 
@@ -116,9 +118,11 @@ class Kubernetes:
         self._daemon.on_commit.remove(self._committed)
         for reflector in self._reflectors:
             reflector.end()
+        self._announcer.end()
         self._client.close()
         self._changes.put(None)
         self._thread.join(LEAVE)
+        self._announcer.join(LEAVE)
 
     def _committed(self, applied: Applied) -> None:
         """Endpoints may have come or gone: policies may be about them."""
@@ -128,17 +132,17 @@ class Kubernetes:
     def _run(self) -> None:
         due: float | None = None
         while not self._ended.is_set():
-            self._take(due)
+            self._take(self._wait(due))
             due = None
             if not self._known.keys() >= KINDS.keys():
                 continue
             try:
                 self._commit()
                 self._standing.sync()
-                self._announce()
+                self._announcer.tell(self._own_node(), self._own_lease())
                 self._say("")
             except BusyError:
-                due = BURST
+                due = BUSY
             except DataplaneError as error:
                 self._say(str(error))
                 due = AGAIN
@@ -147,13 +151,20 @@ class Kubernetes:
                 self._standing.tell(UNFORESEEN)
                 due = AGAIN
 
+    def _wait(self, due: float | None) -> float | None:
+        """Seconds, at most, until there is something to do."""
+        change = self._peers.next_change()
+        if change is None:
+            return due
+        left = max(change - time.monotonic(), 0)
+        return left if due is None else min(left, due)
+
     def _take(self, timeout: float | None) -> None:
-        """Waits for changes, and notes all of a burst."""
+        """Waits for changes, and notes all that came during the commit before."""
         try:
             self._note(self._changes.get(timeout=timeout))
         except queue.Empty:
             return
-        time.sleep(BURST)
         while not self._changes.empty():
             self._note(self._changes.get())
 
@@ -167,8 +178,9 @@ class Kubernetes:
             known.pop(change.key, None)
         else:
             known[change.key] = change.object
+        now = time.monotonic()
         put: dict[str, tuple[Callable[..., None], Callable[..., None]]] = {
-            "nodes": (self._peers.replace, self._peers.put),
+            "nodes": (partial(self._peers.replace, now=now), partial(self._peers.put, now=now)),
             "services": (self._services.replace_services, self._services.put_service),
             "endpointslices": (self._services.replace_slices, self._services.put_slice),
         }
@@ -206,12 +218,17 @@ class Kubernetes:
                 refused |= {f"service {name}": why for name, why in found.items()}
         self._tell(refused | unsaid)
 
-    def _own_lease(self) -> Lease:
+    def _own_node(self) -> Object:
         """Raises KubeError."""
         name = self._options.node
         node = self._known["nodes"].get(("", name))
         if node is None:
             raise KubeError(f"node {name} is not known to the API server (--node-name)")
+        return node
+
+    def _own_lease(self) -> Lease:
+        """Raises KubeError."""
+        name, node = self._options.node, self._own_node()
         underlay = self._daemon.policy.underlay
         public, six = underlay.address, underlay.address6
         assert isinstance(public, ipaddress.IPv4Address)
@@ -226,7 +243,7 @@ class Kubernetes:
 
     def _overlay(self, own: Lease, refused: Refused) -> Network:
         underlay, host = self._daemon.policy.underlay, self._daemon.policy.host_port
-        found = self._peers.subnets(own, underlay, host)
+        found = self._peers.subnets(own, underlay, host, time.monotonic())
         refused |= found.refused
         made = overlay(self._config, own, found.remote, found.direct, (), underlay, None)
         return replace(made, name=NETWORK, host_route=host is not None)
@@ -270,23 +287,6 @@ class Kubernetes:
         return (host_prefix(host.peer),) if host is not None else ()
 
     # ---- what is told --------------------------------------------------------------------------
-
-    def _announce(self) -> None:
-        """This node, to the others: what its object does not say yet. Raises KubeError."""
-        key, lease = ("", self._options.node), self._own_lease()
-        node = self._known["nodes"][key]
-        path = f"{KINDS['nodes']}/{quote(self._options.node, safe='')}/status"
-        change = nodes.patch_of(node, lease)
-        if change is not None:
-            node = self._known["nodes"][key] = self._client.patch(path, change)
-        announced = lease, str(table(node, "metadata").get("uid"))
-        if change is None and self._announced == announced:
-            return
-        if not nodes.is_available(node):
-            now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-            self._client.patch(path, nodes.condition(now))
-        self._announced = announced
-        log.info("kubernetes: node %s, subnet %s", self._options.node, lease.subnet.key())
 
     def _say(self, trouble: str) -> None:
         """Once per change."""

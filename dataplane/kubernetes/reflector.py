@@ -4,19 +4,17 @@ Whatever the server does, what was known last stays known; who has lost the thre
 """
 
 import logging
-import random
 import threading
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from dataplane.errors import DataplaneError
-from dataplane.kubernetes.client import Client, GoneError
+from dataplane.kubernetes.back_off import LONGEST, BackOff
+from dataplane.kubernetes.client import Client, GoneError, ThrottledError
 from dataplane.kubernetes.objects import Key, Object, key_of
 from dataplane.standing import UNFORESEEN, Standing
 
-BACK_OFF = 0.2, 10.0  # seconds between attempts: the first, and the longest
-JITTER = 0.5  # of it: many nodes begin again at once
 SHORT = 1.0  # seconds; a watch that the server ends sooner is not begun again at once
 
 log = logging.getLogger("dataplane")
@@ -60,14 +58,17 @@ class Reflector:
         self._thread.join(timeout)
 
     def _run(self) -> None:
-        wait = BACK_OFF[0]
+        back_off = BackOff()
         while not self._ended.is_set():
-            begin, done = time.monotonic(), False
+            begin, done, least = time.monotonic(), False, 0.0
             try:
                 self._follow()
                 done = True
             except GoneError:
                 self._version = ""
+            except ThrottledError as error:
+                self._say(str(error))
+                least = error.after
             except DataplaneError as error:
                 self._say(str(error))
             except Exception:
@@ -76,10 +77,9 @@ class Reflector:
             lasted = time.monotonic() - begin
             if done and lasted > SHORT:
                 continue
-            if lasted > BACK_OFF[1]:
-                wait = BACK_OFF[0]
-            self._ended.wait(wait * (1 + JITTER * random.random()))
-            wait = min(wait * 2, BACK_OFF[1])
+            if lasted > LONGEST:
+                back_off.reset()
+            self._ended.wait(back_off.next(least))
 
     def _follow(self) -> None:
         """Until the server ends the watch. Raises DataplaneError."""

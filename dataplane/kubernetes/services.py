@@ -4,8 +4,10 @@ kubernetes.io/docs/reference/networking/virtual-ips. What the model has no word 
 told by name; no object of the server's can have all others refused.
 """
 
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator
 from itertools import chain
+from operator import attrgetter
 from typing import Literal, NamedTuple
 
 from msgspec.structs import replace
@@ -21,6 +23,7 @@ from dataplane.kubernetes.endpoints import (
     station,
 )
 from dataplane.kubernetes.objects import Key, Object, Refused, labels_of, short, table
+from dataplane.memo import Memo
 from dataplane.model import LoadBalancer, Transport
 from dataplane.validate_values import named
 
@@ -55,10 +58,10 @@ class Services:
         self._services: dict[Key, Object] = {}
         self._slices: dict[Key, Object] = {}
         self._of: dict[Key, dict[Key, None]] = {}  # slices by service
-        self._made: dict[Key, Made] = {}
         self._changed: set[Key] = set()
-        self._order: list[Key] | None = None  # of what is made; None: to be found anew
-        self._clash = False  # whether two claim the same
+        self._order: list[Key] = []  # of those that there are
+        self._made: list[Made] = []  # of each of them
+        self._memo = Memo()  # of what they claim
 
     def put_service(self, key: Key, item: Object | None) -> None:
         """None: it is gone."""
@@ -96,25 +99,23 @@ class Services:
         """All of them, in the order of their services' names. Where two claim the same, the first
         one has it."""
         for key in self._changed:
-            old, new = self._made.get(key), self._make(key)
-            if new == old:
-                continue
-            if old is None or new is None or old.claims != new.claims:
-                self._order = None
-            if new is None:
-                del self._made[key]
-            else:
-                self._made[key] = new
+            self._change(key)
         self._changed.clear()
-        if self._order is None:
-            self._order = sorted(self._made)
-            claims = [c for made in self._made.values() for each in made.claims for c in each]
-            self._clash = len(set(claims)) < len(claims)
-        ordered = [self._made[key] for key in self._order]
-        refused = {name: why for made in ordered for name, why in made.refused}
-        if self._clash:
-            return tuple(_first_come(ordered, refused)), refused
-        return tuple(chain.from_iterable(made.balancers for made in ordered)), refused
+        self._memo = Memo(self._memo)
+        claims = self._memo.counted("claims", tuple(self._made), None, _claimed)
+        refused = dict(chain.from_iterable(map(attrgetter("refused"), self._made)))
+        if max(claims.values(), default=0) > 1:
+            return tuple(_first_come(self._made, refused)), refused
+        return tuple(chain.from_iterable(map(attrgetter("balancers"), self._made))), refused
+
+    def _change(self, key: Key) -> None:
+        """In its place; what is as it was stays the same object."""
+        made, begin = self._make(key), bisect_left(self._order, key)
+        end = begin + (self._order[begin : begin + 1] == [key])
+        new = [] if made is None else [made]
+        if self._made[begin:end] != new:
+            self._order[begin:end] = [key] * len(new)
+            self._made[begin:end] = new
 
     def _make(self, key: Key) -> Made | None:
         """None where there is no such service."""
@@ -123,6 +124,10 @@ class Services:
             return None
         slices = {of: self._slices[of] for of in sorted(self._of.get(key, ()))}
         return _made(key, service, slices, self._here)
+
+
+def _claimed(made: Made) -> Iterator[str]:
+    return chain.from_iterable(made.claims)
 
 
 def _first_come(ordered: Iterable[Made], refused: Refused) -> Iterator[LoadBalancer]:
