@@ -160,7 +160,8 @@ def test_results_of_plugins_before_are_handed_on(
         (4, "CNI_IFNAME has other characters", "ADD", {"ifname": "a/b"}),
         (4, "CNI_NETNS is not set", "ADD", {"netns": ""}),
         (4, "CNI_COMMAND 'FLY'", "FLY", {}),
-        (6, "is not JSON", "ADD", {"stdin": b"{"}),
+        (6, "no JSON object", "ADD", {"stdin": b"{"}),
+        (6, "no JSON object", "ADD", {"stdin": b"[" * 100_000}),
         (6, "no JSON object", "ADD", {"stdin": b"[1]"}),
         (7, '"network" is no text', "ADD", {"network": 7}),
         (7, '"name" is no text', "ADD", {"name": ""}),
@@ -231,6 +232,20 @@ def test_check_tells_what_is_gone(runtime: Runtime, netns: Callable[..., list[st
         assert (found.rc, found.value["code"]) == (1, 100) and message in found.value["details"]
     other = runtime.call("CHECK", "one", pod, prevResult={"ips": [{"address": "10.1.9.9/16"}]})
     assert "is not in prevResult" in other.value["details"]
+
+
+def test_status_tells_whether_the_node_is_ready(
+    runtime: Runtime, netns: Callable[..., list[str]]
+) -> None:
+    (pod,) = netns("pod")
+    assert runtime.call("STATUS") == (0, {}, "")
+    runtime.add("one", pod)
+    subprocess.run(["ip", "-n", pod, "link", "del", "eth0"], check=True)
+    told = runtime.call("STATUS").value
+    assert (told["code"], told["msg"]) == (50, "the node is not ready")
+    assert re.fullmatch(r"\S*one-eth0: .* is gone", told["details"])
+    runtime.delete("one")
+    assert runtime.call("STATUS") == (0, {}, "")
 
 
 def test_gc_frees_what_is_not_listed(

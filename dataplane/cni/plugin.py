@@ -39,6 +39,17 @@ class Failure(Exception):
         super().__init__(code, message, details)
 
 
+def decoded(data: bytes) -> Value:
+    """The JSON object that they are. Raises ValueError."""
+    try:
+        value = json.loads(data)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"{type(value).__name__} is no object")
+    return value
+
+
 # ---- the node ----------------------------------------------------------------------------------
 
 
@@ -85,7 +96,7 @@ def asked(path: str, method: str, target: str, value: Value | None) -> tuple[int
             with sock.makefile("rb") as stream:
                 answer = stream.read()
         told, _, value_told = answer.partition(b"\r\n\r\n")
-        return int(told.split(b" ", 2)[1]), json.loads(value_told)
+        return int(told.split(b" ", 2)[1]), decoded(value_told)
     except OSError as error:
         raise Failure(TRY_LATER, f"{path}: no node answers", str(error)) from None
     except (ValueError, IndexError):
@@ -266,11 +277,12 @@ def check(config: Value, env: Environment) -> None:
 def status(config: Value, env: Environment) -> None:
     delegated(config, env, "STATUS")
     try:
-        told = ask(config, "GET", "/readyz")
+        _, told = asked(socket_of(config), "GET", "/readyz", None)
     except Failure as failure:
         raise Failure(NOT_AVAILABLE, *failure.args[1:]) from None
-    if not told["ready"]:
-        raise Failure(NOT_AVAILABLE, "the node is not ready", "; ".join(told["faults"]))
+    if not told.get("ready"):
+        title = told.get("title", "the node is not ready")
+        raise Failure(NOT_AVAILABLE, title, "; ".join(told.get("faults", [])))
 
 
 def collect(config: Value, env: Environment) -> None:
@@ -315,12 +327,9 @@ def check_environment(command: str, env: Environment) -> None:
 def read(stream: BinaryIO) -> Value:
     """The network configuration. Raises Failure."""
     try:
-        config = json.loads(stream.read())
-    except (ValueError, RecursionError) as error:
-        raise Failure(UNDECODABLE, "the configuration is not JSON", str(error)) from None
-    if not isinstance(config, dict):
-        raise Failure(UNDECODABLE, "the configuration is no JSON object")
-    return config
+        return decoded(stream.read())
+    except ValueError as error:
+        raise Failure(UNDECODABLE, "the configuration is no JSON object", str(error)) from None
 
 
 def answer(config: Value, env: Environment) -> Value | None:
