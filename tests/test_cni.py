@@ -280,6 +280,61 @@ def test_another_plugin_may_give_the_addresses(
     assert bad.rc == 1 and not list((tmp_path / "pods").glob("10.*"))  # given back
 
 
+NONSENSE = {
+    "no JSON": (6, "is no JSON object", "echo nonsense"),
+    "a list": (6, "is no JSON object", "echo '[1]'"),
+    "nothing": (6, "has no ips", ""),
+    "no list": (6, "has no ips", """echo '{"ips": {"address": "10.1.1.9/16"}}'"""),
+    "no address": (6, "has no address", """echo '{"ips": [{"gateway": "10.1.0.1"}]}'"""),
+    "a number": (6, "has no address", """echo '{"ips": [{"address": 7}]}'"""),
+    "not ours": (7, "cannot be used", """echo '{"ips": [{"address": "192.0.2.9/24"}]}'"""),
+    "a refusal": (11, "later", """echo '{"code": 11, "msg": "later"}'; exit 1"""),
+    "no code": (5, "exit status 3", "exit 3"),
+    "an odd code": (5, "odd", """echo '{"code": "x", "msg": "odd", "details": [1]}'; exit 1"""),
+    "no previous": (7, '"ips" is no list', """echo '{"ips": [{"address": "10.1.1.9/16"}]}'"""),
+}
+
+
+@pytest.mark.parametrize(("code", "message", "answer"), NONSENSE.values(), ids=NONSENSE)
+def test_a_lease_is_returned_whatever_fails_behind_it(
+    runtime: Runtime,
+    running: Process,
+    netns: Callable[..., list[str]],
+    tmp_path: Path,
+    code: int,
+    message: str,
+    answer: str,
+) -> None:
+    """By one DEL, and what the runtime is told is the failure, though DEL fails as well."""
+    (pod,) = netns("pod")
+    ipam, calls = tmp_path / "odd", tmp_path / "calls"
+    ipam.write_text(f"#!/bin/sh\necho $CNI_COMMAND >>{calls}\n{answer}\n")
+    ipam.chmod(0o755)
+    told = runtime.call(
+        "ADD",
+        "one",
+        pod,
+        env={"CNI_PATH": str(tmp_path)},
+        ipam={"type": "odd"},
+        prevResult={"ips": 7} if '"ips"' in message else {},
+    )
+    assert (told.rc, told.value["code"]) == (1, code), told.raw
+    assert message in told.value["msg"] and isinstance(told.value["details"], str)
+    assert calls.read_text().split() == ["ADD", "DEL"]
+    assert "eth0" not in links(pod) and attached(running) == []
+
+
+def test_an_ipam_plugin_that_does_not_run_is_told(
+    runtime: Runtime, netns: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    (pod,) = netns("pod")
+    (tmp_path / "odd").write_bytes(b"\0")
+    (tmp_path / "odd").chmod(0o755)
+    env = {"CNI_PATH": str(tmp_path)}
+    told = runtime.call("ADD", "one", pod, env=env, ipam={"type": "odd"}).value
+    assert (told["code"], told["msg"]) == (5, "IPAM plugin odd does not run")
+
+
 # ---- containers that go, and nodes -------------------------------------------------------------
 
 

@@ -219,37 +219,67 @@ def delegated(config: Value, env: Environment, command: str) -> Value | None:
     path = next((place for place in places if os.access(place, os.X_OK)), None)
     if path is None:
         raise Failure(BAD_CONFIG, f"there is no IPAM plugin {kind} in CNI_PATH")
-    done = subprocess.run(
-        [path],
-        input=json.dumps(config).encode(),
-        stdout=subprocess.PIPE,
-        env={**env, "CNI_COMMAND": command},
-        check=False,
-    )
     try:
-        told = json.loads(done.stdout) if done.stdout.strip() else {}
-    except ValueError:
-        raise Failure(UNDECODABLE, f"IPAM plugin {kind}: its answer is not JSON") from None
+        done = subprocess.run(
+            [path],
+            input=json.dumps(config).encode(),
+            stdout=subprocess.PIPE,
+            env={**env, "CNI_COMMAND": command},
+            check=False,
+        )
+        told = decoded(done.stdout) if done.stdout.strip() else {}
+    except OSError as error:
+        raise Failure(IO, f"IPAM plugin {kind} does not run", str(error)) from None
+    except ValueError as error:
+        raise Failure(
+            UNDECODABLE, f"IPAM plugin {kind}: its answer is no JSON object", str(error)
+        ) from None
     if done.returncode:
-        raise Failure(told.get("code", IO), f"{kind}: {told.get('msg')}", told.get("details", ""))
+        code, why = told.get("code"), told.get("msg", f"exit status {done.returncode}")
+        known = code if isinstance(code, int) and code > 0 else IO
+        raise Failure(known, f"{kind}: {why}", str(told.get("details", "")))
     return told
+
+
+def leased(config: Value, env: Environment) -> list[str]:
+    """The addresses, with lengths, that the IPAM plugin gives; none where there is no such."""
+    told = delegated(config, env, "ADD")
+    if told is None:
+        return []
+    ips = told.get("ips")
+    if not isinstance(ips, list) or not ips:
+        raise Failure(UNDECODABLE, "the IPAM plugin's answer has no ips", json.dumps(told))
+    if not all(isinstance(ip, dict) and isinstance(ip.get("address"), str) for ip in ips):
+        raise Failure(UNDECODABLE, "one of the IPAM plugin's ips has no address", json.dumps(ips))
+    return [ip["address"] for ip in ips]
 
 
 # ---- commands ----------------------------------------------------------------------------------
 
 
 def add(config: Value, env: Environment) -> Value:
+    """All of it or nothing: what fails takes back what was made before."""
     network = text(config, "network")
     asked_for = f"{attachment(env)}?network={quoted(network)}&config={quoted(config['name'])}"
-    leased = delegated(config, env, "ADD")
     try:
-        addresses = [ip["address"] for ip in items(leased or {}, "ips", dict)]
-        told = ask(config, "PUT", asked_for, endpoint_of(config, env, addresses))
-        return result(config, env, told)
-    except Failure:
-        if leased is not None:
-            delegated(config, env, "DEL")
+        endpoint = endpoint_of(config, env, leased(config, env))
+        told = ask(config, "PUT", asked_for, endpoint)
+        try:
+            return result(config, env, told)
+        except Exception:
+            taken_back(ask, config, "DELETE", attachment(env))
+            raise
+    except Exception:
+        taken_back(delegated, config, env, "DEL")
         raise
+
+
+def taken_back(step: Callable[..., object], *words: object) -> None:
+    """As far as it can be: the failure that led here is what the runtime is told."""
+    from contextlib import suppress
+
+    with suppress(Failure):
+        step(*words)
 
 
 def delete(config: Value, env: Environment) -> None:
