@@ -6,6 +6,7 @@ import json
 import os
 import re
 import signal
+import socket
 import statistics
 import subprocess
 import sys
@@ -155,9 +156,17 @@ def test_results_of_plugins_before_are_handed_on(
     [
         (1, "version 9.9", "ADD", {"cniVersion": "9.9"}),
         (2, 'runtimeConfig "bandwidth"', "ADD", {"runtimeConfig": {"bandwidth": {}}}),
+        (3, "one has no interface eth0", "CHECK", {"prevResult": {"ips": []}}),
         (4, "CNI_CONTAINERID is not set", "ADD", {"container": ""}),
         (4, "CNI_IFNAME is not set", "DEL", {"ifname": ""}),
         (4, "CNI_IFNAME has other characters", "ADD", {"ifname": "a/b"}),
+        (4, "CNI_IFNAME has other characters", "ADD", {"ifname": "eth0:1"}),
+        (4, "CNI_IFNAME has other characters", "DEL", {"ifname": "eth 0"}),
+        (4, "is no name of 1 to 15 characters", "ADD", {"ifname": "e" * 16}),
+        (4, "is no name of 1 to 15 characters", "ADD", {"ifname": ".."}),
+        (4, "CNI_CONTAINERID has other characters", "ADD", {"container": "a/b"}),
+        (4, "begins with no letter or digit", "ADD", {"container": "-one"}),
+        (4, "begins with no letter or digit", "DEL", {"container": ".one"}),
         (4, "CNI_NETNS is not set", "ADD", {"netns": ""}),
         (4, "CNI_COMMAND 'FLY'", "FLY", {}),
         (6, "no JSON object", "ADD", {"stdin": b"{"}),
@@ -193,6 +202,34 @@ def test_errors_have_their_codes(
     assert message in f"{told.value['msg']} {told.value['details']}", told.raw
     assert told.value["cniVersion"] in VERSIONS
     assert "eth0" not in links(pod) and attached(running) == []
+
+
+def test_an_answer_of_no_node_is_told(runtime: Runtime, tmp_path: Path) -> None:
+    path = tmp_path / "other.sock"
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(path))
+        listening.listen()
+        with concurrent.futures.ThreadPoolExecutor(1) as pool:
+            calling = pool.submit(runtime.call, "DEL", "one", socket=str(path))
+            stranger, _ = listening.accept()
+            with stranger:
+                stranger.recv(4096)
+                stranger.sendall(b"220 mail.example ESMTP\r\n")
+            told = calling.result().value
+    assert (told["code"], told["details"]) == (5, "is this its control socket?")
+
+
+def test_what_nobody_thought_of_is_an_internal_error(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(*words: object) -> None:
+        raise ZeroDivisionError("of us")
+
+    monkeypatch.setenv("CNI_COMMAND", "VERSION")
+    monkeypatch.setattr(plugin, "answer", broken)
+    assert plugin.main() == 1
+    told = json.loads(capsys.readouterr().out)
+    assert (told["code"], told["msg"]) == (999, "ZeroDivisionError('of us')")
 
 
 def test_an_interface_is_made_once(runtime: Runtime, netns: Callable[..., list[str]]) -> None:

@@ -25,8 +25,10 @@ VERSIONS = ("0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
 SOCKETS = "/run/dataplane"
 PATIENCE = 30.0  # seconds that one answer may take
 TRIES, PAUSE = 20, 0.1  # while another process takes over
-BAD_VERSION, UNSUPPORTED, BAD_ENVIRONMENT, IO, UNDECODABLE, BAD_CONFIG = 1, 2, 4, 5, 6, 7
-BAD_NETNS, TRY_LATER, NOT_AVAILABLE, REFUSED, INTERNAL = 8, 11, 50, 100, 999
+BAD_VERSION, UNSUPPORTED, UNKNOWN_CONTAINER, BAD_ENVIRONMENT, IO = 1, 2, 3, 4, 5
+UNDECODABLE, BAD_CONFIG, BAD_NETNS, TRY_LATER, NOT_AVAILABLE = 6, 7, 8, 11, 50
+REFUSED, INTERNAL = 100, 999
+BY_STATUS = {400: BAD_CONFIG, 404: UNKNOWN_CONTAINER, 422: BAD_CONFIG}  # else REFUSED
 NETNS_NEEDED = ("ADD", "CHECK")
 ATTACHMENT_NEEDED = ("ADD", "CHECK", "DEL")
 CAPABILITIES = ("ips", "mac", "portMappings", "dns")
@@ -80,7 +82,7 @@ def ask(config: Value, method: str, path: str, value: Value | None = None) -> Va
     faults = told.get("faults", [])
     lines = [" ".join(filter(None, (f["path"], f["message"], f["fix"]))) for f in faults]
     title = told.get("title", f"status {status}")
-    raise Failure(BAD_CONFIG if status in (400, 404, 422) else REFUSED, title, "; ".join(lines))
+    raise Failure(BY_STATUS.get(status, REFUSED), title, "; ".join(lines))
 
 
 def asked(path: str, method: str, target: str, value: Value | None) -> tuple[int, Value]:
@@ -339,11 +341,13 @@ COMMANDS: dict[str, Callable[[Value, Environment], Value | None]] = {
 
 def check_environment(command: str, env: Environment) -> None:
     """Raises Failure."""
-    for name in ("CNI_CONTAINERID", "CNI_IFNAME") if command in ATTACHMENT_NEEDED else ():
-        if not env.get(name):
-            raise Failure(BAD_ENVIRONMENT, f"{name} is not set")
-        if not all(c.isascii() and (c.isalnum() or c in "_.-") for c in env[name]):
-            raise Failure(BAD_ENVIRONMENT, f"{name} has other characters than A-Za-z0-9_.-")
+    if command in ATTACHMENT_NEEDED:
+        container, ifname = word(env, "CNI_CONTAINERID"), word(env, "CNI_IFNAME")
+        if not container[0].isalnum():
+            message = f"CNI_CONTAINERID {container} begins with no letter or digit"
+            raise Failure(BAD_ENVIRONMENT, message)
+        if len(ifname) > 15 or ifname in (".", ".."):
+            raise Failure(BAD_ENVIRONMENT, f"CNI_IFNAME {ifname} is no name of 1 to 15 characters")
     if command in NETNS_NEEDED:
         netns = env.get("CNI_NETNS")
         if not netns:
@@ -352,6 +356,16 @@ def check_environment(command: str, env: Environment) -> None:
             raise Failure(BAD_NETNS, f"{netns}: the node would take it for its own")
         if not os.path.exists(netns):
             raise Failure(BAD_NETNS, f"{netns}: there is no such network namespace")
+
+
+def word(env: Environment, name: str) -> str:
+    """What ID and interface name have in common. Raises Failure."""
+    value = env.get(name)
+    if not value:
+        raise Failure(BAD_ENVIRONMENT, f"{name} is not set")
+    if not all(c.isascii() and (c.isalnum() or c in "_.-") for c in value):
+        raise Failure(BAD_ENVIRONMENT, f"{name} has other characters than A-Za-z0-9_.-")
+    return value
 
 
 def read(stream: BinaryIO) -> Value:
