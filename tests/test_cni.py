@@ -130,8 +130,50 @@ def test_what_is_asked_for_is_had(runtime: Runtime, netns: Callable[..., list[st
     assert (told.addresses, link["mtu"]) == (["10.1.1.77/16"], 1300)
     assert link["address"] == "0e:2a:00:00:00:77"
     assert told.value["dns"] == {"nameservers": ["10.1.0.53"]}
-    words = runtime.add("two", pod, ifname="eth1", env={"CNI_ARGS": "IgnoreUnknown=1;IP=10.1.1.78"})
+    older = {"CNI_ARGS": "IgnoreUnknown=1;IP=10.1.1.78"}
+    words = runtime.add("two", pod, ifname="eth1", env=older)
     assert words.addresses == ["10.1.1.78/16"]
+    labels = [{"key": "app", "value": "web"}]
+    args = {"cni": {"ips": ["10.1.1.79"], "labels": labels}, "x-unknown": 1}
+    newer = runtime.add("three", pod, ifname="eth2", env=older, args=args)
+    assert newer.addresses == ["10.1.1.79/16"]
+    both = {"args": args, "runtimeConfig": {"ips": ["10.1.1.80"]}}
+    assert runtime.add("four", pod, ifname="eth3", **both).addresses == ["10.1.1.80/16"]
+
+
+def test_containers_of_one_network_have_acls_of_their_own(
+    runtime: Runtime, running: Process, netns: Callable[..., list[str]]
+) -> None:
+    """Beside those of all, in front of them where priorities are equal, or by name in their
+    place."""
+    pods = dict(zip(("client", "plain", "closed", "open"), netns(*"abcd"), strict=True))
+    rest, shut = (
+        {"name": "rest", "direction": "in", "action": "allow"},
+        {"name": "no-echo", "direction": "in", "action": "block", "protocol": "icmp"},
+    )
+    opened = shut | {"action": "allow"}
+    told = {
+        name: runtime.add(name, pods[name], endpoint=endpoint, **more)
+        for name, endpoint, more in (
+            ("client", {}, {}),
+            ("plain", {"acls": [rest]}, {}),
+            ("closed", {"acls": [rest]}, {"runtimeConfig": {OWN: {"acls": [shut]}}}),
+            ("open", {"acls": [shut]}, {"runtimeConfig": {OWN: {"acls": [opened]}}}),
+        )
+    }
+
+    def answers(name: str) -> bool:
+        address = told[name].addresses[0].partition("/")[0]
+        words = ["ip", "netns", "exec", pods["client"], "ping", "-c1", "-W1", address]
+        return subprocess.run(words, stdout=subprocess.DEVNULL).returncode == 0
+
+    assert answers("plain") and answers("open")
+    with Client(running.socket) as client:
+        before = client.stats()["rules"]
+        assert not answers("closed")
+        after = client.stats()["rules"]
+    counted = [name for name in after if after[name] != before.get(name)]
+    assert len(counted) == 1 and counted[0].endswith("closed-eth0/no-echo"), counted
 
 
 def test_results_of_plugins_before_are_handed_on(
@@ -151,12 +193,23 @@ def test_results_of_plugins_before_are_handed_on(
     assert told["routes"][0] == {"dst": "192.0.2.0/24"} and told["x-unknown"] == [1]
 
 
+OWN = "dataplane.endpoint"
+BAD = {"name": "own", "direction": "in", "action": "fly"}
+ALLOWING = {"endpoint": {"acls": [{"name": "rest", "direction": "in", "action": "allow"}]}}
+
+
 @pytest.mark.parametrize(
     ("code", "message", "command", "change"),
     [
         (1, "version 9.9", "ADD", {"cniVersion": "9.9"}),
         (2, 'runtimeConfig "bandwidth"', "ADD", {"runtimeConfig": {"bandwidth": {}}}),
         (3, "one has no interface eth0", "CHECK", {"prevResult": {"ips": []}}),
+        (7, "$.acls[0].action", "ADD", {**ALLOWING, "runtimeConfig": {OWN: {"acls": [BAD]}}}),
+        (7, "$.colour", "ADD", {**ALLOWING, "runtimeConfig": {OWN: {"colour": "red"}}}),
+        (7, f'"{OWN}" is no object', "ADD", {"runtimeConfig": {OWN: [1]}}),
+        (7, '"acls" is no list', "ADD", {**ALLOWING, "runtimeConfig": {OWN: {"acls": 7}}}),
+        (7, '"args" is no object', "ADD", {"args": [1]}),
+        (7, "the policy cannot be used", "ADD", {"args": {"cni": {"ips": ["192.0.2.1"]}}}),
         (4, "CNI_CONTAINERID is not set", "ADD", {"container": ""}),
         (4, "CNI_IFNAME is not set", "DEL", {"ifname": ""}),
         (4, "CNI_IFNAME has other characters", "ADD", {"ifname": "a/b"}),

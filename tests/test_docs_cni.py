@@ -39,9 +39,11 @@ def test_codes_and_capabilities_are_the_plugins() -> None:
     assert codes == sorted(codes_of_plugin())
     for name in plugin.CAPABILITIES:
         assert f"`{name}`" in text
-    (block,) = re.findall(r"^```json\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
-    endpoint = json.loads(block)["endpoint"]
-    made(json.dumps(endpoint).encode(), Endpoint, "name", "one")
+    configured, own = map(
+        json.loads, re.findall(r"^```json\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    )
+    for endpoint in (configured["endpoint"], own[plugin.OWN]):
+        made(json.dumps(endpoint).encode(), Endpoint, "name", "one")
 
 
 def codes_of_plugin() -> set[int]:

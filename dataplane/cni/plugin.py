@@ -31,7 +31,8 @@ REFUSED, INTERNAL = 100, 999
 BY_STATUS = {400: BAD_CONFIG, 404: UNKNOWN_CONTAINER, 422: BAD_CONFIG}  # else REFUSED
 NETNS_NEEDED = ("ADD", "CHECK")
 ATTACHMENT_NEEDED = ("ADD", "CHECK", "DEL")
-CAPABILITIES = ("ips", "mac", "portMappings", "dns")
+OWN = "dataplane.endpoint"  # our capability: what one container has besides `endpoint`
+CAPABILITIES = ("ips", "mac", "portMappings", "dns", OWN)
 
 
 class Failure(Exception):
@@ -141,14 +142,15 @@ def items(config: Value, key: str, kind: type) -> list[Any]:
 
 def endpoint_of(config: Value, env: Environment, addresses: list[str]) -> Value:
     """The endpoint that the node shall make; `addresses` are those of an IPAM plugin, if any."""
-    wanted = dict(mapping(config, "endpoint"))
     runtime = mapping(config, "runtimeConfig")
     for name in runtime:
         if name not in CAPABILITIES:
             raise Failure(UNSUPPORTED, f'runtimeConfig "{name}" is not supported')
+    wanted = laid(mapping(config, "endpoint"), mapping(runtime, OWN))
+    conventional = mapping(mapping(config, "args"), "cni")  # others of them may be ignored
     words = dict(w.partition("=")[::2] for w in env.get("CNI_ARGS", "").split(";") if w)
-    given = addresses or items(runtime, "ips", str) or list(filter(None, [words.get("IP")]))
-    if given:
+    asked_for = items(runtime, "ips", str) or items(conventional, "ips", str)
+    if given := addresses or asked_for or list(filter(None, [words.get("IP")])):
         wanted["addresses"] = [address.partition("/")[0] for address in given]
     if mac := runtime.get("mac") or words.get("MAC"):
         wanted["mac"] = mac
@@ -161,6 +163,19 @@ def endpoint_of(config: Value, env: Environment, addresses: list[str]) -> Value:
     if "mtu" in config:
         wanted["tap"]["mtu"] = config["mtu"]
     return wanted
+
+
+def laid(lower: Value, upper: Value) -> Value:
+    """One container's words over those for all of the network. Lists are joined, its own first: so
+    faults have the positions it gave, and its ACLs win where priorities are equal. One of its ACLs
+    takes the place of another of that name."""
+    made = lower | upper
+    for key in ("acls", "port_mappings"):
+        if key in lower and key in upper:
+            own = items(upper, key, dict)
+            names = [item["name"] for item in own if "name" in item]
+            made[key] = own + [i for i in items(lower, key, dict) if i.get("name") not in names]
+    return made
 
 
 def port_mapping(asked_for: Value) -> Value:
