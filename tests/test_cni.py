@@ -6,6 +6,7 @@ import json
 import os
 import re
 import signal
+import socket
 import statistics
 import subprocess
 import sys
@@ -129,8 +130,50 @@ def test_what_is_asked_for_is_had(runtime: Runtime, netns: Callable[..., list[st
     assert (told.addresses, link["mtu"]) == (["10.1.1.77/16"], 1300)
     assert link["address"] == "0e:2a:00:00:00:77"
     assert told.value["dns"] == {"nameservers": ["10.1.0.53"]}
-    words = runtime.add("two", pod, ifname="eth1", env={"CNI_ARGS": "IgnoreUnknown=1;IP=10.1.1.78"})
+    older = {"CNI_ARGS": "IgnoreUnknown=1;IP=10.1.1.78"}
+    words = runtime.add("two", pod, ifname="eth1", env=older)
     assert words.addresses == ["10.1.1.78/16"]
+    labels = [{"key": "app", "value": "web"}]
+    args = {"cni": {"ips": ["10.1.1.79"], "labels": labels}, "x-unknown": 1}
+    newer = runtime.add("three", pod, ifname="eth2", env=older, args=args)
+    assert newer.addresses == ["10.1.1.79/16"]
+    both = {"args": args, "runtimeConfig": {"ips": ["10.1.1.80"]}}
+    assert runtime.add("four", pod, ifname="eth3", **both).addresses == ["10.1.1.80/16"]
+
+
+def test_containers_of_one_network_have_acls_of_their_own(
+    runtime: Runtime, running: Process, netns: Callable[..., list[str]]
+) -> None:
+    """Beside those of all, in front of them where priorities are equal, or by name in their
+    place."""
+    pods = dict(zip(("client", "plain", "closed", "open"), netns(*"abcd"), strict=True))
+    rest, shut = (
+        {"name": "rest", "direction": "in", "action": "allow"},
+        {"name": "no-echo", "direction": "in", "action": "block", "protocol": "icmp"},
+    )
+    opened = shut | {"action": "allow"}
+    told = {
+        name: runtime.add(name, pods[name], endpoint=endpoint, **more)
+        for name, endpoint, more in (
+            ("client", {}, {}),
+            ("plain", {"acls": [rest]}, {}),
+            ("closed", {"acls": [rest]}, {"runtimeConfig": {OWN: {"acls": [shut]}}}),
+            ("open", {"acls": [shut]}, {"runtimeConfig": {OWN: {"acls": [opened]}}}),
+        )
+    }
+
+    def answers(name: str) -> bool:
+        address = told[name].addresses[0].partition("/")[0]
+        words = ["ip", "netns", "exec", pods["client"], "ping", "-c1", "-W1", address]
+        return subprocess.run(words, stdout=subprocess.DEVNULL).returncode == 0
+
+    assert answers("plain") and answers("open")
+    with Client(running.socket) as client:
+        before = client.stats()["rules"]
+        assert not answers("closed")
+        after = client.stats()["rules"]
+    counted = [name for name in after if after[name] != before.get(name)]
+    assert len(counted) == 1 and counted[0].endswith("closed-eth0/no-echo"), counted
 
 
 def test_results_of_plugins_before_are_handed_on(
@@ -150,17 +193,37 @@ def test_results_of_plugins_before_are_handed_on(
     assert told["routes"][0] == {"dst": "192.0.2.0/24"} and told["x-unknown"] == [1]
 
 
+OWN = "dataplane.endpoint"
+BAD = {"name": "own", "direction": "in", "action": "fly"}
+ALLOWING = {"endpoint": {"acls": [{"name": "rest", "direction": "in", "action": "allow"}]}}
+
+
 @pytest.mark.parametrize(
     ("code", "message", "command", "change"),
     [
         (1, "version 9.9", "ADD", {"cniVersion": "9.9"}),
         (2, 'runtimeConfig "bandwidth"', "ADD", {"runtimeConfig": {"bandwidth": {}}}),
+        (3, "one has no interface eth0", "CHECK", {"prevResult": {"ips": []}}),
+        (7, "$.acls[0].action", "ADD", {**ALLOWING, "runtimeConfig": {OWN: {"acls": [BAD]}}}),
+        (7, "$.colour", "ADD", {**ALLOWING, "runtimeConfig": {OWN: {"colour": "red"}}}),
+        (7, f'"{OWN}" is no object', "ADD", {"runtimeConfig": {OWN: [1]}}),
+        (7, '"acls" is no list', "ADD", {**ALLOWING, "runtimeConfig": {OWN: {"acls": 7}}}),
+        (7, '"args" is no object', "ADD", {"args": [1]}),
+        (7, "the policy cannot be used", "ADD", {"args": {"cni": {"ips": ["192.0.2.1"]}}}),
         (4, "CNI_CONTAINERID is not set", "ADD", {"container": ""}),
         (4, "CNI_IFNAME is not set", "DEL", {"ifname": ""}),
         (4, "CNI_IFNAME has other characters", "ADD", {"ifname": "a/b"}),
+        (4, "CNI_IFNAME has other characters", "ADD", {"ifname": "eth0:1"}),
+        (4, "CNI_IFNAME has other characters", "DEL", {"ifname": "eth 0"}),
+        (4, "is no name of 1 to 15 characters", "ADD", {"ifname": "e" * 16}),
+        (4, "is no name of 1 to 15 characters", "ADD", {"ifname": ".."}),
+        (4, "CNI_CONTAINERID has other characters", "ADD", {"container": "a/b"}),
+        (4, "begins with no letter or digit", "ADD", {"container": "-one"}),
+        (4, "begins with no letter or digit", "DEL", {"container": ".one"}),
         (4, "CNI_NETNS is not set", "ADD", {"netns": ""}),
         (4, "CNI_COMMAND 'FLY'", "FLY", {}),
-        (6, "is not JSON", "ADD", {"stdin": b"{"}),
+        (6, "no JSON object", "ADD", {"stdin": b"{"}),
+        (6, "no JSON object", "ADD", {"stdin": b"[" * 100_000}),
         (6, "no JSON object", "ADD", {"stdin": b"[1]"}),
         (7, '"network" is no text', "ADD", {"network": 7}),
         (7, '"name" is no text', "ADD", {"name": ""}),
@@ -192,6 +255,34 @@ def test_errors_have_their_codes(
     assert message in f"{told.value['msg']} {told.value['details']}", told.raw
     assert told.value["cniVersion"] in VERSIONS
     assert "eth0" not in links(pod) and attached(running) == []
+
+
+def test_an_answer_of_no_node_is_told(runtime: Runtime, tmp_path: Path) -> None:
+    path = tmp_path / "other.sock"
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(path))
+        listening.listen()
+        with concurrent.futures.ThreadPoolExecutor(1) as pool:
+            calling = pool.submit(runtime.call, "DEL", "one", socket=str(path))
+            stranger, _ = listening.accept()
+            with stranger:
+                stranger.recv(4096)
+                stranger.sendall(b"220 mail.example ESMTP\r\n")
+            told = calling.result().value
+    assert (told["code"], told["details"]) == (5, "is this its control socket?")
+
+
+def test_what_nobody_thought_of_is_an_internal_error(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(*words: object) -> None:
+        raise ZeroDivisionError("of us")
+
+    monkeypatch.setenv("CNI_COMMAND", "VERSION")
+    monkeypatch.setattr(plugin, "answer", broken)
+    assert plugin.main() == 1
+    told = json.loads(capsys.readouterr().out)
+    assert (told["code"], told["msg"]) == (999, "ZeroDivisionError('of us')")
 
 
 def test_an_interface_is_made_once(runtime: Runtime, netns: Callable[..., list[str]]) -> None:
@@ -233,6 +324,20 @@ def test_check_tells_what_is_gone(runtime: Runtime, netns: Callable[..., list[st
     assert "is not in prevResult" in other.value["details"]
 
 
+def test_status_tells_whether_the_node_is_ready(
+    runtime: Runtime, netns: Callable[..., list[str]]
+) -> None:
+    (pod,) = netns("pod")
+    assert runtime.call("STATUS") == (0, {}, "")
+    runtime.add("one", pod)
+    subprocess.run(["ip", "-n", pod, "link", "del", "eth0"], check=True)
+    told = runtime.call("STATUS").value
+    assert (told["code"], told["msg"]) == (50, "the node is not ready")
+    assert re.fullmatch(r"\S*one-eth0: .* is gone", told["details"])
+    runtime.delete("one")
+    assert runtime.call("STATUS") == (0, {}, "")
+
+
 def test_gc_frees_what_is_not_listed(
     runtime: Runtime, running: Process, netns: Callable[..., list[str]]
 ) -> None:
@@ -263,6 +368,61 @@ def test_another_plugin_may_give_the_addresses(
     assert not (tmp_path / "pods" / "10.1.1.200").exists()
     bad = runtime.call("ADD", "one", pod, endpoint={"colour": "red"}, **leased)
     assert bad.rc == 1 and not list((tmp_path / "pods").glob("10.*"))  # given back
+
+
+NONSENSE = {
+    "no JSON": (6, "is no JSON object", "echo nonsense"),
+    "a list": (6, "is no JSON object", "echo '[1]'"),
+    "nothing": (6, "has no ips", ""),
+    "no list": (6, "has no ips", """echo '{"ips": {"address": "10.1.1.9/16"}}'"""),
+    "no address": (6, "has no address", """echo '{"ips": [{"gateway": "10.1.0.1"}]}'"""),
+    "a number": (6, "has no address", """echo '{"ips": [{"address": 7}]}'"""),
+    "not ours": (7, "cannot be used", """echo '{"ips": [{"address": "192.0.2.9/24"}]}'"""),
+    "a refusal": (11, "later", """echo '{"code": 11, "msg": "later"}'; exit 1"""),
+    "no code": (5, "exit status 3", "exit 3"),
+    "an odd code": (5, "odd", """echo '{"code": "x", "msg": "odd", "details": [1]}'; exit 1"""),
+    "no previous": (7, '"ips" is no list', """echo '{"ips": [{"address": "10.1.1.9/16"}]}'"""),
+}
+
+
+@pytest.mark.parametrize(("code", "message", "answer"), NONSENSE.values(), ids=NONSENSE)
+def test_a_lease_is_returned_whatever_fails_behind_it(
+    runtime: Runtime,
+    running: Process,
+    netns: Callable[..., list[str]],
+    tmp_path: Path,
+    code: int,
+    message: str,
+    answer: str,
+) -> None:
+    """By one DEL, and what the runtime is told is the failure, though DEL fails as well."""
+    (pod,) = netns("pod")
+    ipam, calls = tmp_path / "odd", tmp_path / "calls"
+    ipam.write_text(f"#!/bin/sh\necho $CNI_COMMAND >>{calls}\n{answer}\n")
+    ipam.chmod(0o755)
+    told = runtime.call(
+        "ADD",
+        "one",
+        pod,
+        env={"CNI_PATH": str(tmp_path)},
+        ipam={"type": "odd"},
+        prevResult={"ips": 7} if '"ips"' in message else {},
+    )
+    assert (told.rc, told.value["code"]) == (1, code), told.raw
+    assert message in told.value["msg"] and isinstance(told.value["details"], str)
+    assert calls.read_text().split() == ["ADD", "DEL"]
+    assert "eth0" not in links(pod) and attached(running) == []
+
+
+def test_an_ipam_plugin_that_does_not_run_is_told(
+    runtime: Runtime, netns: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    (pod,) = netns("pod")
+    (tmp_path / "odd").write_bytes(b"\0")
+    (tmp_path / "odd").chmod(0o755)
+    env = {"CNI_PATH": str(tmp_path)}
+    told = runtime.call("ADD", "one", pod, env=env, ipam={"type": "odd"}).value
+    assert (told["code"], told["msg"]) == (5, "IPAM plugin odd does not run")
 
 
 # ---- containers that go, and nodes -------------------------------------------------------------

@@ -25,11 +25,14 @@ VERSIONS = ("0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
 SOCKETS = "/run/dataplane"
 PATIENCE = 30.0  # seconds that one answer may take
 TRIES, PAUSE = 20, 0.1  # while another process takes over
-BAD_VERSION, UNSUPPORTED, BAD_ENVIRONMENT, IO, UNDECODABLE, BAD_CONFIG = 1, 2, 4, 5, 6, 7
-BAD_NETNS, TRY_LATER, NOT_AVAILABLE, REFUSED, INTERNAL = 8, 11, 50, 100, 999
+BAD_VERSION, UNSUPPORTED, UNKNOWN_CONTAINER, BAD_ENVIRONMENT, IO = 1, 2, 3, 4, 5
+UNDECODABLE, BAD_CONFIG, BAD_NETNS, TRY_LATER, NOT_AVAILABLE = 6, 7, 8, 11, 50
+REFUSED, INTERNAL = 100, 999
+BY_STATUS = {400: BAD_CONFIG, 404: UNKNOWN_CONTAINER, 422: BAD_CONFIG}  # else REFUSED
 NETNS_NEEDED = ("ADD", "CHECK")
 ATTACHMENT_NEEDED = ("ADD", "CHECK", "DEL")
-CAPABILITIES = ("ips", "mac", "portMappings", "dns")
+OWN = "dataplane.endpoint"  # our capability: what one container has besides `endpoint`
+CAPABILITIES = ("ips", "mac", "portMappings", "dns", OWN)
 
 
 class Failure(Exception):
@@ -37,6 +40,17 @@ class Failure(Exception):
 
     def __init__(self, code: int, message: str, details: str = "") -> None:
         super().__init__(code, message, details)
+
+
+def decoded(data: bytes) -> Value:
+    """The JSON object that they are. Raises ValueError."""
+    try:
+        value = json.loads(data)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"{type(value).__name__} is no object")
+    return value
 
 
 # ---- the node ----------------------------------------------------------------------------------
@@ -69,7 +83,7 @@ def ask(config: Value, method: str, path: str, value: Value | None = None) -> Va
     faults = told.get("faults", [])
     lines = [" ".join(filter(None, (f["path"], f["message"], f["fix"]))) for f in faults]
     title = told.get("title", f"status {status}")
-    raise Failure(BAD_CONFIG if status in (400, 404, 422) else REFUSED, title, "; ".join(lines))
+    raise Failure(BY_STATUS.get(status, REFUSED), title, "; ".join(lines))
 
 
 def asked(path: str, method: str, target: str, value: Value | None) -> tuple[int, Value]:
@@ -85,7 +99,7 @@ def asked(path: str, method: str, target: str, value: Value | None) -> tuple[int
             with sock.makefile("rb") as stream:
                 answer = stream.read()
         told, _, value_told = answer.partition(b"\r\n\r\n")
-        return int(told.split(b" ", 2)[1]), json.loads(value_told)
+        return int(told.split(b" ", 2)[1]), decoded(value_told)
     except OSError as error:
         raise Failure(TRY_LATER, f"{path}: no node answers", str(error)) from None
     except (ValueError, IndexError):
@@ -128,14 +142,15 @@ def items(config: Value, key: str, kind: type) -> list[Any]:
 
 def endpoint_of(config: Value, env: Environment, addresses: list[str]) -> Value:
     """The endpoint that the node shall make; `addresses` are those of an IPAM plugin, if any."""
-    wanted = dict(mapping(config, "endpoint"))
     runtime = mapping(config, "runtimeConfig")
     for name in runtime:
         if name not in CAPABILITIES:
             raise Failure(UNSUPPORTED, f'runtimeConfig "{name}" is not supported')
+    wanted = laid(mapping(config, "endpoint"), mapping(runtime, OWN))
+    conventional = mapping(mapping(config, "args"), "cni")  # others of them may be ignored
     words = dict(w.partition("=")[::2] for w in env.get("CNI_ARGS", "").split(";") if w)
-    given = addresses or items(runtime, "ips", str) or list(filter(None, [words.get("IP")]))
-    if given:
+    asked_for = items(runtime, "ips", str) or items(conventional, "ips", str)
+    if given := addresses or asked_for or list(filter(None, [words.get("IP")])):
         wanted["addresses"] = [address.partition("/")[0] for address in given]
     if mac := runtime.get("mac") or words.get("MAC"):
         wanted["mac"] = mac
@@ -148,6 +163,19 @@ def endpoint_of(config: Value, env: Environment, addresses: list[str]) -> Value:
     if "mtu" in config:
         wanted["tap"]["mtu"] = config["mtu"]
     return wanted
+
+
+def laid(lower: Value, upper: Value) -> Value:
+    """One container's words over those for all of the network. Lists are joined, its own first: so
+    faults have the positions it gave, and its ACLs win where priorities are equal. One of its ACLs
+    takes the place of another of that name."""
+    made = lower | upper
+    for key in ("acls", "port_mappings"):
+        if key in lower and key in upper:
+            own = items(upper, key, dict)
+            names = [item["name"] for item in own if "name" in item]
+            made[key] = own + [i for i in items(lower, key, dict) if i.get("name") not in names]
+    return made
 
 
 def port_mapping(asked_for: Value) -> Value:
@@ -208,37 +236,67 @@ def delegated(config: Value, env: Environment, command: str) -> Value | None:
     path = next((place for place in places if os.access(place, os.X_OK)), None)
     if path is None:
         raise Failure(BAD_CONFIG, f"there is no IPAM plugin {kind} in CNI_PATH")
-    done = subprocess.run(
-        [path],
-        input=json.dumps(config).encode(),
-        stdout=subprocess.PIPE,
-        env={**env, "CNI_COMMAND": command},
-        check=False,
-    )
     try:
-        told = json.loads(done.stdout) if done.stdout.strip() else {}
-    except ValueError:
-        raise Failure(UNDECODABLE, f"IPAM plugin {kind}: its answer is not JSON") from None
+        done = subprocess.run(
+            [path],
+            input=json.dumps(config).encode(),
+            stdout=subprocess.PIPE,
+            env={**env, "CNI_COMMAND": command},
+            check=False,
+        )
+        told = decoded(done.stdout) if done.stdout.strip() else {}
+    except OSError as error:
+        raise Failure(IO, f"IPAM plugin {kind} does not run", str(error)) from None
+    except ValueError as error:
+        raise Failure(
+            UNDECODABLE, f"IPAM plugin {kind}: its answer is no JSON object", str(error)
+        ) from None
     if done.returncode:
-        raise Failure(told.get("code", IO), f"{kind}: {told.get('msg')}", told.get("details", ""))
+        code, why = told.get("code"), told.get("msg", f"exit status {done.returncode}")
+        known = code if isinstance(code, int) and code > 0 else IO
+        raise Failure(known, f"{kind}: {why}", str(told.get("details", "")))
     return told
+
+
+def leased(config: Value, env: Environment) -> list[str]:
+    """The addresses, with lengths, that the IPAM plugin gives; none where there is no such."""
+    told = delegated(config, env, "ADD")
+    if told is None:
+        return []
+    ips = told.get("ips")
+    if not isinstance(ips, list) or not ips:
+        raise Failure(UNDECODABLE, "the IPAM plugin's answer has no ips", json.dumps(told))
+    if not all(isinstance(ip, dict) and isinstance(ip.get("address"), str) for ip in ips):
+        raise Failure(UNDECODABLE, "one of the IPAM plugin's ips has no address", json.dumps(ips))
+    return [ip["address"] for ip in ips]
 
 
 # ---- commands ----------------------------------------------------------------------------------
 
 
 def add(config: Value, env: Environment) -> Value:
+    """All of it or nothing: what fails takes back what was made before."""
     network = text(config, "network")
     asked_for = f"{attachment(env)}?network={quoted(network)}&config={quoted(config['name'])}"
-    leased = delegated(config, env, "ADD")
     try:
-        addresses = [ip["address"] for ip in items(leased or {}, "ips", dict)]
-        told = ask(config, "PUT", asked_for, endpoint_of(config, env, addresses))
-        return result(config, env, told)
-    except Failure:
-        if leased is not None:
-            delegated(config, env, "DEL")
+        endpoint = endpoint_of(config, env, leased(config, env))
+        told = ask(config, "PUT", asked_for, endpoint)
+        try:
+            return result(config, env, told)
+        except Exception:
+            taken_back(ask, config, "DELETE", attachment(env))
+            raise
+    except Exception:
+        taken_back(delegated, config, env, "DEL")
         raise
+
+
+def taken_back(step: Callable[..., object], *words: object) -> None:
+    """As far as it can be: the failure that led here is what the runtime is told."""
+    from contextlib import suppress
+
+    with suppress(Failure):
+        step(*words)
 
 
 def delete(config: Value, env: Environment) -> None:
@@ -266,11 +324,12 @@ def check(config: Value, env: Environment) -> None:
 def status(config: Value, env: Environment) -> None:
     delegated(config, env, "STATUS")
     try:
-        told = ask(config, "GET", "/readyz")
+        _, told = asked(socket_of(config), "GET", "/readyz", None)
     except Failure as failure:
         raise Failure(NOT_AVAILABLE, *failure.args[1:]) from None
-    if not told["ready"]:
-        raise Failure(NOT_AVAILABLE, "the node is not ready", "; ".join(told["faults"]))
+    if not told.get("ready"):
+        title = told.get("title", "the node is not ready")
+        raise Failure(NOT_AVAILABLE, title, "; ".join(told.get("faults", [])))
 
 
 def collect(config: Value, env: Environment) -> None:
@@ -297,11 +356,13 @@ COMMANDS: dict[str, Callable[[Value, Environment], Value | None]] = {
 
 def check_environment(command: str, env: Environment) -> None:
     """Raises Failure."""
-    for name in ("CNI_CONTAINERID", "CNI_IFNAME") if command in ATTACHMENT_NEEDED else ():
-        if not env.get(name):
-            raise Failure(BAD_ENVIRONMENT, f"{name} is not set")
-        if not all(c.isascii() and (c.isalnum() or c in "_.-") for c in env[name]):
-            raise Failure(BAD_ENVIRONMENT, f"{name} has other characters than A-Za-z0-9_.-")
+    if command in ATTACHMENT_NEEDED:
+        container, ifname = word(env, "CNI_CONTAINERID"), word(env, "CNI_IFNAME")
+        if not container[0].isalnum():
+            message = f"CNI_CONTAINERID {container} begins with no letter or digit"
+            raise Failure(BAD_ENVIRONMENT, message)
+        if len(ifname) > 15 or ifname in (".", ".."):
+            raise Failure(BAD_ENVIRONMENT, f"CNI_IFNAME {ifname} is no name of 1 to 15 characters")
     if command in NETNS_NEEDED:
         netns = env.get("CNI_NETNS")
         if not netns:
@@ -312,15 +373,22 @@ def check_environment(command: str, env: Environment) -> None:
             raise Failure(BAD_NETNS, f"{netns}: there is no such network namespace")
 
 
+def word(env: Environment, name: str) -> str:
+    """What ID and interface name have in common. Raises Failure."""
+    value = env.get(name)
+    if not value:
+        raise Failure(BAD_ENVIRONMENT, f"{name} is not set")
+    if not all(c.isascii() and (c.isalnum() or c in "_.-") for c in value):
+        raise Failure(BAD_ENVIRONMENT, f"{name} has other characters than A-Za-z0-9_.-")
+    return value
+
+
 def read(stream: BinaryIO) -> Value:
     """The network configuration. Raises Failure."""
     try:
-        config = json.loads(stream.read())
-    except (ValueError, RecursionError) as error:
-        raise Failure(UNDECODABLE, "the configuration is not JSON", str(error)) from None
-    if not isinstance(config, dict):
-        raise Failure(UNDECODABLE, "the configuration is no JSON object")
-    return config
+        return decoded(stream.read())
+    except ValueError as error:
+        raise Failure(UNDECODABLE, "the configuration is no JSON object", str(error)) from None
 
 
 def answer(config: Value, env: Environment) -> Value | None:
