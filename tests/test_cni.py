@@ -513,8 +513,8 @@ def test_fifty_at_once(runtime: Runtime, running: Process, netns: Callable[..., 
 def test_it_is_about_as_fast_as_plugins_in_go(
     runtime: Runtime, netns: Callable[..., list[str]], tmp_path: Path
 ) -> None:
-    """At most 50 ms more than a bridge with host-local, in turns, by medians; where that one is
-    slow, too, in proportion."""
+    """At most 50 ms more than a bridge with host-local, in turns, by medians; without
+    DATAPLANE_SLOW=1, where that one is slow, too, in proportion."""
     pod, host = netns("pod", "host")
     ipam = {"type": "host-local", "dataDir": str(tmp_path), "ranges": [[{"subnet": "10.7.0.0/24"}]]}
     enter = tmp_path / "bridge"
@@ -529,7 +529,10 @@ def test_it_is_about_as_fast_as_plugins_in_go(
             each.delete("one", pod)
             seconds[name].append((time.perf_counter() - begin) / 2)
     medians = {name: statistics.median(found) for name, found in seconds.items()}
-    assert medians["ours"] - medians["go"] < max(0.05, 2.5 * medians["go"]), medians
+    print(f"a call takes {medians['ours'] * 1e3:.0f} ms, in Go {medians['go'] * 1e3:.0f} ms")
+    strict = os.environ.get("DATAPLANE_SLOW") == "1"
+    most = 0.05 if strict else max(0.05, 2.5 * medians["go"])
+    assert medians["ours"] - medians["go"] < most, medians
 
 
 def test_the_plugin_loads_little() -> None:
