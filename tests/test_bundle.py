@@ -95,7 +95,7 @@ def test_none_is_in_a_whole_bundle(
     words += ["--flannel", "http://127.0.0.1:1", "--flannel-env", str(tmp_path / "env")]
     process = Process(node, tmp_path, *words, "--etcd-password", SECRET)
     process.file.write_text(dump(Document(node=full)))
-    process.start()
+    process.start(ready=False)  # nobody is at these addresses
     try:
         with Client(process.socket) as client:
             assert SECRET in client.export()

@@ -106,11 +106,11 @@ def test_a_node_is_ready_once_etcd_was_heard_and_its_policy_fits(tmp_path: Path)
             until(lambda: "refused" in "".join(unready(daemon)))
             etcd.start()
             until(lambda: not unready(daemon))
-            assert "/dp/policy is missing" in daemon.doors["etcd"].trouble
+            until(lambda: "/dp/policy is missing" in daemon.doors["etcd"].trouble)
         etcd.put("/dp/policy", b"parts: [{network: nobody}]")
         with Daemon(Saved(1, own)) as daemon, EtcdPolicy(daemon, options):
             until(lambda: "is refused: " in daemon.doors["etcd"].trouble)
-            assert unready(daemon)[0].startswith("etcd: not synced yet: revision ")
+            until(lambda: "etcd: not synced yet: revision " in "".join(unready(daemon)))
             etcd.put("/dp/policy", b"networks: [{name: n, vni: 7, prefixes: [10.9.0.0/16]}]")
             until(lambda: not unready(daemon))
             until(lambda: not daemon.doors["etcd"].trouble)
