@@ -95,7 +95,7 @@ class Pair:
             (
                 *(r["src"].tobytes(), r["dst"].tobytes()),
                 *(int(r[f]) for f in ("proto", "sport", "dport", "in_port", "vni", "state")),
-                *(r["packets"].tolist(), int(r["last_ns"])),
+                *(r["packets"].tolist(), int(r["last_ns"].max())),
             )
             for r in records
         )
