@@ -366,11 +366,12 @@ def demo(policy: str | None, lab: bool) -> None:
 
 
 @cli.command(epilog=EXIT_CODES)
-def version() -> None:
+@output
+def version(form: str) -> None:
     """Print versions."""
     from dataplane import commands
 
-    click.echo(commands.version())
+    click.echo(commands.version(form))
 
 
 @cli.command("man", epilog=EXIT_CODES)

@@ -195,7 +195,8 @@ def graph(file: str, node: str | None, form: str) -> int:
 # ---- version -----------------------------------------------------------------------------------
 
 
-def version() -> str:
+def versions() -> dict[str, str | int]:
+    """Of the package, the engine's interface, Python and the processor."""
     import platform
     from importlib.metadata import PackageNotFoundError
     from importlib.metadata import version as version_of
@@ -207,4 +208,12 @@ def version() -> str:
     except PackageNotFoundError:
         number = "from source"
     python = f"{platform.python_implementation()} {platform.python_version()}"
-    return f"dataplane {number}  engine abi {lib.dp_abi()}  {python}  {platform.machine()}"
+    machine = platform.machine()
+    return {"dataplane": number, "engine_abi": lib.dp_abi(), "python": python, "machine": machine}
+
+
+def version(form: str) -> str:
+    told = versions()
+    if form == "json":
+        return json.dumps(told)
+    return "dataplane {dataplane}  engine abi {engine_abi}  {python}  {machine}".format(**told)

@@ -17,7 +17,7 @@ from dataplane.cli import EXIT_CODES, cli
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "dataplane.1"
 # These print what is no table: a document, a page, a packet file, or nothing at all.
 NO_JSON = {
-    *("run", "demo", "schema", "man", "completion", "version"),
+    *("run", "demo", "schema", "man", "completion"),
     *("capture", "bundle", "ui", "graph", "bench", "hns export", "cni install"),
 }
 
