@@ -149,10 +149,11 @@ def test_udp_super_frames(world: World, source: str, target: str) -> None:
 
 
 def hops(site: Site, source: str, target: str, *options: str) -> list[str]:
-    """Who answers on the way, as the system's traceroute shows it."""
+    """Who answers on the way, as the system's traceroute shows it: one probe at a time, as a target
+    answers few at once."""
     if shutil.which("traceroute") is None:
         pytest.skip("needs traceroute")
-    words = ["traceroute", "-n", "-q", "1", "-w", "2", "-m", "8", *options, target]
+    words = ["traceroute", "-n", "-q", "1", "-N", "1", "-w", "2", "-m", "8", *options, target]
     text = demo_net.run(*site.command(source, *words))
     return re.findall(r"^ *\d+ +(\S+)", text, re.MULTILINE)
 
