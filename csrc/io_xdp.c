@@ -438,13 +438,15 @@ static struct io_xsk *sender_of(const struct io_xdp *x) {
 /* Whether AF_XDP is to take the frames: all, or none, so their order stays. */
 static bool takes(const struct io_port *p, const struct io_xsk *s, struct dp_frame *const *frames,
                   uint32_t n) {
-    const bool cuts = s && (s->zero_copy || p->xdp->of->config.cut || !p->sockets.segment);
-    for (uint32_t i = 0; s && !cuts && i < n; i++) {
+    if (!s || s->zero_copy || p->xdp->of->config.cut || !p->sockets.segment) {
+        return s;
+    }
+    for (uint32_t i = 0; i < n; i++) {
         if (frames[i]->head) {
             return false;
         }
     }
-    return s;
+    return true;
 }
 
 uint32_t io_xdp_send(struct io_port *p, struct dp_engine *e, uint8_t *arena,

@@ -317,10 +317,14 @@ static enum dp_reason walk_from_underlay(struct dp_walk *w) {
     return r ? r : deliver(w);
 }
 
-/* The host reaches who lives on the network, nodes that are reached directly those who live here.
- */
+/* What lives there comes by the host port. */
+static bool is_by_host(const struct dp_hop *r) {
+    return r->kind == DP_TO_HOST || r->kind == DP_TO_DIRECT;
+}
+
+/* The host reaches all who live on the network, nodes that are direct those who live here. */
 static bool host_reaches(const struct dp_hop *src, const struct dp_hop *dst) {
-    if (!src || !dst || (src->kind != DP_TO_HOST && src->kind != DP_TO_DIRECT)) {
+    if (!src || !dst || !is_by_host(src)) {
         return false;
     }
     return dst->kind == DP_TO_ENDPOINT || (dst->kind == DP_TO_REMOTE && src->kind == DP_TO_HOST);
@@ -350,8 +354,7 @@ static enum dp_reason admit_from_host(struct dp_walk *w) {
         return DP_R_no_route;
     }
     const struct dp_hop *src = route_to(w, &w->id.src);
-    const bool there = !src || src->kind == DP_TO_HOST || src->kind == DP_TO_DIRECT;
-    return there ? DP_R_none : DP_R_guard_ip;
+    return src && !is_by_host(src) ? DP_R_guard_ip : DP_R_none;
 }
 
 static enum dp_reason walk_from_host(struct dp_walk *w) {
