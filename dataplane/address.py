@@ -138,6 +138,11 @@ def host_prefix(address: IP) -> Prefix:
     return ipaddress.ip_network(address)
 
 
+def is_within(prefix: Prefix, whole: Prefix) -> bool:
+    """Whether all of its addresses are the other's, too."""
+    return prefix.version == whole.version and prefix.subnet_of(whole)  # type: ignore[arg-type]
+
+
 def ip16(address: IP) -> bytes:
     """16 bytes in network order, IPv4 as ::ffff:a.b.c.d."""
     return address.packed if address.version == 6 else _V4_MAPPED + address.packed

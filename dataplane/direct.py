@@ -7,12 +7,12 @@ import contextlib
 import errno
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from ipaddress import ip_network
 from socket import AF_INET, AF_INET6
 from typing import Any, NamedTuple, Self
 
-from dataplane.address import IP, Prefix, parse_ip
+from dataplane.address import IP, Prefix, is_within, parse_ip
 from dataplane.errors import PortError
 from dataplane.model import Node
 from dataplane.netns import inside
@@ -131,16 +131,12 @@ def _left_over(before: _Wanted, after: _Wanted) -> Ways:
     within = after.within - known
     if not within:
         return {}
-    standing = inside(after.netns, lambda: _standing({prefix.version for prefix in within}))
+    standing = inside(after.netns, lambda: _standing(within))
     return {
         prefix: via
         for prefix, via in standing.items()
-        if prefix not in after.ways and any(_is_in(prefix, whole) for whole in within)
+        if prefix not in after.ways and any(is_within(prefix, whole) for whole in within)
     }
-
-
-def _is_in(prefix: Prefix, whole: Prefix) -> bool:
-    return prefix.version == whole.version and prefix.subnet_of(whole)  # type: ignore[arg-type]
 
 
 def _set(netns: str | None, ways: Ways) -> Mapping[Prefix, str]:
@@ -152,9 +148,9 @@ def _set(netns: str | None, ways: Ways) -> Mapping[Prefix, str]:
 def _set_here(ways: Ways) -> Mapping[Prefix, str]:
     from pyroute2.netlink.exceptions import NetlinkError
 
-    standing = _standing({prefix.version for prefix in ways})
+    standing = _standing(ways)
     refused: dict[Prefix, str] = {}
-    with _kernel() as kernel:
+    with asked_kernel() as kernel:
         for prefix, via in ways.items():
             if standing.get(prefix) == via:
                 continue
@@ -179,7 +175,7 @@ def _remove(netns: str | None, ways: Ways) -> None:
 def _remove_here(ways: Ways) -> None:
     from pyroute2.netlink.exceptions import NetlinkError
 
-    with _kernel() as kernel:
+    with asked_kernel() as kernel:
         for prefix, via in ways.items():
             with contextlib.suppress(NetlinkError):
                 kernel.route("del", **_route(prefix, via))
@@ -196,8 +192,8 @@ def _told() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _kernel() -> Iterator[Any]:
-    """Raises PortError where it does not answer."""
+def asked_kernel() -> Iterator[Any]:
+    """A pyroute2.IPRoute; raises PortError where it does not answer."""
     from pyroute2 import IPRoute
     from pyroute2.netlink.exceptions import NetlinkError
 
@@ -208,16 +204,22 @@ def _kernel() -> Iterator[Any]:
         raise PortError(f"direct routes: {error}") from error
 
 
-def _standing(versions: set[int]) -> Ways:
+def routes_of(kernel: Any, like: Iterable[Prefix], **match: int) -> Iterator[tuple[Prefix, Any]]:
+    """The main table's, but for default ones, of the IP versions of `like`."""
+    for version in {prefix.version for prefix in like}:
+        for route in kernel.get_routes(family=FAMILY[version], table=MAIN, **match):
+            if at := route.get_attr("RTA_DST"):
+                yield ip_network(f"{at}/{route['dst_len']}"), route
+
+
+def _standing(like: Iterable[Prefix]) -> Ways:
     """Routes of our protocol."""
-    found: dict[Prefix, IP] = {}
-    with _kernel() as kernel:
-        for version in versions:
-            for route in kernel.get_routes(family=FAMILY[version], proto=PROTOCOL, table=MAIN):
-                gateway, at = route.get_attr("RTA_GATEWAY"), route.get_attr("RTA_DST")
-                if gateway and at:
-                    found[ip_network(f"{at}/{route['dst_len']}")] = parse_ip(gateway)
-    return found
+    with asked_kernel() as kernel:
+        return {
+            prefix: parse_ip(gateway)
+            for prefix, route in routes_of(kernel, like, proto=PROTOCOL)
+            if (gateway := route.get_attr("RTA_GATEWAY"))
+        }
 
 
 def _route(prefix: Prefix, via: IP) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from dataplane.address import Prefix, host_prefix, prefix16
+from dataplane.address import Prefix, host_prefix, is_within, prefix16
 from dataplane.memo import Memo
 from dataplane.model import Network, Node
 from dataplane.tree import Complaint, Path
@@ -63,7 +63,7 @@ def _inside(direct: Prefix, network: Network, path: Path) -> Iterator[Complaint]
         *(("endpoint", host_prefix(a)) for e in network.endpoints for a in e.addresses),
     ]
     for what, prefix in spans:
-        if prefix.version == direct.version and prefix.subnet_of(direct):  # type: ignore[arg-type]
+        if is_within(prefix, direct):
             yield Complaint(path, f"the {what} {prefix} lies in it, where the host has no route")
             return
 

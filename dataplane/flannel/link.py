@@ -1,12 +1,9 @@
 """Which peers are on the node's own link, as flannel asks for DirectRouting."""
 
-from collections.abc import Iterator
-from ipaddress import ip_network
 from typing import Any
 
 from dataplane.address import IP, Prefix
-from dataplane.direct import FAMILY, MAIN, PROTOCOL, Ways
-from dataplane.errors import PortError
+from dataplane.direct import FAMILY, PROTOCOL, Ways, asked_kernel, routes_of
 from dataplane.flannel.documents import Config
 from dataplane.model import DirectSubnet, HostPort, RemoteSubnet
 
@@ -55,19 +52,11 @@ class Link:
 
     def _near_of(self, ways: Ways) -> set[Prefix]:
         """But where somebody else has a route."""
-        from pyroute2 import IPRoute
-        from pyroute2.netlink.exceptions import NetlinkError
-
         if not ways:
             return set()
-        try:
-            with IPRoute() as kernel:
-                foreign = set(_foreign(kernel, {prefix.version for prefix in ways}))
-                return {
-                    p for p, via in ways.items() if p not in foreign and self._is_near(kernel, via)
-                }
-        except NetlinkError as error:
-            raise PortError(f"direct routes: {error}") from error
+        with asked_kernel() as kernel:
+            foreign = {p for p, r in routes_of(kernel, ways) if r["proto"] != PROTOCOL}
+            return {p for p, via in ways.items() if p not in foreign and self._is_near(kernel, via)}
 
     def _is_near(self, kernel: Any, peer: IP) -> bool:
         from pyroute2.netlink.exceptions import NetlinkError
@@ -80,10 +69,3 @@ class Link:
             gateway = found.get_attr("RTA_GATEWAY") or found.get_attr("RTA_VIA")
             self._near[peer] = found["type"] == _UNICAST and not gateway
         return self._near[peer]
-
-
-def _foreign(kernel: Any, versions: set[int]) -> Iterator[Prefix]:
-    for version in versions:
-        for route in kernel.get_routes(family=FAMILY[version], table=MAIN):
-            if route["proto"] != PROTOCOL and (at := route.get_attr("RTA_DST")):
-                yield ip_network(f"{at}/{route['dst_len']}")

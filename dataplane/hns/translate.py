@@ -12,7 +12,7 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from dataplane.address import Mac, Prefix, Vni, parse_ip, parse_prefix
+from dataplane.address import Mac, Prefix, Vni, is_within, parse_ip, parse_prefix
 from dataplane.hns.balancers import served, sources
 from dataplane.hns.errors import HcnError
 from dataplane.hns.flags import IPV6, REMOTE
@@ -208,10 +208,7 @@ def _subnets(
     found: dict[Prefix, RemoteSubnet] = {}
     for address, provider, mac in far:
         prefix = parse_prefix(address)
-        covered = any(
-            subnet.prefix.version == prefix.version and prefix.subnet_of(subnet.prefix)  # type: ignore[arg-type]
-            for subnet in own
-        )
+        covered = any(is_within(prefix, subnet.prefix) for subnet in own)
         if provider not in mine and not covered:
             found.setdefault(
                 prefix,
