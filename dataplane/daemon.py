@@ -440,8 +440,9 @@ class Daemon:
         """Says once of each that it is gone; AF_XDP gets its interface back, if that came back, and
         the host its direct routes."""
         lost = self.lost_devices()
-        with contextlib.suppress(BusyError), self.changing():
-            self._ports.direct.mend()
+        if self._ports.direct.is_due:
+            with contextlib.suppress(BusyError), self.changing():
+                self._ports.direct.mend()
         for name in sorted(lost.keys() - self._gone):
             fix = "an interface has to get it" if name == UNDERLAY else "SIGHUP makes it again"
             log.error("%s: %s is gone, was it deleted? %s", name, lost[name], fix)

@@ -49,7 +49,7 @@ _NOTHING = _Wanted(None, {}, frozenset())
 
 class DirectRoutes:
     """The routes of one node, in the network namespace of its host port. For one thread at a time,
-    but for `lacking`."""
+    but for `lacking` and `is_due`."""
 
     def __init__(self) -> None:
         self._wanted = _NOTHING
@@ -61,6 +61,11 @@ class DirectRoutes:
         """What the kernel refused when it was looked at last, and why."""
         ways = self._wanted.ways
         return {prefix: why for prefix, why in self._lacking.items() if prefix in ways}
+
+    @property
+    def is_due(self) -> bool:
+        """Whether `mend` would look. For any thread."""
+        return bool(self._wanted.ways) and time.monotonic() >= self._next_look
 
     def begin(self, node: Node) -> None:
         """Those of a killed predecessor are ours, and stay or go as our own. What the kernel
@@ -104,7 +109,7 @@ class DirectRoutes:
         """Sets what the kernel has not, now and then: with a link its routes go, and nobody brings
         them back. Of what it refuses the log tells once."""
         netns, ways, _ = self._wanted
-        if not ways or time.monotonic() < self._next_look:
+        if not self.is_due:
             return
         self._next_look = time.monotonic() + LOOK
         try:

@@ -31,8 +31,8 @@ def forward(host: HostPort) -> str:
 
 def forwards(host: HostPort) -> bool:
     """Whether the host port's namespace forwards. Raises PortError."""
-    place = Path("/proc/sys/net", FORWARDING[host.address.version])
-    return inside(host.tap.netns, lambda: place.read_text().strip() != "0")
+    switch = FORWARDING[host.address.version]
+    return inside(host.tap.netns, lambda: _is_on(Path("/proc/sys/net", switch)))
 
 
 def switch_of(host: HostPort) -> str:
@@ -119,10 +119,14 @@ def _sysctl(switch: Path) -> str:
     return ".".join(("net", *switch.parts))
 
 
+def _is_on(place: Path) -> bool:
+    return place.read_text().strip() != "0"
+
+
 def _forward(switch: Path) -> str:
     place = Path("/proc/sys/net", switch)
     name = _sysctl(switch)
-    if place.read_text().strip() != "0":
+    if _is_on(place):
         return ""
     try:
         place.write_text("1")

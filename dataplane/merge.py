@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from msgspec import NODEFAULT
 from msgspec.structs import FieldInfo, fields, replace
 
-from dataplane.model import Model, Network, Node
+from dataplane.model import LISTS, Model, Network, Node
 
 Object = TypeVar("Object", bound=Model)
 Both = Callable[[Any, Any], Any]
@@ -59,9 +59,9 @@ def _default(field: FieldInfo) -> Any:
 
 def _laid(kind: type[Model], field: str) -> Both:
     """How a value of the field is laid over another."""
-    if kind not in LISTS or field not in LISTS[kind]:
+    if kind not in KNOWN or field not in KNOWN[kind]:
         return _value
-    key, both = LISTS[kind][field]
+    key, both = KNOWN[kind][field]
     return lambda lower, upper: _over(lower, upper, key, both)
 
 
@@ -73,15 +73,9 @@ def _whole(lower: Any, upper: Any) -> Any:
     return upper
 
 
-LISTS: dict[type[Model], dict[str, tuple[str, Both]]] = {
+KNOWN: dict[type[Model], dict[str, tuple[str, Both]]] = {  # lists whose objects have names
     Node: {"networks": ("name", _merged)},
-    Network: {
-        "endpoints": ("name", _whole),
-        "acls": ("name", _whole),
-        "load_balancers": ("name", _whole),
-        "remote_subnets": ("prefix", _whole),
-        "direct_subnets": ("prefix", _whole),
-    },
+    Network: {field: (of.key, _whole) for field, of in LISTS.items()},
 }
 
 

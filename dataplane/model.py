@@ -4,8 +4,8 @@ All values are frozen. An object is known by its name; names are unique among th
 """
 
 import re
-from collections.abc import Iterator
-from typing import ClassVar, Literal
+from collections.abc import Iterator, Mapping
+from typing import ClassVar, Literal, NamedTuple
 
 import msgspec
 
@@ -297,6 +297,22 @@ class Flannel(Model, frozen=True, kw_only=True):
     cert: str | None = None
     key: str | None = None
     username: str | None = None
+
+
+class Listed(NamedTuple):
+    """A list of objects: their type, and the field that names one."""
+
+    type: type[Model]
+    key: str
+
+
+LISTS: Mapping[str, Listed] = {  # of a network's objects, by field
+    "endpoints": Listed(Endpoint, "name"),
+    "remote_subnets": Listed(RemoteSubnet, "prefix"),
+    "direct_subnets": Listed(DirectSubnet, "prefix"),
+    "acls": Listed(Acl, "name"),
+    "load_balancers": Listed(LoadBalancer, "name"),
+}
 
 
 class Node(Model, frozen=True, kw_only=True):

@@ -11,6 +11,7 @@ from msgspec.structs import replace
 
 from dataplane.errors import DocumentError, Fault
 from dataplane.model import (
+    LISTS,
     Acl,
     DirectSubnet,
     Endpoint,
@@ -23,13 +24,7 @@ from dataplane.model import (
 
 DOCUMENT = "document"  # the origin of what `apply` and the API's paths say
 
-KEYS = {  # the objects of a network that any origin may put in, and what names one
-    "endpoints": "name",
-    "remote_subnets": "prefix",
-    "direct_subnets": "prefix",
-    "acls": "name",
-    "load_balancers": "name",
-}
+KEYS = {field: of.key for field, of in LISTS.items()}  # what any origin may put into a network
 
 
 class Part(Model, frozen=True, kw_only=True):

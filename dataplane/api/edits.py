@@ -1,41 +1,17 @@
 """Single objects of a policy put and deleted, as the API's paths name them. Pure."""
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 from msgspec.structs import replace
 
 from dataplane.convert import FAULTY, Converter
 from dataplane.document import read_tree
 from dataplane.errors import DocumentError, Fault, MissingError
-from dataplane.model import (
-    Acl,
-    DirectSubnet,
-    Endpoint,
-    LoadBalancer,
-    Model,
-    Network,
-    Node,
-    RemoteSubnet,
-)
+from dataplane.model import LISTS, Network, Node
 from dataplane.tree import Complaint, Tree, path_text
 
-
-class Part(NamedTuple):
-    """Objects of a network: their field, their type, and the field that names one."""
-
-    field: str
-    type: type[Model]
-    key: str
-
-
-PARTS = {
-    "endpoints": Part("endpoints", Endpoint, "name"),
-    "remote-subnets": Part("remote_subnets", RemoteSubnet, "prefix"),
-    "direct-subnets": Part("direct_subnets", DirectSubnet, "prefix"),
-    "acls": Part("acls", Acl, "name"),
-    "load-balancers": Part("load_balancers", LoadBalancer, "name"),
-}
+PARTS = {field.replace("_", "-"): field for field in LISTS}  # by their word in a path
 
 
 def put(node: Node, path: Mapping[str, str], body: bytes) -> Node:
@@ -46,19 +22,19 @@ def put(node: Node, path: Mapping[str, str], body: bytes) -> Node:
     if "part" not in path:
         network = made(body, Network, "name", path["network"])
         return replace(node, networks=_with(node.networks, network, "name"))
-    network, part = _network(node, path["network"]), _part(path["part"])
-    item = made(body, part.type, part.key, path["name"])
-    items = _with(getattr(network, part.field), item, part.key)
-    return _replaced(node, replace(network, **{part.field: items}))
+    network, field = _network(node, path["network"]), _field(path["part"])
+    kind, key = LISTS[field]
+    items = _with(getattr(network, field), made(body, kind, key, path["name"]), key)
+    return _replaced(node, replace(network, **{field: items}))
 
 
 def delete(node: Node, path: Mapping[str, str]) -> Node:
     """The node without the object. Raises MissingError."""
     if "part" not in path:
         return replace(node, networks=_without(node.networks, "name", path["network"]))
-    network, part = _network(node, path["network"]), _part(path["part"])
-    items = _without(getattr(network, part.field), part.key, path["name"])
-    return _replaced(node, replace(network, **{part.field: items}))
+    network, field = _network(node, path["network"]), _field(path["part"])
+    items = _without(getattr(network, field), LISTS[field].key, path["name"])
+    return _replaced(node, replace(network, **{field: items}))
 
 
 def made(body: bytes, kind: type[Any], key: str, name: str) -> Any:
@@ -101,10 +77,10 @@ def _network(node: Node, name: str) -> Network:
     raise MissingError(f"there is no network {name!r}")
 
 
-def _part(name: str) -> Part:
-    if name not in PARTS:
-        raise MissingError(f"a network has no {name!r}, but: {', '.join(PARTS)}")
-    return PARTS[name]
+def _field(part: str) -> str:
+    if part not in PARTS:
+        raise MissingError(f"a network has no {part!r}, but: {', '.join(PARTS)}")
+    return PARTS[part]
 
 
 def _replaced(node: Node, network: Network) -> Node:

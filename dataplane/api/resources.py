@@ -36,9 +36,8 @@ def plain(value: Any) -> Any:
 
 def networks(engine: Engine) -> Iterator[Resource]:
     for network in _policy(engine).networks:
-        parts = ("endpoints", "remote_subnets", "direct_subnets", "acls", "load_balancers")
-        counts: Resource = {part: len(getattr(network, part)) for part in parts}
-        yield _own(network, network.name, parts) | counts
+        counts: Resource = {part: len(getattr(network, part)) for part in KEYS}
+        yield _own(network, network.name, tuple(KEYS)) | counts
 
 
 def endpoints(engine: Engine) -> Iterator[Resource]:
@@ -51,15 +50,16 @@ def endpoints(engine: Engine) -> Iterator[Resource]:
 
 
 def remote_subnets(engine: Engine) -> Iterator[Resource]:
-    for network in _policy(engine).networks:
-        for subnet in network.remote_subnets:
-            name = f"{network.name}/{subnet.prefix}"
-            yield _own(subnet, name, ()) | {"vni": int(network.vni)}
+    return _subnets(engine, "remote_subnets")
 
 
 def direct_subnets(engine: Engine) -> Iterator[Resource]:
+    return _subnets(engine, "direct_subnets")
+
+
+def _subnets(engine: Engine, field: str) -> Iterator[Resource]:
     for network in _policy(engine).networks:
-        for subnet in network.direct_subnets:
+        for subnet in getattr(network, field):
             name = f"{network.name}/{subnet.prefix}"
             yield _own(subnet, name, ()) | {"vni": int(network.vni)}
 

@@ -6,9 +6,9 @@ Bodies are the model's own (`dataplane schema`); of answers the fields that are 
 from typing import Any
 
 from dataplane import schema
-from dataplane.api.edits import PARTS
 from dataplane.api.finding import FAILURE, OK, WARNING
 from dataplane.layers import LAYERS
+from dataplane.model import LISTS
 from dataplane.reasons import REASON_NAMES, Verdict
 
 Shape = dict[str, Any]
@@ -175,14 +175,14 @@ VALID_ATTACHMENTS: Shape = {
 DOCUMENT = ref("Document")
 ENDPOINT = ref("EndpointBody")
 NETWORK = ref("NetworkBody")
-PART: Shape = {"anyOf": [ref(f"{part.type.__name__}Body") for part in PARTS.values()]}
+PART: Shape = {"anyOf": [ref(f"{part.type.__name__}Body") for part in LISTS.values()]}
 
 
 def components() -> Shape:
     """The model's schemas, those of bodies, which need not repeat what the path says, and of
     problems."""
     found: Shape = _moved(schema.schema()["$defs"])
-    bodies = {"Network": {"name"}, **{p.type.__name__: {p.key} for p in PARTS.values()}}
+    bodies = {"Network": {"name"}, **{p.type.__name__: {p.key} for p in LISTS.values()}}
     for name, known in bodies.items():
         whole = found[name]
         needed = [field for field in whole["required"] if field not in known]
