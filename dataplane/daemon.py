@@ -20,6 +20,7 @@ from dataplane.encoder import told_shares
 from dataplane.engine import Engine, Limits
 from dataplane.errors import BusyError, DataplaneError, DocumentError, Fault, StaleError
 from dataplane.forwarder import Forwarder
+from dataplane.garbage import no_collection
 from dataplane.handover import Inherited, Successor
 from dataplane.host_nat import HostTable, forward, needs_host
 from dataplane.ids import UNDERLAY
@@ -229,7 +230,8 @@ class Daemon:
             if self._leaving:
                 raise BusyError("another process takes over: ask again")
         try:
-            yield
+            with no_collection():
+                yield
         finally:
             self._changing.release()
 

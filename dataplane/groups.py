@@ -1,5 +1,6 @@
 """Groups: an endpoint's rules, of its network's ACLs, its own and its outbound NAT."""
 
+from collections.abc import Iterable
 from itertools import chain
 
 from dataplane.address import Prefix, Span, ip16, prefix16
@@ -143,7 +144,7 @@ def _inner_prefixes(network: Network, node: Node, memo: Memo) -> tuple[Span, ...
         )
         for n in domain
     ]
-    single = [vip_spans(n, memo) for n in domain]
+    single: list[Iterable[Span]] = [vip_spans(n, memo) for n in domain]
     if network.host_route and node.host_port is not None:
         single.append(((ip16(node.host_port.peer), 128),))
         single.append(tuple(prefix16(s.prefix) for s in network.direct_subnets))

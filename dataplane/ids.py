@@ -105,15 +105,18 @@ class Ids:
         return {number: name for name, number in self.adjacencies.items()}
 
 
-def allot(old: Mapping[Key, int], keys: Iterable[Key], first: int = 0) -> Mapping[Key, int]:
+def allot(old: Mapping[Key, int], *keys: Iterable[Key], first: int = 0) -> Mapping[Key, int]:
     """Numbers for all keys: those they had, else the lowest that nobody has or had in `old`."""
-    wanted = dict.fromkeys(keys)
-    fresh = [key for key in wanted if key not in old]
-    if not fresh and len(wanted) == len(old):
+    wanted: dict[Key, None] = {}
+    for some in keys:
+        wanted |= dict.fromkeys(some)  # which hashes nothing again that is a dictionary's key
+    new = set(wanted).difference(old)
+    if not new and len(wanted) == len(old):
         return old
+    fresh = [key for key in wanted if key in new] if len(new) > 1 else new
     taken = set(old.values())
     free = (number for number in count(first) if number not in taken)
     numbers = dict(old)
-    for gone in [key for key in old if key not in wanted]:
+    for gone in set(old).difference(wanted):
         del numbers[gone]
     return numbers | dict(zip(fresh, free, strict=False))

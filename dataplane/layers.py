@@ -5,7 +5,7 @@ the generation before. Ownership: `ffi.gc` releases what Python holds, the snaps
 of its own.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import chain
 from operator import attrgetter
@@ -109,7 +109,7 @@ def _build(tables: Tables, generation: int, stamps: dict[int, int], known: Built
         of_network[network.vni] = routes[key]
     balances = {
         backends: known.balances.get(backends) or _make_balance(backends)
-        for backends in dict.fromkeys(map(attrgetter("backends"), tables.services))
+        for backends in _of_services(tables, "backends")
     }
     met = services(tables.services, places, pools, balances, known.services)
     filled = Policy(
@@ -196,7 +196,14 @@ def _all_groups(tables: Tables) -> Iterator[Group]:
 
 def _all_pools(tables: Tables) -> Iterator[Pool]:
     rules = chain.from_iterable(group.rules for group in _all_groups(tables))
-    return filter(None, map(attrgetter("pool"), chain(rules, tables.services)))
+    return filter(None, chain(map(attrgetter("pool"), rules), _of_services(tables, "pool")))
+
+
+def _of_services(tables: Tables, field: str) -> Mapping[Any, int]:
+    """What they have in the field; many have the same, and few change."""
+    return tables.memo.counted(
+        field, tables.services, None, lambda service: (getattr(service, field),)
+    )
 
 
 def _places(items: Iterable[Item]) -> dict[Item, int]:

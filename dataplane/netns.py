@@ -4,6 +4,7 @@ import ctypes
 import os
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 from dataplane.errors import PortError
@@ -70,3 +71,35 @@ def inside(netns: str | None, work: Callable[[], T]) -> T:
     if failed:
         raise failed[0]
     return done[0]
+
+
+class Visitor:
+    """A thread that stays in a namespace until `close()`, for one who has work there often. It
+    goes there with the first work; for one thread at a time."""
+
+    def __init__(self, netns: str | None) -> None:
+        self._netns = netns
+        self._thread: ThreadPoolExecutor | None = None
+
+    def __call__(self, work: Callable[[], T]) -> T:
+        """What `work` returns or raises there. Raises PortError where it cannot go there."""
+        if self._thread is None:
+            thread = ThreadPoolExecutor(1, f"netns-{self._netns}")
+            try:
+                thread.submit(self._settle).result()
+            except BaseException:
+                thread.shutdown()
+                raise
+            self._thread = thread
+        return self._thread.submit(work).result()
+
+    def _settle(self) -> None:
+        if self._netns is not None:
+            _enter(path_of(self._netns))
+            _here.netns = self._netns
+
+    def close(self) -> None:
+        """Again is harmless."""
+        if self._thread is not None:
+            self._thread.shutdown()
+            self._thread = None

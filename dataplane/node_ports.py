@@ -15,13 +15,14 @@ from dataplane.address import IP, Mac, host_prefix
 from dataplane.direct import DirectRoutes
 from dataplane.errors import PortError
 from dataplane.ids import HOST, UNDERLAY
+from dataplane.link import Route
 from dataplane.memo import Memo
 from dataplane.model import Endpoint, HostPort, Network, Node, Tap, outbound_nats
 from dataplane.netns import inside
 from dataplane.ports import Port, VxlanSocket
 from dataplane.ports import Tap as TapPort
 from dataplane.rules import host_mac
-from dataplane.tap import Route, remove_kept
+from dataplane.tap import remove_kept
 from dataplane.xdp import Xdp
 
 DRAIN = 0.01  # seconds until loops have read what came before
@@ -73,7 +74,7 @@ class Device:
                     port.address(address, length, peer=peer)
                 for gateway in self.gateways if tap.netns is not None else ():
                     port.default_route(gateway)  # never in our own namespace: the underlay is there
-                port.add_routes(self.routes)
+                port.routes.add(self.routes)
         except BaseException:
             port.close()
             raise
@@ -382,16 +383,16 @@ class NodePorts:
         try:
             for name, old, new in standing:
                 begun.append((_tap(ports[name]), old, new))
-                _tap(ports[name]).add_routes(new - old)
+                _tap(ports[name]).routes.add(new - old)
             yield
         except BaseException:
             for port, old, new in begun:
                 with contextlib.suppress(PortError):
-                    port.add_routes(old - new)
-                port.remove_routes(new - old, old)
+                    port.routes.add(old - new)
+                port.routes.remove(new - old, old)
             raise
         for port, old, new in begun:
-            port.remove_routes(old - new, new)
+            port.routes.remove(old - new, new)
 
     def _refuse(self, node: Node, wanted: Mapping[str, Device]) -> None:
         """What cannot change while the node runs."""

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import chain, compress
+from itertools import compress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dataplane.address import IP, Prefix, Span, ip16, prefix16
@@ -179,10 +179,12 @@ def _few(
     network: Network,
     ends: tuple[tuple[bytes, int], ...],
     host: tuple[tuple[Span, _Target], ...],
-    vips: tuple[tuple[Span, ...], ...],
+    vips: tuple[dict[Span, None], ...],
 ) -> dict[Span, _Target]:
     """Single addresses, and what the host leads to. Whoever comes last has it."""
-    few = dict.fromkeys(chain.from_iterable(vips), (RouteKind.VIP, 0))
+    few: dict[Span, _Target] = {}
+    for spans in vips:
+        few |= dict.fromkeys(spans, (RouteKind.VIP, 0))
     few |= {(ip16(gateway), 128): (RouteKind.GATEWAY, 0) for gateway in network.gateways}
     few |= reversed(host)
     return few | {(octets, 128): (RouteKind.ENDPOINT, port) for octets, port in ends}
@@ -208,8 +210,8 @@ def _make_routes(
     own = np.frombuffer(b"".join(prefixes), np.uint8).reshape(-1, 16)
     columns = (
         np.concatenate([own, *(w.prefix for w in ways)]),
-        np.concatenate([np.array(lengths, np.uint8), *(w.length for w in ways)]),
-        np.concatenate([np.array(kinds, np.uint8), np.full(remotes, RouteKind.REMOTE, np.uint8)]),
+        np.concatenate([_octets(lengths), *(w.length for w in ways)]),
+        np.concatenate([_octets(kinds), np.full(remotes, RouteKind.REMOTE, np.uint8)]),
         np.concatenate([np.array(targets, np.uint32), *numbers]),
         np.concatenate([np.zeros(len(few), np.uint16), *(w.flags for w in ways)]),
     )
@@ -217,6 +219,12 @@ def _make_routes(
     for column in columns:
         digest.update(column.tobytes())
     return RouteTable(digest.digest(), *columns)
+
+
+def _octets(numbers: Iterable[int]) -> "NDArray[np.uint8]":
+    import numpy as np
+
+    return np.frombuffer(bytes(numbers), np.uint8)
 
 
 def _among(prefix: Span, ways: Ways) -> bool:

@@ -3,7 +3,7 @@
 Pure: no C object is made here.
 """
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from itertools import chain
 
 from dataplane.address import IP, Mac
@@ -121,13 +121,13 @@ def _number(node: Node, old: Ids, memo: Memo) -> Ids:
     ends = [f"{n.name}/{e.name}" for n in node.networks for e in n.endpoints]
     vteps = tuple(ways_of(n, memo).names for n in node.networks)
     return Ids(
-        ports=allot(fixed | dict(old.ports), [*fixed, *ends], FIRST_ENDPOINT_PORT),
+        ports=allot(fixed | dict(old.ports), fixed, ends, first=FIRST_ENDPOINT_PORT),
         groups=allot(old.groups, _group_names(node)),
         rules=_allot_rules(node, old, memo),
         adjacencies=memo(
             ("adjacencies", old.lineage),
             vteps,
-            lambda: allot(old.adjacencies, chain.from_iterable(vteps)),
+            lambda: allot(old.adjacencies, *vteps),
         ),
         lineage=old.lineage,
     )
@@ -145,10 +145,10 @@ def _group_names(node: Node) -> Iterator[GroupName]:
 
 def _allot_rules(node: Node, old: Ids, memo: Memo) -> Mapping[RuleName, int]:
     names = tuple(chain.from_iterable(_rule_names(n, memo) for n in node.networks))
-    return memo("rules", names, lambda: allot(old.rules, chain.from_iterable(names)))
+    return memo("rules", names, lambda: allot(old.rules, *names))
 
 
-def _rule_names(n: Network, memo: Memo) -> Iterator[tuple[RuleName, ...]]:
+def _rule_names(n: Network, memo: Memo) -> Iterator[Iterable[RuleName]]:
     yield from service_names(n, memo)
     yield _acl_names(n.acls, n.name, None, memo)
     for e in n.endpoints:

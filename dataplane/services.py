@@ -58,13 +58,13 @@ def _services(network: Network, node: Node, ids: Ids, memo: Memo) -> Iterator[It
             yield _mapping(mapping, endpoint, met, ids.rules[name])
 
 
-def rule_names(network: Network, memo: Memo) -> Iterator[tuple[RuleName, ...]]:
+def rule_names(network: Network, memo: Memo) -> Iterator[Iterable[RuleName]]:
     """Services count what they decide as rules do."""
-    yield memo.each(
+    yield memo.counted(
         ("names", network.name, "lb"),
         network.load_balancers,
         network.name,
-        lambda balancer: RuleName(network.name, None, "lb", balancer.name),
+        lambda balancer: (RuleName(network.name, None, "lb", balancer.name),),
     )
     for endpoint in network.endpoints:
         yield tuple(

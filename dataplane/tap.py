@@ -4,13 +4,12 @@ import contextlib
 import errno
 import fcntl
 import os
-import socket
 import struct
-from collections.abc import Iterable, Iterator
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
-from dataplane.address import IP, Mac, Prefix
+from dataplane.address import IP, Mac
 from dataplane.errors import PortError
+from dataplane.link import LinkRoutes, linked, replace_address, replace_route
 from dataplane.netns import here, inside, moved
 from dataplane.port import Owner
 
@@ -24,17 +23,8 @@ _TUNSETIFF, _TUNSETPERSIST, _TUNSETOWNER, _TUNSETOFFLOAD = (
 _IFF_TAP, _IFF_NO_PI, _IFF_VNET_HDR, _IFF_MULTI_QUEUE = 0x0002, 0x1000, 0x4000, 0x0100
 _TUN_F_TCP = 0x01 | 0x02 | 0x04 | 0x08  # checksums, TSO4, TSO6, TSO with ECN
 _TUN_F_USO = 0x20 | 0x40  # Linux 6.2
-_ONLINK = 4  # RTNH_F_ONLINK
 _WAITING = 2048  # packets: half a million a second, while a tick's length of another process passes
 _KEPT = "kept by dataplane"  # the alias of a TAP that outlives its process
-
-
-class Route(NamedTuple):
-    """`source`: an address that the host has for it, and uses where it may choose."""
-
-    prefix: Prefix
-    gateway: IP
-    source: IP | None = None
 
 
 class AdoptedTap(Owner):
@@ -94,7 +84,7 @@ class Tap(AdoptedTap):
     ) -> None:
         if not 68 <= mtu <= 65_535:
             raise PortError(f"tap {name}: MTU {mtu} is not in 68-65535")
-        self.name, self.netns = name, netns
+        self.name, self.netns, self.routes = name, netns, LinkRoutes(name, netns)
         self._home = inside(netns, here)
         self._kept = keep and not persist and inside(netns, lambda: _is_free(name))
         fds, uso = inside(netns, lambda: _open_queues(name, persist, owner, offload, queues))
@@ -117,12 +107,13 @@ class Tap(AdoptedTap):
         tap = cls.__new__(cls)
         AdoptedTap.__init__(tap, state["fds"][0], mtu=state["mtu"], uso=state["_uso"])
         tap.name, tap.netns, tap._kept = state["name"], state["netns"], state["_kept"]
-        tap._fds = state["fds"]
+        tap._fds, tap.routes = state["fds"], LinkRoutes(tap.name, tap.netns)
         tap._home = inside(tap.netns, here)
         return tap
 
     def leave(self) -> None:
         """Closes it for this process only: another one has it now."""
+        self.routes.close()
         super().close()
 
     def __str__(self) -> str:
@@ -146,7 +137,7 @@ class Tap(AdoptedTap):
             wanted["IFLA_IFALIAS"] = _KEPT
 
         def work() -> None:
-            with _netlink(self.name) as (ipr, index):
+            with linked(self.name) as (ipr, index):
                 ipr.link("set", index=index, mtu=mtu, txqlen=_WAITING, **wanted)
                 ipr.link("set", index=index, state="up" if up else "down")
 
@@ -157,7 +148,7 @@ class Tap(AdoptedTap):
         PortError."""
 
         def work() -> None:
-            with _netlink(self.name) as (ipr, index):
+            with linked(self.name) as (ipr, index):
                 ipr.link("set", index=index, mtu=mtu)
 
         inside(self.netns, work)
@@ -172,68 +163,25 @@ class Tap(AdoptedTap):
 
     def close(self) -> None:
         self.outlive(False)
-        super().close()
+        self.leave()
 
     def address(self, address: IP, length: int, *, peer: IP | None = None) -> None:
         """Gives the device an address of that prefix length; with `peer`, a point-to-point one."""
-        extra: dict[str, Any] = {"address": str(peer or address)}
-        if peer:
-            extra["local"] = str(address)
 
         def work() -> None:
-            with _netlink(self.name) as (ipr, index):
-                if address.version == 6:
-                    extra["flags"] = 0x02  # IFA_F_NODAD: usable at once, the guard makes it unique
-                ipr.addr("replace", index=index, prefixlen=length, **extra)
+            with linked(self.name) as (ipr, index):
+                replace_address(ipr, index, address, length, peer)
 
         inside(self.netns, work)
 
     def default_route(self, gateway: IP) -> None:
         """Sends what the device's namespace has no better way for to the gateway."""
-        inside(self.netns, lambda: self._each_route("replace", [("default", gateway, None)]))
-
-    def add_routes(self, routes: Iterable[Route]) -> None:
-        """With the addresses that they are used from."""
-        told = list(routes)
 
         def work() -> None:
-            for source in sources_of(told):
-                self.address(source, source.max_prefixlen)
-            self._each_route("replace", told)
+            with linked(self.name) as (ipr, index):
+                replace_route(ipr, index, "default", gateway)
 
-        if told:
-            inside(self.netns, work)
-
-    def remove_routes(self, routes: Iterable[Route], kept: Iterable[Route]) -> None:
-        """Those that are still there, as is nothing of a namespace that is gone. One that is among
-        `kept` by another source is that one by now, and stays."""
-        told = list(routes)
-
-        def work() -> None:
-            with contextlib.suppress(PortError):
-                self._each_route("del", told)
-            for source in sources_of(told) - sources_of(kept):
-                with contextlib.suppress(PortError), _netlink(self.name) as (ipr, index):
-                    length = source.max_prefixlen
-                    ipr.addr("del", index=index, address=str(source), prefixlen=length)
-
-        with contextlib.suppress(PortError):
-            if told:
-                inside(self.netns, work)
-
-    def _each_route(self, verb: str, routes: Iterable[tuple[Prefix | str, IP, IP | None]]) -> None:
-        """On link by decree: the kernel knows the gateway's prefix only once it sees a carrier."""
-        from pyroute2.netlink.exceptions import NetlinkError
-
-        with _netlink(self.name) as (ipr, index):
-            for prefix, gateway, source in routes:
-                family = socket.AF_INET if gateway.version == 4 else socket.AF_INET6
-                way = {"gateway": str(gateway), "oif": index, "flags": _ONLINK}
-                if source is not None:
-                    way["prefsrc"] = str(source)
-                gone = (NetlinkError,) if verb == "del" else ()
-                with contextlib.suppress(*gone):
-                    ipr.route(verb, dst=str(prefix), family=family, **way)
+        inside(self.netns, work)
 
 
 def remove_kept(name: str, netns: str | None, queues: int = 1) -> None:
@@ -241,16 +189,12 @@ def remove_kept(name: str, netns: str | None, queues: int = 1) -> None:
     now."""
 
     def is_kept() -> bool:
-        with _netlink(name) as (ipr, index):
+        with linked(name) as (ipr, index):
             return _is_kept(ipr, index)
 
     with contextlib.suppress(PortError):
         if inside(netns, is_kept):
             Tap(name, netns=netns, keep=True, queues=queues).close()
-
-
-def sources_of(routes: Iterable[Route]) -> set[IP]:
-    return {route.source for route in routes if route.source is not None}
 
 
 def _open_queues(
@@ -330,7 +274,7 @@ def _tap_fault(error: OSError, multi: bool) -> str:
 def _is_free(name: str) -> bool:
     """Whether no device has the name, or one that a process of ours kept and left."""
     try:
-        with _netlink(name) as (ipr, index):
+        with linked(name) as (ipr, index):
             return _is_kept(ipr, index)
     except PortError:
         return True
@@ -339,19 +283,3 @@ def _is_free(name: str) -> bool:
 def _is_kept(ipr: Any, index: int) -> bool:
     (link,) = ipr.get_links(index)
     return bool(link.get_attr("IFLA_IFALIAS") == _KEPT)
-
-
-@contextlib.contextmanager
-def _netlink(name: str) -> Iterator[tuple[Any, int]]:
-    from pyroute2 import IPRoute
-    from pyroute2.netlink.exceptions import NetlinkError
-
-    try:
-        index = socket.if_nametoindex(name)
-    except OSError:
-        raise PortError(f"{name}: the interface is gone") from None
-    with IPRoute() as ipr:
-        try:
-            yield ipr, index
-        except NetlinkError as error:
-            raise PortError(f"{name}: {error}") from error

@@ -89,7 +89,7 @@ def _stolen(
     network: Network, node: Node, found: Sound, path: Path, memo: Memo
 ) -> Iterator[Complaint]:
     owners = local_owners(network, node, memo)
-    if found.by_prefix.keys().isdisjoint(owners):
+    if found.by_prefix.keys().isdisjoint(owners.keys()):
         return
     for i, subnet in enumerate(network.remote_subnets):
         whose = owners.get(prefix16(subnet.prefix))

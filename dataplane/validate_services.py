@@ -149,7 +149,9 @@ def _keys_at_host(node: Node, path: Path, memo: Memo) -> Iterator[Mapping[str, i
 
 
 def _any_twice(*counts: Mapping[str, int]) -> bool:
-    return len(set().union(*counts)) < sum(sum(each.values()) for each in counts)
+    some = list(filter(None, counts))
+    unlike = len(some[0]) if len(some) == 1 else len(set().union(*some))
+    return unlike < sum(sum(each.values()) for each in some)
 
 
 def _balancer(

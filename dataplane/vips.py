@@ -8,17 +8,21 @@ from dataplane.memo import Memo
 from dataplane.model import LoadBalancer, Network
 
 
-def vip_spans(network: Network, memo: Memo) -> tuple[Span, ...]:
-    """Each once."""
+def vip_spans(network: Network, memo: Memo) -> dict[Span, None]:
+    """Each once, as keys: other dictionaries take them without hashing them again."""
     of_balancers = memo.each(
         ("vips", network.name),
         network.load_balancers,
         None,
         lambda balancer: tuple((ip16(v), 128) for v in _own(balancer)),
     )
-    mapped = (m.vip for e in network.endpoints for m in e.port_mappings)
-    spans = (*chain.from_iterable(of_balancers), *((ip16(v), 128) for v in mapped if v is not None))
-    return memo(("vip spans", network.name), spans, lambda: tuple(dict.fromkeys(spans)))
+    mapped = tuple(m.vip for e in network.endpoints for m in e.port_mappings if m.vip is not None)
+    spans = ((ip16(vip), 128) for vip in mapped)
+    return memo(
+        ("vip spans", network.name),
+        (of_balancers, mapped),
+        lambda: dict.fromkeys(chain(chain.from_iterable(of_balancers), spans)),
+    )
 
 
 def _own(balancer: LoadBalancer) -> Iterator[IP]:

@@ -105,7 +105,7 @@ PYTHON_TIERS = (
     ("engine",),
     ("next_hops",),
     ("xdp",),
-    ("lab", "port"),
+    ("lab", "link", "port"),
     ("tap", "vxlan_socket"),
     ("ports",),
     ("direct", "expect", "forwarder", "handover", "host_nat", "report"),

@@ -108,8 +108,8 @@ def tables(policy, old=None):
 
 
 def test_numbers_are_kept():
-    assert allot({"a": 1, "b": 2}, ["b", "c", "d"], 1) == {"b": 2, "c": 3, "d": 4}
-    assert allot({"b": 2}, ["b", "e"], 0) == {"b": 2, "e": 0}
+    assert allot({"a": 1, "b": 2}, ["b", "c", "d"], first=1) == {"b": 2, "c": 3, "d": 4}
+    assert allot({"b": 2}, ["b", "e"], first=0) == {"b": 2, "e": 0}
 
 
 def test_equal_policies_make_equal_tables():

@@ -27,8 +27,9 @@ from dataplane.address import Mac, Vni
 from dataplane.engine import Engine
 from dataplane.errors import BusyError, DataplaneError, EngineError, PortError
 from dataplane.forwarder import Forwarder
+from dataplane.link import Route
 from dataplane.model import Endpoint, Network, Node, RemoteSubnet, Underlay, Wire
-from dataplane.netns import inside, path_of
+from dataplane.netns import Visitor, inside, path_of
 from dataplane.ports import AdoptedTap, Tap, VxlanSocket
 from dataplane.stats import adds_up
 from tests.setting import WORKERS
@@ -975,6 +976,57 @@ def test_inside_leaves_this_thread_where_it_is() -> None:
         assert os.stat("/proc/thread-self/ns/net").st_ino == here
         with pytest.raises(ZeroDivisionError):
             inside(pod, lambda: 1 // 0)
+
+
+def test_a_visitor_stays_there_until_it_is_closed() -> None:
+    with namespaces("p") as (pod,):
+        visitor, before = Visitor(pod), threading.active_count()
+        found = {
+            visitor(lambda: (threading.get_ident(), os.stat("/proc/thread-self/ns/net").st_ino))
+            for _ in range(3)
+        }
+        assert {space for _, space in found} == {os.stat(path_of(pod)).st_ino} and len(found) == 1
+        with pytest.raises(ZeroDivisionError):
+            visitor(lambda: 1 // 0)
+        visitor.close()
+        visitor.close()
+        assert threading.active_count() == before
+    with pytest.raises(PortError, match="ip netns add"):
+        Visitor("no-such-netns")(lambda: None)
+
+
+def test_routes_of_a_link_come_and_go() -> None:
+    """A route whose source is replaced stays; nothing is left of the connection."""
+    gateway, source = ip_address("169.254.77.1"), ip_address("10.9.0.1")
+    plain = {Route(ip_network(f"10.9.{n}.0/24"), gateway) for n in range(3)}
+    by_source = {route._replace(source=source) for route in plain}
+    with namespaces("p") as (pod,), Tap("dp0", netns=pod) as tap:
+
+        def shown() -> dict[str, str]:
+            """Sources by prefix."""
+            lines = subprocess.check_output(["ip", "-n", pod, "route"], text=True).splitlines()
+            found = (line.split() for line in lines)
+            return {w[0]: w[w.index("src") + 1] if "src" in w else "" for w in found}
+
+        descriptors, threads = len(os.listdir("/proc/self/fd")), threading.active_count()
+        tap.routes.add(plain)
+        assert shown() == {f"10.9.{n}.0/24": "" for n in range(3)}
+        tap.routes.add(by_source)
+        tap.routes.remove(plain, by_source)
+        assert shown() == {f"10.9.{n}.0/24": str(source) for n in range(3)}
+        ip(pod, "route del 10.9.1.0/24")
+        tap.routes.remove(by_source, ())
+        told = subprocess.check_output(["ip", "-n", pod, "address"], text=True)
+        assert shown() == {} and str(source) not in told
+        with pytest.raises(PortError, match=r"dp0: .*Invalid argument"):
+            tap.routes.add([Route(ip_network("10.9.0.0/24"), ip_address("127.0.0.1"))])
+        tap.routes.close()
+        assert (len(os.listdir("/proc/self/fd")), threading.active_count()) == (
+            descriptors,
+            threads,
+        )
+        tap.routes.add(plain)
+        assert len(shown()) == 3
 
 
 @pytest.mark.conformance("E4", "E8")

@@ -4,7 +4,6 @@ from msgspec.structs import replace
 
 from dataplane.daemon import Daemon
 from dataplane.errors import DocumentError, PortError
-from dataplane.garbage import no_collection
 from dataplane.hns.calls import call, call_v1
 from dataplane.hns.errors import HcnError
 from dataplane.hns.export import NO_NETWORK, created, detached, exported
@@ -56,7 +55,7 @@ class HnsDoor:
         self, method: str, path: str, body: Value = None, query: Value = None, *, v1: bool = False
     ) -> Value:
         """The answer of HNS. Raises HcnError, else DataplaneError: nothing is changed then."""
-        with self._daemon.changing(), no_collection():
+        with self._daemon.changing():
             store = self._committed().copy()
             answer = (
                 call_v1(store, method, path, body) if v1 else call(store, method, path, body, query)

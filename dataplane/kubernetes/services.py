@@ -5,9 +5,9 @@ told by name; no object of the server's can have all others refused.
 """
 
 from bisect import bisect_left
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from itertools import chain
-from operator import attrgetter
 from typing import Literal, NamedTuple
 
 from msgspec.structs import replace
@@ -23,7 +23,6 @@ from dataplane.kubernetes.endpoints import (
     station,
 )
 from dataplane.kubernetes.objects import Key, Object, Refused, labels_of, short, table
-from dataplane.memo import Memo
 from dataplane.model import LoadBalancer, Transport
 from dataplane.validate_values import named
 
@@ -61,7 +60,10 @@ class Services:
         self._changed: set[Key] = set()
         self._order: list[Key] = []  # of those that there are
         self._made: list[Made] = []  # of each of them
-        self._memo = Memo()  # of what they claim
+        self._balancers: list[tuple[LoadBalancer, ...]] = []  # likewise
+        self._claims = Counter[str]()  # by how many each is claimed
+        self._clashes = 0  # claims beyond the first of their kind
+        self._refused: dict[Key, Made] = {}  # those of which something is
 
     def put_service(self, key: Key, item: Object | None) -> None:
         """None: it is gone."""
@@ -101,21 +103,35 @@ class Services:
         for key in self._changed:
             self._change(key)
         self._changed.clear()
-        self._memo = Memo(self._memo)
-        claims = self._memo.counted("claims", tuple(self._made), None, _claimed)
-        refused = dict(chain.from_iterable(map(attrgetter("refused"), self._made)))
-        if max(claims.values(), default=0) > 1:
+        refused = dict(chain.from_iterable(made.refused for made in self._refused.values()))
+        if self._clashes:
             return tuple(_first_come(self._made, refused)), refused
-        return tuple(chain.from_iterable(map(attrgetter("balancers"), self._made))), refused
+        return tuple(chain.from_iterable(self._balancers)), refused
 
     def _change(self, key: Key) -> None:
         """In its place; what is as it was stays the same object."""
         made, begin = self._make(key), bisect_left(self._order, key)
         end = begin + (self._order[begin : begin + 1] == [key])
-        new = [] if made is None else [made]
-        if self._made[begin:end] != new:
+        old, new = self._made[begin:end], [] if made is None else [made]
+        if old != new:
             self._order[begin:end] = [key] * len(new)
             self._made[begin:end] = new
+            self._balancers[begin:end] = [made.balancers for made in new]
+            self._account(key, old, new)
+
+    def _account(self, key: Key, old: list[Made], new: list[Made]) -> None:
+        for claim in chain.from_iterable(map(_claimed, old)):
+            self._claims[claim] -= 1
+            self._clashes -= self._claims[claim] > 0
+            if not self._claims[claim]:
+                del self._claims[claim]
+        for claim in chain.from_iterable(map(_claimed, new)):
+            self._clashes += self._claims[claim] > 0
+            self._claims[claim] += 1
+        self._refused.pop(key, None)
+        for made in new:
+            if made.refused:
+                self._refused[key] = made
 
     def _make(self, key: Key) -> Made | None:
         """None where there is no such service."""
