@@ -2,12 +2,15 @@
 
 import operator
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any, SupportsBytes
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, NoReturn, Protocol, Self, SupportsBytes
+
+from msgspec import Struct
 
 from dataplane._engine import ffi, lib
 from dataplane.errors import DataplaneError, PortError
 from dataplane.ids import Ids
-from dataplane.reasons import Reason, Verdict
+from dataplane.reasons import Reason, Verdict, check
 from dataplane.records import dtype
 
 if TYPE_CHECKING:
@@ -20,7 +23,12 @@ Frame = Buffer | SupportsBytes  # anything that bytes() turns into a frame, such
 MAX_SLOT = 1 << 20
 MAX_ARENA = (1 << 32) - 1
 _LINE = 64
+_process = lib.dp_process
 EMPTY = dict.fromkeys((name for name, _ in ffi.typeof("struct dp_frame").fields), 0)
+
+
+class Ports(Protocol):
+    def port_id(self, name: str) -> int: ...
 
 
 class Batch:
@@ -48,11 +56,11 @@ class Batch:
         described = dtype("dp_frame")
         self._frames: NDArray[np.void] = _lines(capacity * described.itemsize).view(described)
         self.count = 0
-        self.serial = 0  # counts what makes earlier results invalid
         self._named: dict[str, list[int]] = {}
-        self._columns = {name: self._frames[name] for name in self._frames.dtype.names or ()}
         self._size, self._room = self._arena.nbytes, capacity
         self._bytes = self._arena.data.cast("B")
+        self._whole = self._seen = _Seen.of(self._frames, self._bytes)
+        self._latest = Result(self._whole, {})
         self._c_arena = ffi.from_buffer("uint8_t[]", self._arena, require_writable=True)
         self._c_frames = ffi.from_buffer("struct dp_frame[]", self._frames, require_writable=True)
 
@@ -68,7 +76,7 @@ class Batch:
 
     def clear(self) -> "Batch":
         self.count = 0
-        self.serial += 1
+        self._latest._seen = _GONE
         self._named.clear()
         return self
 
@@ -107,14 +115,42 @@ class Batch:
 
     def prepare(self, port_id: Callable[[str], int]) -> tuple[Any, int, Any, int]:
         """Arena, its size, descriptors and their number, as `dp_process` takes them."""
+        self._settle(port_id)
+        self._latest._seen = _GONE
+        return self._c_arena, self._size, self._c_frames, self.count
+
+    def process(
+        self, handle: Any, worker: int, now: int, ports: Ports, generations: Mapping[int, Ids]
+    ) -> "Result":
+        """`dp_process` by that worker, which nobody else may be. Raises PortError."""
+        count = self.count  # many packets share what is done here: hence few calls
+        if self._named or not 0 <= count <= self._room:
+            self._settle(ports.port_id)
+        self._latest._seen = _GONE
+        status = _process(handle, worker, self._c_arena, self._size, self._c_frames, count, now)
+        if status:
+            check(status)
+        seen = self._whole if count == self._room else self._part()
+        self._latest = result = Result(seen, generations)
+        return result
+
+    def _settle(self, port_id: Callable[[str], int]) -> None:
         if not 0 <= self.count <= self._room:
             raise ValueError(f"count is {self.count}, the batch holds up to {self._room}")
-        if self._named:
-            for name, places in self._named.items():
-                self.frames["port"][places] = port_id(name)
-            self._named.clear()
-        self.serial += 1
-        return self._c_arena, self._size, self._c_frames, self.count
+        for name, places in self._named.items():
+            self.frames["port"][places] = port_id(name)
+        self._named.clear()
+
+    def result(self, generations: Mapping[int, Ids]) -> "Result":
+        """What became of all that is in use."""
+        self._latest = result = Result(self._part(), generations)
+        return result
+
+    def _part(self) -> "_Seen":
+        """Of those in use; made once for as many."""
+        if len(self._seen.verdict) != self.count:
+            self._seen = _Seen.of(self._frames[: self.count], self._bytes)
+        return self._seen
 
     def open(self) -> tuple[Any, int, Any, int]:
         """Arena and empty slots, as `dp_more` takes them."""
@@ -127,9 +163,7 @@ class Batch:
 
     def view(self, place: int) -> memoryview:
         """The bytes of a frame as it stands now."""
-        described = self.frames[place]
-        start = int(described["off"])
-        return self._bytes[start : start + int(described["len"])]
+        return self._whole.frame(place)
 
 
 def _lines(size: int) -> "NDArray[np.uint8]":
@@ -141,59 +175,73 @@ def _lines(size: int) -> "NDArray[np.uint8]":
     return octets[first : first + size]
 
 
-class Result:
+class _Seen(NamedTuple):
+    """What a result shows of its batch."""
+
+    verdict: "NDArray[np.uint8]"
+    reason: "NDArray[np.uint8]"
+    port: "NDArray[np.uint16]"
+    rule: "NDArray[np.uint32]"
+    generation: "NDArray[np.uint32]"
+    flags: "NDArray[np.uint32]"
+    frames: "NDArray[np.void]"
+    octets: memoryview
+
+    @classmethod
+    def of(cls, frames: "NDArray[np.void]", octets: memoryview) -> Self:
+        return cls._make([*(frames[name] for name in cls._fields[:-2]), frames, octets])
+
+    def frame(self, place: int) -> memoryview:
+        described = self.frames[place]
+        start = int(described["off"])
+        return self.octets[start : start + int(described["len"])]
+
+
+class _Gone:
+    def __getattr__(self, _: str) -> NoReturn:
+        raise DataplaneError("the batch has been changed since: this result is no longer valid")
+
+
+_GONE: Any = _Gone()
+
+
+def _column(name: str, told: str) -> Any:
+    """A property that costs no call of Python's: few packets share it."""
+    return property(attrgetter(f"_seen.{name}"), doc=told)
+
+
+class Result(Struct, eq=False, gc=False):
     """What became of a batch: views of its descriptors, valid until the batch changes."""
 
-    __slots__ = ("_batch", "_count", "_generations", "_serial")
+    _seen: _Seen
+    _generations: Mapping[int, Ids]
 
-    def __init__(self, batch: Batch, generations: Mapping[int, Ids]) -> None:
-        self._batch = batch
-        self._serial = batch.serial
-        self._count = batch.count
-        self._generations = generations
+    verdict: ClassVar["NDArray[np.uint8]"] = _column("verdict", "Values of `Verdict`.")
+    reason: ClassVar["NDArray[np.uint8]"] = _column("reason", "Values of `Reason`.")
+    port: ClassVar["NDArray[np.uint16]"] = _column(
+        "port", "Egress port, DP_PORT_NONE (65535) where nothing leaves."
+    )
+    rule: ClassVar["NDArray[np.uint32]"] = _column(
+        "rule", "Id of the rule that decided, or DP_NONE."
+    )
+    generation: ClassVar["NDArray[np.uint32]"] = _column(
+        "generation", "Of the policy that judged the frame."
+    )
 
     def __len__(self) -> int:
-        return self._count
+        return len(self.verdict)
 
     @property
     def index(self) -> "NDArray[np.intp]":
         """0 to n - 1, to be masked: `result.index[result.verdict == Verdict.DROP]`."""
         import numpy as np
 
-        return np.arange(self._count)
-
-    @property
-    def verdict(self) -> "NDArray[np.uint8]":
-        column: NDArray[np.uint8] = self._column("verdict")
-        return column
-
-    @property
-    def reason(self) -> "NDArray[np.uint8]":
-        column: NDArray[np.uint8] = self._column("reason")
-        return column
-
-    @property
-    def port(self) -> "NDArray[np.uint16]":
-        """Egress port, DP_PORT_NONE (65535) where nothing leaves."""
-        column: NDArray[np.uint16] = self._column("port")
-        return column
-
-    @property
-    def rule(self) -> "NDArray[np.uint32]":
-        """Id of the rule that decided, or DP_NONE."""
-        column: NDArray[np.uint32] = self._column("rule")
-        return column
-
-    @property
-    def generation(self) -> "NDArray[np.uint32]":
-        """Of the policy that judged the frame."""
-        column: NDArray[np.uint32] = self._column("generation")
-        return column
+        return np.arange(len(self))
 
     @property
     def missed(self) -> "NDArray[np.bool_]":
         """Whether the frame took the miss path."""
-        missed: NDArray[np.bool_] = (self._column("flags") & lib.DP_MISS) != 0
+        missed: NDArray[np.bool_] = (self._seen.flags & lib.DP_MISS) != 0
         return missed
 
     def to(self, port: int | str) -> "NDArray[np.intp]":
@@ -214,8 +262,7 @@ class Result:
 
     def frame(self, place: int) -> memoryview:
         """The bytes that leave; of a silent drop, the frame as it was left."""
-        self._check()
-        return self._batch.view(range(len(self))[place])
+        return self._seen.frame(range(len(self))[place])
 
     def verdict_of(self, place: int) -> Verdict:
         return Verdict(int(self.verdict[place]))
@@ -238,13 +285,3 @@ class Result:
         if number == lib.DP_PORT_NONE:
             return None
         return ids.port_names.get(number) if ids else f"port {number}"
-
-    def _column(self, name: str) -> Any:
-        if self._serial != self._batch.serial:
-            self._check()  # which is looked at again: calls cost more than comparing
-        column = self._batch._columns[name]
-        return column if self._count == len(column) else column[: self._count]
-
-    def _check(self) -> None:
-        if self._serial != self._batch.serial:
-            raise DataplaneError("the batch has been changed since: this result is no longer valid")

@@ -96,7 +96,7 @@ def test_the_batch_api_costs_less_than_the_engine(engine: Engine) -> None:
         rows = bench_batch.measure_batch(engine, bench.tsc_mhz() / 1000, 0.5)
     assert [row["work"] for row in rows] == ["encap", "nat"]
     for row in rows:
-        assert 0 < row["added_ns"] < 0.75 * row["engine_ns"], row
+        assert 0 < row["added_ns"] < 0.5 * row["engine_ns"], row
 
 
 def test_a_dropped_frame_ends_the_batch_bench() -> None:
@@ -105,7 +105,7 @@ def test_a_dropped_frame_ends_the_batch_bench() -> None:
         traffic = bench_traffic.traffic(empty, "encap", 256)
         traffic.frames[:] = 0
         with pytest.raises(DataplaneError, match="not forwarded"):
-            bench_batch.Caller(empty, traffic).call()
+            bench_batch.Caller(empty, traffic).calls(1)
 
 
 @pytest.mark.parametrize("work", bench_traffic.WORKS)
