@@ -16,7 +16,7 @@ ASAN_TESTS ?= $(wildcard $(addprefix tests/,test_captures.py test_hostile.py tes
 FUZZ_SECONDS ?= 30
 LIVE_TESTS := $(wildcard tests/test_live*.py) $(addprefix tests/peers/,test_kernel_vxlan.py test_openvswitch.py)
 
-.PHONY: help demo test build lint format strict tidy asan fuzz bench bench-peers figures settings soak wheel clean system peers
+.PHONY: help demo test build lint format strict tidy asan fuzz bench compare bench-peers figures settings soak wheel clean system peers
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "make %-11s %s\n", $$1, $$2}'
@@ -89,6 +89,9 @@ fuzz: $(STAMP) ## libFuzzer on parser, engine and offloads, FUZZ_SECONDS each
 
 bench: $(STAMP) ## the engine's figures, table and pictures, into bench/results/ (QUICK=1: less of it)
 	$(PY) -m bench.engine $(if $(QUICK),--quick)
+
+compare: $(STAMP) ## the engine beside that of an earlier commit (BASE=HEAD~1), in turns; fails if it is slower
+	$(PY) -m bench.compare $(or $(BASE),HEAD~1)
 
 bench-peers: $(STAMP) ## beside the kernel, Open vSwitch and others, in namespaces (as root; QUICK=1: less of it)
 	@.ci/system bench

@@ -1,5 +1,6 @@
 """The benchmarks' pictures and reports, and what Python adds to a packet."""
 
+import contextlib
 import json
 import re
 from pathlib import Path
@@ -9,8 +10,8 @@ from xml.etree import ElementTree
 import pytest
 from msgspec.structs import replace
 
+from bench import compare, figures
 from bench import engine as engine_bench
-from bench import figures
 from bench.svg import Bar, Chart, bars, draw, number
 from dataplane import bench, bench_batch, bench_counters, bench_traffic
 from dataplane.engine import Engine
@@ -80,6 +81,41 @@ def test_no_picture_of_nothing() -> None:
 )
 def test_number(value: float, said: str) -> None:
     assert number(value) == said
+
+
+# ---- beside an earlier commit -----------------------------------------------------------------
+
+
+def report_of(cycles: float, flows: int = 1000) -> dict[str, Any]:
+    row = {"work": "nat", "path": "hit", "acl_rules": 1000, "flows": flows}
+    return {"results": [row | {"cycles_per_packet": cycles}, {"work": "nat", "added_ns": 5}]}
+
+
+def test_ratios_are_of_neighbouring_turns() -> None:
+    turns = [(80.0, 88.0), (160.0, 168.0), (80.0, 80.0)]
+    pairs = [
+        (compare.figures_of(report_of(before)), compare.figures_of(report_of(now)))
+        for before, now in turns
+    ]
+    (found,) = compare.compared(pairs)
+    assert found == ("nat hit, 1,000 flows, 1000 rules", 80, [1.1, 1.05, 1])
+    assert found.ratio == 1.05 and "1.050  (1.000-1.100)" in str(found)
+    assert not list(compare.compared([(pairs[0][0], compare.figures_of(report_of(80, 1)))]))
+
+
+@pytest.mark.parametrize(("now", "code"), [(80, 0), (87, 0), (89, 1)])
+def test_a_slower_engine_is_told(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], now: float, code: int
+) -> None:
+    before = Path("before")
+    monkeypatch.setattr(compare, "built", lambda commit: contextlib.nullcontext(before))
+    monkeypatch.setattr(
+        compare,
+        "measured",
+        lambda tree: compare.figures_of(report_of(80 if tree == before else now)),
+    )
+    assert compare.main(["HEAD", "--turns", "2"]) == code
+    assert ("slower than 1.1 times: nat hit" in capsys.readouterr().out) == bool(code)
 
 
 # ---- what is measured --------------------------------------------------------------------------
