@@ -326,7 +326,10 @@ static dp_inline bool take(const struct pass *x, const struct way *w, struct dp_
     }
     enter(w, p, act);
     if (flags & DP_ACT_NAT) {
-        dp_translate(p, half, &dp_flow_other(w->flows, p->candidate)->key);
+        const struct dp_key *mirror = &dp_flow_other(w->flows, p->candidate)->key;
+        dp_translate_addresses(frame + L3, half, mirror, v4);
+        dp_translate_ports(frame + (v4 ? L4_OF_IP4 : L4_OF_IP6), mirror);
+        dp_fix_transport(p, half);
     }
     if ((flags & DP_ACT_TTL) && v4) {
         dp_ip4_hop(ip4);

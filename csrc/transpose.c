@@ -35,50 +35,20 @@ static enum dp_reason check_size(const struct dp_packet *p, uint16_t mtu) {
 
 /* ---- rewrite ------------------------------------------------------------------------------ */
 
-static void fix_transport(struct dp_packet *p, const struct dp_half *half) {
-    void *field = dp_packet_l4_checksum(p);
-    if (p->frame->flags & DP_CSUM_PARTIAL) {
-        uint16_t sum;
-        memcpy(&sum, field, 2);
-        sum = dp_csum_fix_partial(sum, half->delta_addr);
-        memcpy(field, &sum, 2);
-        return;
-    }
-    uint16_t csum;
-    memcpy(&csum, field, 2);
-    if (p->key.proto == DP_IP_UDP && csum == 0 && p->family == 4) {
-        return; /* none was made: RFC 768 */
-    }
-    const bool pseudo = p->key.proto != DP_IP_ICMP;
-    csum = dp_csum_fix(csum, (uint32_t)half->delta_port + (pseudo ? half->delta_addr : 0));
-    csum = p->key.proto == DP_IP_UDP && csum == 0 ? 0xffff : csum;
-    memcpy(field, &csum, 2);
-}
-
-void dp_translate(struct dp_packet *p, const struct dp_half *half, const struct dp_key *mirror) {
-    if (p->family == 4) {
-        struct dp_ip4 *ip = dp_packet_ip4(p);
-        memcpy(ip->src, dp_addr_v4(&mirror->dst), 4);
-        memcpy(ip->dst, dp_addr_v4(&mirror->src), 4);
-        dp_csum_fix_at((uint8_t *)ip + offsetof(struct dp_ip4, csum), half->delta_addr);
-    } else {
-        struct dp_ip6 *ip = dp_packet_ip6(p);
-        memcpy(ip->src, &mirror->dst, 16);
-        memcpy(ip->dst, &mirror->src, 16);
-    }
+static void translate(struct dp_packet *p, const struct dp_half *half,
+                      const struct dp_key *mirror) {
+    dp_translate_addresses(p->data + p->l3, half, mirror, p->family == 4);
     if (dp_unlikely(p->fragment == DP_LATER)) {
         return; /* the first one has what there is above IP, the checksum of all of them included */
     }
     if (dp_proto_has_ports(p->key.proto)) {
-        struct dp_udp *ports = dp_packet_l4(p);
-        ports->sport = be16_put(mirror->dport);
-        ports->dport = be16_put(mirror->sport);
+        dp_translate_ports(dp_packet_l4(p), mirror);
     } else if (dp_key_is_echo(&p->key)) {
         ((struct dp_icmp *)dp_packet_l4(p))->id = be16_put(mirror->sport);
     } else {
         return; /* of other protocols the checksum is not known: the address alone */
     }
-    fix_transport(p, half);
+    dp_fix_transport(p, half);
 }
 
 /* Lowers a SYN's MSS option to mss, never raises it, never adds one (RFC 9293 section 3.7.1). */
@@ -278,7 +248,7 @@ int dp_transpose(struct dp_packet *p, const struct dp_half *half, const struct d
         clamp_mss(p, mss_limit(p, half));
     }
     if (half->act.flags & DP_ACT_NAT) {
-        dp_translate(p, half, &other->key);
+        translate(p, half, &other->key);
     }
     return route(p, &half->act, tos, policy);
 }
