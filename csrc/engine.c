@@ -21,7 +21,7 @@
 
 /* Frames that go through the stages together: enough that what is asked of memory arrives
  * meanwhile, few enough that it is still in the first cache then. */
-enum { STRIDE = 64, AHEAD = 8 };
+enum { STRIDE = 64 };
 _Static_assert((int)STRIDE <= (int)DP_BURST, "a worker has so many packets");
 enum { LONGEST = 65535 + 84 }; /* an IP packet behind two Ethernet headers and IPv6, UDP, VXLAN */
 
@@ -813,10 +813,10 @@ static dp_cold void close_express(struct dp_packet *packets, uint32_t n) {
     }
 }
 
-/* Packets from first to end of the n in the burst, in order; those that leave the express lane
- * begin anew. */
-static void judge_some(struct pass *x, uint32_t first, uint32_t end, uint32_t n) {
-    for (uint32_t i = first; (i = dp_express_take(x, i, end)) < end; i++) {
+/* In order; packets that leave the express lane begin anew. */
+static void judge_burst(struct pass *x, uint32_t n) {
+    dp_express_begin(x, n);
+    for (uint32_t i = 0; (i = dp_express_take(x, i, n)) < n; i++) {
         struct dp_packet *p = &x->w->packets[i];
         if (lock(x)) {
             close_express(p, n - i);
@@ -827,18 +827,6 @@ static void judge_some(struct pass *x, uint32_t first, uint32_t end, uint32_t n)
         if (p->lane != DP_GONE) {
             judge_packet(x, p);
         }
-    }
-}
-
-/* While some packets are judged, the flows of the next ones come from memory: of all at once there
- * would be more lines than a core waits for. */
-static void judge_burst(struct pass *x, uint32_t n) {
-    struct dp_packet *packets = x->w->packets;
-    dp_flow_candidates(&x->e->flows, packets, n < AHEAD ? n : AHEAD);
-    for (uint32_t i = 0, next; i < n; i = next) {
-        next = n - i < AHEAD ? n : i + AHEAD;
-        dp_flow_candidates(&x->e->flows, packets + next, n - next < AHEAD ? n - next : AHEAD);
-        judge_some(x, i, next, n);
     }
 }
 

@@ -6,6 +6,10 @@
 #include "tcp.h"
 #include "transpose.h"
 
+/* While so many packets are judged, the flows of as many come from memory: of all at once there
+ * would be more lines than a core waits for. A power of two. */
+enum { AHEAD = 8 };
+
 enum { L3 = sizeof(struct dp_eth), L4_OF_IP4 = L3 + 20, L4_OF_IP6 = L3 + 40 };
 enum { FRAME_MAX = 65535 + 84, OUTER4 = sizeof(struct dp_outer4) };
 enum { IP4_MIN = 20 + 8, INNER_MIN = L3 + IP4_MIN }; /* with a UDP header */
@@ -184,12 +188,16 @@ struct ground {
     uint32_t mask;
 };
 
+/* gso_type and gso_size, one behind the other. */
+static inline bool is_super(const struct dp_frame *f) {
+    return load32((const uint8_t *)f + offsetof(struct dp_frame, flags)) >> 8;
+}
+
 static inline bool look(const struct ground *g, struct dp_packet *p, struct dp_frame *f) {
     const uint32_t len = f->len;
-    const uint16_t port = f->port;
+    const uint32_t port = f->port;
     if (len - INNER_MIN > FRAME_MAX - INNER_MIN || f->off < DP_HEADROOM ||
-        (uint64_t)f->off + len > g->arena_len || port >= g->n_slots ||
-        (f->gso_type | f->gso_size)) {
+        (uint64_t)f->off + len > g->arena_len || port >= g->n_slots || is_super(f)) {
         return false;
     }
     const struct dp_port_slot *slot = &g->slots[port];
@@ -350,6 +358,25 @@ static dp_inline bool take(const struct pass *x, const struct way *w, struct dp_
     return true;
 }
 
+/* Up to one that leaves the lane. */
+static inline uint32_t take_some(const struct pass *x, const struct way *w, uint32_t first,
+                                 uint32_t end, uint32_t *local) {
+    struct dp_packet *const packets = x->w->packets;
+    struct dp_packet *p = packets + first;
+    for (; p < packets + end && p->lane == DP_EXPRESS && p->candidate; p++) {
+        struct dp_half *half = dp_flow_half(w->flows, p->candidate);
+        if (!(p->family == 4 ? take(x, w, p, half, true) : take(x, w, p, half, false))) {
+            break;
+        }
+        *local += !(dp_get(half->act.flags) & (DP_ACT_ENCAP | DP_ACT_DECAP));
+    }
+    return (uint32_t)(p - packets);
+}
+
+void dp_express_begin(const struct pass *x, uint32_t n) {
+    dp_flow_candidates(&x->e->flows, x->w->packets, n < AHEAD ? n : AHEAD);
+}
+
 uint32_t dp_express_take(const struct pass *x, uint32_t first, uint32_t n) {
     struct dp_flows *flows = &x->e->flows;
     const struct way w = {.flows = flows,
@@ -358,19 +385,16 @@ uint32_t dp_express_take(const struct pass *x, uint32_t first, uint32_t n) {
                           .arena = x->arena,
                           .now_ns = x->w->now_ns,
                           .generation = x->policy->generation};
-    struct dp_packet *const packets = x->w->packets;
-    struct dp_packet *p = packets + first;
-    uint32_t local = 0;
-    for (; p < packets + n && p->lane == DP_EXPRESS && p->candidate; p++) {
-        struct dp_half *half = dp_flow_half(flows, p->candidate);
-        if (!(p->family == 4 ? take(x, &w, p, half, true) : take(x, &w, p, half, false))) {
-            break;
+    uint32_t i = first, end = first, local = 0;
+    while (i == end && i < n) {
+        end = n - i < AHEAD ? n : (i | (AHEAD - 1)) + 1;
+        if (i % AHEAD == 0) {
+            dp_flow_candidates(flows, x->w->packets + end, n - end < AHEAD ? n - end : AHEAD);
         }
-        local += !(dp_get(half->act.flags) & (DP_ACT_ENCAP | DP_ACT_DECAP));
+        i = take_some(x, &w, i, end, &local);
     }
-    const uint32_t end = (uint32_t)(p - packets);
     dp_count(&x->count->totals.local, local);
-    dp_count(&x->count->totals.hits, end - first);
-    dp_count(&x->count->totals.forwarded, end - first);
-    return end;
+    dp_count(&x->count->totals.hits, i - first);
+    dp_count(&x->count->totals.forwarded, i - first);
+    return i;
 }

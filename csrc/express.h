@@ -14,6 +14,9 @@
  * their .lane DP_EXPRESS or DP_GONE. Returns how many may. */
 uint32_t dp_express_look(const struct pass *x, struct dp_frame *frames, uint32_t n);
 
+/* Asks for the flows of the first of the n packets. */
+void dp_express_begin(const struct pass *x, uint32_t n);
+
 /* Forwards the worker's packets from the first one on, by their candidates, up to one that leaves
  * the lane, with nothing changed; returns its number, or n. */
 uint32_t dp_express_take(const struct pass *x, uint32_t first, uint32_t n);
