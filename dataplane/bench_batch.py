@@ -41,14 +41,20 @@ class Caller:
         self._wanted["len"], self._wanted["port"] = size, traffic.ports[place]
         self._batch.count = VECTOR
 
+    def lay(self) -> None:
+        """Puts the frames into the arena, where the last call has rewritten them."""
+        self._inner[:] = self._octets
+        self._batch.frames[:] = self._wanted
+
+    def process(self) -> None:
+        result = self._engine.process(self._batch)
+        _, _ = result.verdict, result.port
+
     def call(self) -> int:
         """Nanoseconds."""
-        engine, batch = self._engine, self._batch
-        self._inner[:] = self._octets
-        batch.frames[:] = self._wanted
+        self.lay()
         start = time.perf_counter_ns()
-        result = engine.process(batch)
-        _, _ = result.verdict, result.port
+        self.process()
         return time.perf_counter_ns() - start
 
     def calls(self, count: int) -> "NDArray[np.float64]":

@@ -2,7 +2,10 @@
 
 import contextlib
 import json
+import platform
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -17,6 +20,7 @@ from dataplane import bench, bench_batch, bench_counters, bench_traffic
 from dataplane.engine import Engine
 from dataplane.errors import DataplaneError
 
+ROOT = Path(__file__).resolve().parent.parent
 SVG = "{http://www.w3.org/2000/svg}"
 CHART = Chart(
     "Cycles & more", ["a note"], "cycles", ["one", "two"], {"g<1>": [Bar(50, 40, 80), Bar(100)]}
@@ -116,6 +120,19 @@ def test_a_slower_engine_is_told(
     )
     assert compare.main(["HEAD", "--turns", "2"]) == code
     assert ("slower than 1.1 times: nat hit" in capsys.readouterr().out) == bool(code)
+
+
+# ---- step by step -----------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="single steps: x86-64 only")
+def test_instructions_of_a_packet() -> None:
+    """The parts are the whole, and a packet of a standing flow never walks the layers."""
+    command = [sys.executable, "-m", "bench.instructions", "encap"]
+    told = subprocess.check_output(command, text=True, cwd=ROOT)
+    (whole, *parts) = (float(n) for n in re.findall(r" (\d+\.\d)", told))
+    assert 200 < whole < 700 and whole - 5 < sum(parts) <= whole
+    assert "dp_express_look" in told and "walk" not in told
 
 
 # ---- what is measured --------------------------------------------------------------------------
