@@ -34,6 +34,8 @@ struct dp_io_counters {
     uint64_t tx_frames;
     uint64_t tx_calls;
     uint64_t rx_errors; /* receive calls that failed, ICMP errors of the underlay among them */
+    uint64_t rx_lost;   /* not received: what the kernel dropped at the underlay's sockets, most
+                         * likely because their queues were full; of one joined by it, one */
     uint64_t
         tx_errors; /* packets the device refused; forwarded ones are counted drops of the engine */
     uint64_t truncated;

@@ -55,6 +55,9 @@ bool io_tap_receive(struct io_port *p, struct io_burst *b);
 void io_underlay_receive(struct io_port *p, int fd, const struct io_burst *b);
 bool io_underlay_gather(struct io_port *p, struct io_burst *b);
 
+/* What the kernel dropped at the receiving sockets. Any thread. */
+uint64_t io_underlay_lost(const struct io_port *p);
+
 /* What ICMP said of the way to a provider address; mtu 0: nothing of its size. */
 struct io_path {
     struct dp_addr remote;

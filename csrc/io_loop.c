@@ -514,6 +514,7 @@ int dp_loop_counters(const struct dp_loop *l, uint16_t port, struct dp_io_counte
         return DP_EINVAL;
     }
     *out = p->count;
+    out->rx_lost = p->kind == DP_PORT_UNDERLAY ? io_underlay_lost(p) : 0;
     out->xdp_lost = p->xdp ? io_xdp_lost(p->xdp) : 0;
     return DP_OK;
 }

@@ -7,6 +7,7 @@
 #include <arpa/inet.h>
 #include <errno.h>
 #include <linux/errqueue.h>
+#include <linux/sock_diag.h>
 #include <netinet/in.h>
 #include <netinet/ip_icmp.h>
 #include <netinet/udp.h>
@@ -69,6 +70,18 @@ void io_underlay_receive(struct io_port *p, int fd, const struct io_burst *b) {
         return;
     }
     m->got = (uint32_t)got;
+}
+
+static uint64_t lost_at(int fd) {
+    uint32_t told[SK_MEMINFO_VARS];
+    socklen_t len = sizeof told;
+    return fd >= 0 && !getsockopt(fd, SOL_SOCKET, SO_MEMINFO, told, &len) && len == sizeof told
+               ? told[SK_MEMINFO_DROPS]
+               : 0;
+}
+
+uint64_t io_underlay_lost(const struct io_port *p) {
+    return lost_at(p->sockets.receive4) + lost_at(p->sockets.receive6);
 }
 
 /* ---- what the kernel told of a message ---------------------------------------------------- */

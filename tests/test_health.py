@@ -94,12 +94,13 @@ def test_descriptors_that_run_out_are_told(daemon: Daemon) -> None:
 
 def test_errors_are_told_while_they_grow(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(host, "BETWEEN", 0.01)
-    still = {"tx_errors": 7, "xdp_lost": 0}
-    readings = iter([still, still, still, {"tx_errors": 9, "xdp_lost": 5}])
+    still = {"tx_errors": 7, "rx_lost": 0, "xdp_lost": 0}
+    readings = iter([still, still, still, {"tx_errors": 9, "rx_lost": 6, "xdp_lost": 5}])
     monkeypatch.setattr(daemon.forwarder, "stats", lambda: {"underlay": next(readings)})
     assert findings(daemon, "io") == []
-    refused, lost = findings(daemon, "io")
+    refused, full, lost = findings(daemon, "io")
     assert refused.message == "underlay: 2 packets that a device refused in 0.01 s, 9 in all"
+    assert full.message.startswith("underlay: 6 packets that found the underlay's sockets full")
     assert lost.message.startswith("underlay: 5 packets that found AF_XDP's rings full")
 
 

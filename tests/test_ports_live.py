@@ -19,6 +19,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from ipaddress import ip_address, ip_network
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -752,6 +753,27 @@ def test_packets_wait_for_a_forwarder_that_has_no_turn(live: Running) -> None:
         for _ in range(2000):
             pod.sendto(b"wait", (REMOTE, 9))
     wait_for(lambda: live.io("web", "rx_frames") >= before + 2000)
+
+
+def test_what_finds_the_underlays_socket_full_is_counted(live: Running) -> None:
+    """As the kernel counts it, and all of it."""
+
+    def kernels() -> int:
+        told = Path("/proc/thread-self/net/snmp").read_text().splitlines()
+        names, values = (line.split() for line in told if line.startswith("Udp: "))
+        return int(values[names.index("RcvbufErrors")])
+
+    def counted() -> tuple[int, int]:
+        return live.io("underlay", "rx_frames"), live.io("underlay", "rx_lost")
+
+    received, lost = counted()
+    sent = 20_000
+    with udp(live.site.peer, live.site.remote) as peer, live.forwarder.pause():
+        for _ in range(sent):
+            peer.sendto(bytes(1400), (live.site.address, 4789))
+    wait_for(lambda: sum(counted()) == received + lost + sent)
+    assert counted()[1] - lost == inside(live.site.node, kernels) > 0
+    assert ping_works(live)
 
 
 @pytest.mark.conformance("V11")

@@ -174,6 +174,17 @@ def check_devices(site: Site, pod: str, node: NodeProcess) -> None:
     assert (io["rx_frames"], io["tx_frames"]) == device_counts(site, pod)
 
 
+def check_underlay(site: Site, host: str, node: NodeProcess) -> None:
+    """What the host's kernel dropped at UDP sockets is what the node lost there."""
+
+    def kernels() -> int:
+        told = Path("/proc/thread-self/net/snmp").read_text().splitlines()
+        names, values = (line.split() for line in told if line.startswith("Udp: "))
+        return int(values[names.index("InErrors")])
+
+    assert node.stats()["io"]["underlay"]["rx_lost"] == site.inside(host, kernels)
+
+
 @contextmanager
 def going_on(*works: Callable[[Callable[[], bool]], int]) -> Iterator[list[Future[int]]]:
     """Each on a thread of its own, until the block ends."""
@@ -217,4 +228,5 @@ def test_all_at_once() -> None:
             stats = node.stats()
             assert adds_up(stats["totals"]) and stats["totals"]["held"] == 0
             check_devices(site, pod, node)
+            check_underlay(site, node.name, node)
         assert len(nodes[0].stats()["reasons"]) > 10

@@ -15,6 +15,7 @@ LEAST = 16 << 20  # bytes: less than this is nearly nothing for a state director
 BETWEEN = 0.5  # seconds between two readings of counters that should stand still
 ERRORS = {  # of I/O, and where to look
     "tx_errors": ("packets that a device refused", "ip -s -s link"),
+    "rx_lost": ("packets that found the underlay's sockets full", "dataplane stats io --rate 1"),
     "xdp_lost": ("packets that found AF_XDP's rings full", "dataplane stats io --rate 1"),
 }
 
