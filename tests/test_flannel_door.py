@@ -12,6 +12,7 @@ import pytest
 from dataplane.address import Mac
 from dataplane.api.health import examine, unready
 from dataplane.daemon import Daemon
+from dataplane.flannel.documents import read_subnet
 from dataplane.flannel.door import Flannel, Options
 from dataplane.flannel.etcd import Client
 from dataplane.flannel.keeper import TTL
@@ -145,6 +146,18 @@ def test_a_lease_that_is_written_over_is_written_again(
             etcd.put(key, theirs)
             until(lambda: etcd.values("/net/subnets") == {key: ours})
         assert time.monotonic() - begin > 3.5
+
+
+def test_who_took_our_subnet_is_followed_there(etcd: Etcd, tmp_path: Path) -> None:
+    """At once, not when its lease is renewed or all are listed again."""
+    etcd.put("/net/config", CONFIG)
+    with Daemon(Saved(1, NODE)) as daemon, Flannel(daemon, options(etcd, tmp_path)):
+        until(lambda: daemon.policy.networks)
+        ((key, ours),) = etcd.values("/net/subnets").items()
+        taken = read_subnet(key.rpartition("/")[2]).v4
+        etcd.put(key, ours.replace(b"127.0.0.77", b"127.0.0.9"))
+        until(lambda: taken in {r.prefix for r in daemon.policy.networks[0].remote_subnets})
+        assert taken not in daemon.policy.networks[0].pool
 
 
 @pytest.mark.parametrize("lives", [True, False])

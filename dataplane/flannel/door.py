@@ -94,11 +94,12 @@ class Flannel(Follower):
         self._standing.sync()
         with self._client.watch(self._keeper.prefix, revision + 1) as self._watch:
             self._tell("")
-            while not self._ended.is_set():
+            while self._held is not None and not self._ended.is_set():
                 self._step(config, self._watch)
 
     def _step(self, config: Config, watch: Watch) -> None:
-        """One wait for events or for what is due. Raises DataplaneError."""
+        """One wait for events or for what is due. Nothing is held where our lease is lost: a
+        listing tells whose the subnet is by then. Raises DataplaneError."""
         held = self._held
         assert held is not None
         renewal = held.until - self._options.margin - time.time()
@@ -113,9 +114,7 @@ class Flannel(Follower):
         if self._peers.expire(time.monotonic()) or events:
             self._commit(config)
         if lost:
-            self._previous, self._held = held.lease.subnet, None
-            self._hold(config, self._keeper.acquire(config, self._previous))
-            self._commit(config)
+            self._held = None
         elif renewal <= 0:
             self._contests = 0
             self._renew(config)
