@@ -148,6 +148,24 @@ def test_a_lease_that_is_written_over_is_written_again(
         assert time.monotonic() - begin > 3.5
 
 
+@pytest.mark.parametrize("spoiled", [b"{", CONFIG.replace(b"10.5.0.0", b"10.6.0.0")])
+def test_a_config_that_is_changed_is_for_nodes_that_begin_after_it(
+    etcd: Etcd, tmp_path: Path, spoiled: bytes
+) -> None:
+    """As with flannel: etcd is listed again, the lease stays as it is, and peers are followed."""
+    etcd.put("/net/config", CONFIG)
+    with Daemon(Saved(1, NODE)) as daemon, Flannel(daemon, options(etcd, tmp_path)):
+        until(lambda: daemon.policy.networks)
+        ((key, ours),) = etcd.values("/net/subnets").items()
+        etcd.put("/net/config", spoiled)
+        etcd.kill()
+        etcd.start()
+        peer = ours.replace(b"127.0.0.77", b"127.0.0.9")
+        etcd.put("/net/subnets/10.5.200.0-24", peer)
+        until(lambda: daemon.policy.networks[0].remote_subnets)
+        assert etcd.values(key) == {key: ours}
+
+
 def test_who_took_our_subnet_is_followed_there(etcd: Etcd, tmp_path: Path) -> None:
     """At once, not when its lease is renewed or all are listed again."""
     etcd.put("/net/config", CONFIG)

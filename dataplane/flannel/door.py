@@ -67,8 +67,9 @@ class Flannel(Follower):
         super().__init__(ORIGIN, daemon, Client(options.urls, options.access), options.urls)
         self._options = options
         self._peers, self._link = Peers(), Link()
+        self._config: Config | None = None
         self._held: Held | None = None
-        self._told: dict[str, str] = {}
+        self._refused: dict[str, str] = {}  # why leases are not followed, by key
         self._contests = 0  # times that somebody wrote over our lease since it was renewed
         self._restoring: float | None = None  # when we write over that, time.monotonic()
         underlay = daemon.policy.underlay
@@ -82,7 +83,7 @@ class Flannel(Follower):
         self._previous = read_subnet(kept.subnet) if kept else None
 
     def _follow(self) -> None:
-        config = self._config()
+        config = self._config = self._config or self._read_config()
         previous = self._previous or self._from_env()
         self._hold(config, self._keeper.acquire(config, previous, self._held))
         revision, items = self._client.list(self._keeper.prefix)
@@ -163,7 +164,8 @@ class Flannel(Follower):
         if before is None or before.lease != held.lease:
             log.info("flannel: lease %s, VNI %d", held.lease.subnet.key(), config.vni)
 
-    def _config(self) -> Config:
+    def _read_config(self) -> Config:
+        """Once, as flannel does: one that is changed is for nodes that begin after it."""
         place = f"{self._options.root}/config"
         found = self._client.get(place)
         if found is None:
@@ -177,12 +179,9 @@ class Flannel(Follower):
             )
         if config.v6 is not None and underlay.address6 is None:
             raise EtcdError(f"{place}: EnableIPv6, but the node has none (set underlay.address6)")
-        routed = can_route(config, self._daemon.policy.host_port)
-        if config.direct and not routed and not self._told.get("direct"):
-            self._told["direct"] = "told"
+        if config.direct and not can_route(config, self._daemon.policy.host_port):
             log.warning("flannel: %s", LACKS_HOST)
-        if config.vni > OLD_MAX_VNI and not self._told.get("vni"):
-            self._told["vni"] = "told"
+        if config.vni > OLD_MAX_VNI:
             log.warning("flannel: VNI %d: nodes before 0.24 and on Windows refuse it", config.vni)
         return config
 
@@ -239,9 +238,9 @@ class Flannel(Follower):
 
     def _tell_refused(self, refused: dict[str, str]) -> None:
         for key, why in refused.items():
-            if self._told.get(key) != why:
+            if self._refused.get(key) != why:
                 log.warning("flannel: lease %s is not followed: %s", key, why)
-        self._told = {k: v for k, v in self._told.items() if k in ("vni", "direct")} | refused
+        self._refused = refused
 
 
 def _lease_of(name: str, item: Item) -> Lease | None:
