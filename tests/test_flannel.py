@@ -285,6 +285,20 @@ def test_others_keep_theirs_and_a_lease_that_does_not_fit_goes(etcd: Etcd) -> No
 
 
 @real
+def test_a_lease_that_was_spoiled_while_nobody_looked_is_written_again(etcd: Etcd) -> None:
+    """As one is that is watched; but where the node has a sound one, that is its lease."""
+    client, previous = Client([etcd.url]), Subnet(IPv4Network("10.5.77.0/24"))
+    mine = Keeper(client, "/net", ME)
+    mine.acquire(CONFIG, previous)
+    etcd.put("/net/subnets/10.5.77.0-24", b"{")
+    again = mine.acquire(CONFIG, previous)
+    assert [item.value for item in client.list("/net/subnets")[1]] == [again.lease.text()]
+    etcd.put("/net/subnets/10.5.3.0-24", b"{")
+    other = mine.acquire(CONFIG, Subnet(IPv4Network("10.5.3.0/24")))
+    assert other.lease == again.lease
+
+
+@real
 def test_dual_stack_leases_have_a_dual_key(etcd: Etcd) -> None:
     text = CONFIG_TEXT.replace(
         b'"SubnetLen":24', b'"EnableIPv6":true,"IPv6Network":"2001:cafe:42::/56"'

@@ -50,8 +50,8 @@ class Keeper:
         self.prefix = f"{root}/subnets"
 
     def acquire(self, config: Config, previous: Subnet | None, known: Held | None = None) -> Held:
-        """The lease we have, else the `previous` one, else a free one. A lease that is `known` and
-        stands is not written again. Raises EtcdError."""
+        """The lease we have, else the `previous` one, though it cannot be read, else a free one. A
+        lease that is `known` and stands is not written again. Raises EtcdError."""
         for _ in range(ATTEMPTS):
             _, items = self._client.list(self.prefix)
             if known is not None and any(_is_written(known, item, self.prefix) for item in items):
@@ -87,6 +87,9 @@ class Keeper:
                 return self._put(self._lease(config, subnet), item.revision)
             log.info("flannel: lease %s does not fit the config any more: removed", subnet.key())
             self._client.delete_if(item.key, item.revision)
+        for item, subnet, lease in leases:
+            if lease is None and subnet == previous and _fits(config, subnet):
+                return self._put(self._lease(config, subnet), item.revision)
         taken = [subnet for _, subnet, _ in leases]
         if previous is None or not _fits(config, previous) or _overlaps(previous, taken):
             previous = _free(config, taken)
