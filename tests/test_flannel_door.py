@@ -117,14 +117,20 @@ def test_identity_outlives_the_process_and_etcds_memory(
     assert seen[0] == seen[1]
 
 
-def test_a_lease_is_renewed_before_its_end(etcd: Etcd, tmp_path: Path) -> None:
-    """With a margin that leaves it two seconds: the key is put again, on a fresh grant."""
+@pytest.mark.parametrize("step", [0.0, -2.0 * TTL])
+def test_a_lease_is_renewed_before_its_end(
+    etcd: Etcd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: float
+) -> None:
+    """With a margin that leaves it two seconds: the key is put again, on a fresh grant. The clock
+    that was ahead and is set right makes no difference."""
+    clock = time.time
     etcd.put("/net/config", CONFIG)
     with Daemon(Saved(1, NODE)) as daemon:
         with Flannel(daemon, options(etcd, tmp_path, margin=TTL - 2.0)):
             client = Client([etcd.url])
             until(lambda: client.list("/net/subnets")[1])
             (first,) = client.list("/net/subnets")[1]
+            monkeypatch.setattr(time, "time", lambda: clock() + step)
             until(lambda: client.list("/net/subnets")[1][0].revision > first.revision)
             (second,) = client.list("/net/subnets")[1]
         assert second[:2] == first[:2]

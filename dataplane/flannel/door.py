@@ -27,7 +27,7 @@ from dataplane.flannel.documents import (
 )
 from dataplane.flannel.etcd import Client, Item, Watch
 from dataplane.flannel.follower import LONG, Follower
-from dataplane.flannel.keeper import Held, Identity, Keeper
+from dataplane.flannel.keeper import Held, Identity, Keeper, lease_clock
 from dataplane.flannel.link import LACKS_HOST, Link, can_route
 from dataplane.flannel.peers import Peers
 from dataplane.flannel.translate import mtu, network, remote_subnets, vtep_mac
@@ -103,7 +103,7 @@ class Flannel(Follower):
         listing tells whose the subnet is by then. Raises DataplaneError."""
         held = self._held
         assert held is not None
-        renewal = held.until - self._options.margin - time.time()
+        renewal = held.until - self._options.margin - lease_clock()
         change = self._peers.next_change()
         dues = [due - time.monotonic() for due in (change, self._restoring) if due is not None]
         events = watch.next(min(LONG, renewal, *dues))

@@ -35,11 +35,17 @@ class Identity(NamedTuple):
 
 
 class Held(NamedTuple):
-    """The lease that is ours, the revision that wrote it, and when it ends (time.time())."""
+    """The lease that is ours, the revision that wrote it, and when it ends (`lease_clock`)."""
 
     lease: Lease
     revision: int
     until: float
+
+
+def lease_clock() -> float:
+    """Seconds, as etcd counts those of a lease: whoever sets this machine's clock, and while it
+    sleeps, too."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 class Keeper:
@@ -108,7 +114,7 @@ class Keeper:
                 yield item, subnet, None  # taken all the same
 
     def _put(self, lease: Lease, revision: int) -> Held | None:
-        until = time.time() + TTL
+        until = lease_clock() + TTL
         grant = self._client.grant(TTL)
         written = self._client.put_if(self._key(lease.subnet), lease.text(), grant, revision)
         if written is None:
@@ -128,7 +134,7 @@ class Keeper:
 def _is_written(held: Held, item: Item, prefix: str) -> bool:
     lease = held.lease
     own = item.key == f"{prefix}/{lease.subnet.key()}"
-    return own and item.revision == held.revision and held.until > time.time()
+    return own and item.revision == held.revision and held.until > lease_clock()
 
 
 def _fits(config: Config, subnet: Subnet) -> bool:
