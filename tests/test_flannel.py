@@ -12,6 +12,7 @@ import pytest
 from msgspec.structs import replace
 
 from dataplane.address import Mac
+from dataplane.engine import Engine
 from dataplane.errors import DocumentError
 from dataplane.flannel import peers, subnet_env
 from dataplane.flannel.access import Access, EtcdError
@@ -20,7 +21,7 @@ from dataplane.flannel.etcd import Client, CompactedError, Item
 from dataplane.flannel.keeper import Identity, Keeper
 from dataplane.flannel.link import can_route
 from dataplane.flannel.translate import mtu, network, remote_subnets
-from dataplane.model import Endpoint, HostPort, Tap, Underlay
+from dataplane.model import Endpoint, HostPort, Node, Tap, Underlay
 from tests.etcd_server import WHY_NOT, Etcd
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -192,6 +193,7 @@ def test_what_a_peer_writes_refuses_nobody_else() -> None:
         read_lease("10.5.62.0-24", OLD_VALUE.replace(b"0.2", b"0.9").replace(b"CE:", b"01:")),
         read_lease(DUAL_KEY, DUAL_VALUE.replace(b"10.99.0.1", b"10.99.0.3")),
         read_lease("10.5.63.0-24", OLD_VALUE.replace(b"CE:06:1f:88:cc:42", b"")),
+        read_lease("10.5.0.1-32", OLD_VALUE),
     ]  # fmt: skip
     underlay = Underlay(address=IPv4Address("10.99.0.1"))
     found, refused = remote_subnets(CONFIG, own, leases, underlay)
@@ -201,7 +203,7 @@ def test_what_a_peer_writes_refuses_nobody_else() -> None:
         "10.5.58.0/24": "ce:06:1f:88:cc:42",
     }
     bad = {"10.6.1.0-24", "10.5.0.0-16", "10.5.60.0-24", "10.5.61.0-24", "10.5.62.0-24", DUAL_KEY}
-    assert refused.keys() == bad
+    assert refused.keys() == bad | {"10.5.0.1-32"}
     made = network(CONFIG, own, found, (), (), underlay, None)
     assert (made.vni, made.mtu, made.dr_mac) == (42, 1450, MAC)
     assert made.gateways == (ip_address("10.5.19.1"),)
@@ -211,6 +213,8 @@ def test_what_a_peer_writes_refuses_nobody_else() -> None:
     behind = network(CONFIG, own, found, (), (), underlay, host)
     assert (behind.host_subnets, behind.host_route) == ((IPv4Network("10.5.19.0/24"),), True)
     assert behind.gateways == (ip_address("10.5.0.1"),), "10.5.19.1 is the bridge's"
+    with Engine() as engine:
+        engine.plan(Node(name="a", underlay=underlay, host_port=host, networks=(behind,)))
     first = own._replace(subnet=read_lease("10.5.0.0-24", V4_VALUE).subnet)
     assert network(CONFIG, first, found, (), (), underlay, host).gateways == (
         ip_address("10.5.0.254"),

@@ -9,7 +9,7 @@ from ipaddress import IPv4Network, IPv6Network
 from typing import NamedTuple
 
 from dataplane.address import IP, Mac, Prefix, Vni
-from dataplane.flannel.documents import Config, Family, Lease
+from dataplane.flannel.documents import LONGEST, Config, Family, Lease
 from dataplane.flannel.link import can_route
 from dataplane.model import DirectSubnet, Endpoint, HostPort, Network, RemoteSubnet, Underlay
 from dataplane.validate_remotes import vtep
@@ -122,6 +122,8 @@ def _fault(way: Way, config: Config, own: Lease, underlay: Underlay) -> str:
     least, most = _span(family.network)
     if not least <= first <= last <= most:
         return f"{way.prefix} is not in {family.network}"
+    if way.prefix.prefixlen > (longest := LONGEST[way.prefix.version]):
+        return f"{way.prefix} is no subnet: at most a /{longest}"  # it may be one of our gateways
     own_first, own_last = _span(mine)
     if own_first <= last and first <= own_last:
         return f"{way.prefix} overlaps our own {mine}"
