@@ -172,6 +172,27 @@ def test_a_config_that_is_changed_is_for_nodes_that_begin_after_it(
         assert etcd.values(key) == {key: ours}
 
 
+def test_a_subnet_env_that_cannot_be_written_hinders_nothing_else(
+    etcd: Etcd, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The lease is renewed, and the node is ready; the file is there once it can be."""
+    etcd.put("/net/config", CONFIG)
+    in_the_way = tmp_path / "file"
+    in_the_way.touch()
+    place = in_the_way / "subnet.env"
+    chosen = options(etcd, tmp_path, margin=TTL - 1.0)._replace(env=place)
+    with Daemon(Saved(1, NODE)) as daemon, Flannel(daemon, chosen):
+        until(lambda: not unready(daemon))
+        client = Client([etcd.url])
+        (first,) = client.list("/net/subnets")[1]
+        until(lambda: client.list("/net/subnets")[1][0].revision > first.revision)
+        until(lambda: levels(daemon) == ["warning"])
+        in_the_way.unlink()
+        until(place.exists)
+        until(lambda: levels(daemon) == ["ok"])
+    assert caplog.text.count(str(place)) == 1
+
+
 def test_who_took_our_subnet_is_followed_there(etcd: Etcd, tmp_path: Path) -> None:
     """At once, not when its lease is renewed or all are listed again."""
     etcd.put("/net/config", CONFIG)

@@ -36,6 +36,7 @@ from dataplane.shares import Share
 
 ORIGIN = "flannel"
 BURST = 0.02  # seconds in which events of a burst come together, for one commit
+RETRY = 5.0  # seconds until subnet.env is tried again, where it cannot be written
 MOST_PATIENCE = 300.0  # seconds until our lease is written over somebody's who writes over it
 
 log = logging.getLogger("dataplane")
@@ -70,6 +71,7 @@ class Flannel(Follower):
         self._config: Config | None = None
         self._held: Held | None = None
         self._refused: dict[str, str] = {}  # why leases are not followed, by key
+        self._lacks_env = ""  # why there is no subnet.env
         self._contests = 0  # times that somebody wrote over our lease since it was renewed
         self._restoring: float | None = None  # when we write over that, time.monotonic()
         underlay = daemon.policy.underlay
@@ -106,13 +108,13 @@ class Flannel(Follower):
         renewal = held.until - self._options.margin - lease_clock()
         change = self._peers.next_change()
         dues = [due - time.monotonic() for due in (change, self._restoring) if due is not None]
-        events = watch.next(min(LONG, renewal, *dues))
+        events = watch.next(min(RETRY if self._lacks_env else LONG, renewal, *dues))
         if events:
             time.sleep(BURST)
             while more := watch.next(0):
                 events += more
         lost = self._note(events)
-        if self._peers.expire(time.monotonic()) or events:
+        if self._peers.expire(time.monotonic()) or events or self._lacks_env:
             self._commit(config)
         if lost:
             self._held = None
@@ -219,13 +221,18 @@ class Flannel(Follower):
         )
 
     def _write_env(self, words: str) -> None:
+        """What keeps it from that is told, once per change, and keeps it from nothing else."""
         place = self._options.env
         assert place is not None
+        before, self._lacks_env = self._lacks_env, ""
         try:
             if not place.is_file() or place.read_text(errors="replace") != words:
                 subnet_env.write(place, words)
         except OSError as error:
-            raise EtcdError(f"{place}: {error.strerror}") from error
+            self._lacks_env = f"{place}: {error.strerror}"
+            if self._lacks_env != before:
+                log.warning("flannel: %s; trying again", self._lacks_env)
+        self._standing.tell(self._lacks_env, of="env")
 
     def _from_env(self) -> Subnet | None:
         return subnet_env.previous(self._options.env) if self._options.env is not None else None
