@@ -3,8 +3,10 @@
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 from pathlib import Path
 
@@ -338,6 +340,32 @@ def test_a_watch_tells_all_and_says_when_it_cannot(etcd: Etcd) -> None:
             watch.next(10)
     with pytest.raises(EtcdError):
         client.list("/net/subnets")
+
+
+@pytest.mark.parametrize(
+    ("status", "words", "why"),
+    [
+        (401, b'{"error":"x","code":16,"message":"invalid auth token"}', "invalid auth token"),
+        (503, b"no etcd behind me", "no etcd behind me"),
+        (503, b"", "Service Unavailable"),
+    ],
+)
+def test_a_watch_that_is_refused_says_why(status: int, words: bytes, why: str) -> None:
+    """By etcd, or by what stands before it."""
+
+    class Refusing(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(words)))
+            self.end_headers()
+            self.wfile.write(words)
+
+    with HTTPServer(("127.0.0.1", 0), Refusing) as server:
+        threading.Thread(target=server.handle_request, daemon=True).start()
+        client = Client([f"http://127.0.0.1:{server.server_port}"])
+        told = pytest.raises(EtcdError, match=f"^the watch is refused: {why}$")
+        with client.watch("/net/subnets", 1) as watch, told:
+            watch.next(10)
 
 
 @real
