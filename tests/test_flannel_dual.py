@@ -174,6 +174,14 @@ def test_every_pair_pings_with_the_largest_packet(overlay: Overlay, version: int
     ping_every_pair(overlay.ends(version), 1430)
 
 
+def test_what_a_flannel_node_sends_over_ipv4_arrives(overlay: Overlay) -> None:
+    """1450 octets, as its device and its pods have them; over IPv4 there is room for them."""
+    for pod in ("pa", "pb"):
+        to = overlay.ends(4)[overlay.names[pod]]
+        words = ["ping", "-c1", "-W5", "-Mdo", "-s1422", to]
+        run("ip", "netns", "exec", overlay.names["k"], *words)
+
+
 @both_families
 def test_every_pair_has_tcp_both_ways(overlay: Overlay, version: int) -> None:
     tcp_every_pair(overlay.ends(version))
