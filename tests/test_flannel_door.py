@@ -8,16 +8,17 @@ from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from dataplane.address import Mac
 from dataplane.api.health import examine, unready
 from dataplane.daemon import Daemon
 from dataplane.flannel.documents import read_subnet
-from dataplane.flannel.door import Flannel, Options
+from dataplane.flannel.door import HALF_BEHIND, Flannel, Options
 from dataplane.flannel.etcd import Client
 from dataplane.flannel.keeper import TTL
 from dataplane.flannel.link import LACKS_HOST
-from dataplane.model import Node, Underlay
+from dataplane.model import Endpoint, HostPort, Node, Tap, Underlay
 from dataplane.state_dir import Saved, StateDir
 from tests.etcd_server import WHY_NOT, Etcd
 
@@ -217,6 +218,32 @@ def test_it_ends_at_once_though_etcd_says_nothing(etcd: Etcd, tmp_path: Path, li
             time.sleep(0.3)
             begin = time.monotonic()
         assert time.monotonic() - begin < 1.0
+
+
+@pytest.mark.parametrize("endpoints", [(), (Endpoint(name="web"),)])
+def test_a_family_that_does_not_lead_to_the_host_is_told(
+    etcd: Etcd,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    netns: Callable[..., list[str]],
+    endpoints: tuple[Endpoint, ...],
+) -> None:
+    """Endpoints have both."""
+    (there,) = netns("host")
+    host = HostPort(
+        address=ip_address("169.254.77.2"),
+        peer=ip_address("169.254.77.1"),
+        tap=Tap(name="host", netns=there),
+    )
+    dual = replace(NODE, underlay=replace(NODE.underlay, address6=ip_address("::1")))
+    made = tuple(replace(e, tap=Tap(name="web", netns=there)) for e in endpoints)
+    etcd.put(
+        "/net/config", CONFIG.replace(b'{"N', b'{"EnableIPv6":true,"IPv6Network":"fd05::/48","N')
+    )
+    chosen = options(etcd, tmp_path)._replace(endpoints=made)
+    with Daemon(Saved(1, replace(dual, host_port=host))) as daemon, Flannel(daemon, chosen):
+        until(lambda: daemon.policy.networks)
+    assert caplog.text.count(HALF_BEHIND.format(4)) == (not endpoints)
 
 
 def test_direct_routing_that_cannot_be_is_told(

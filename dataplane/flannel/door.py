@@ -38,6 +38,7 @@ ORIGIN = "flannel"
 BURST = 0.02  # seconds in which events of a burst come together, for one commit
 RETRY = 5.0  # seconds until subnet.env is tried again, where it cannot be written
 MOST_PATIENCE = 300.0  # seconds until our lease is written over somebody's who writes over it
+HALF_BEHIND = "dual stack: only IPv{} leads to the host, as its host_port is; pods need endpoints"
 
 log = logging.getLogger("dataplane")
 
@@ -181,8 +182,11 @@ class Flannel(Follower):
             )
         if config.v6 is not None and underlay.address6 is None:
             raise EtcdError(f"{place}: EnableIPv6, but the node has none (set underlay.address6)")
-        if config.direct and not can_route(config, self._daemon.policy.host_port):
+        host = self._daemon.policy.host_port
+        if config.direct and not can_route(config, host):
             log.warning("flannel: %s", LACKS_HOST)
+        if config.v6 is not None and host is not None and not self._options.endpoints:
+            log.warning("flannel: %s", HALF_BEHIND.format(host.address.version))
         if config.vni > OLD_MAX_VNI:
             log.warning("flannel: VNI %d: nodes before 0.24 and on Windows refuse it", config.vni)
         return config
