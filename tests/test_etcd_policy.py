@@ -24,7 +24,7 @@ from dataplane.document import dump
 from dataplane.errors import DocumentError
 from dataplane.etcd_policy.common import read, share
 from dataplane.etcd_policy.door import EtcdPolicy, Options
-from dataplane.model import Acl, Document, Endpoint, Network, Node, Tap, Underlay
+from dataplane.model import Acl, Document, Endpoint, HostPort, Network, Node, Tap, Underlay
 from dataplane.netns import inside
 from dataplane.state_dir import Saved
 from tests.etcd_server import WHY_NOT, Etcd
@@ -44,6 +44,9 @@ SERVED = """networks: [{name: red, vni: 4097, prefixes: [10.9.0.0/16]}]
     GOOD + "    load_balancers: [{name: web, protocol: tcp, port: 80, vips: [10.1.250.1],\n"
     "      backends: [{address: 10.1.2.2, port: 8080}]}]\n"
 )
+DIRECT = """networks: [{name: red, vni: 4097, prefixes: [10.9.0.0/16], host_route: true,
+  direct_subnets: [{prefix: 10.9.1.0/24, provider_address: 10.98.0.9}]}]
+"""
 # right by its form, but b has one of that name
 CLASHES = GOOD + "    acls: [{name: own, direction: in, action: allow, protocol: udp}]\n"
 
@@ -114,6 +117,37 @@ def test_a_node_is_ready_once_etcd_was_heard_and_its_policy_fits(tmp_path: Path)
             etcd.put("/dp/policy", b"networks: [{name: n, vni: 7, prefixes: [10.9.0.0/16]}]")
             until(lambda: not unready(daemon))
             until(lambda: not daemon.doors["etcd"].trouble)
+    finally:
+        etcd.kill()
+
+
+@pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT)
+def test_what_the_kernel_refuses_is_told_like_any_fault(
+    tmp_path: Path, netns: Callable[..., list[str]]
+) -> None:
+    """A direct route to a node that is not on the link; it is done once the link is there."""
+    (there,) = netns("host")
+    host = HostPort(
+        address=ip_address("169.254.77.2"),
+        peer=ip_address("169.254.77.1"),
+        tap=Tap(name="host", netns=there),
+    )
+    underlay = Underlay(address=ip_address("127.0.0.76"))
+    etcd = Etcd(tmp_path).start()
+
+    def answer() -> dict[str, Any]:
+        told = etcd.values("/dp/nodes/c").get("/dp/nodes/c", b"{}")
+        return dict(json.loads(told))
+
+    revision = etcd.put("/dp/policy", DIRECT.encode())
+    own = Node(name="c", underlay=underlay, host_port=host)
+    try:
+        with Daemon(Saved(1, own)) as daemon, EtcdPolicy(daemon, Options((etcd.url,), "/dp")):
+            until(lambda: "10.9.1.0/24" in answer().get("refused", ""))
+            assert (answer()["revision"], answer()["holds"]) == (revision, 0)
+            ip(there, "addr add 10.98.0.1/24 dev lo", "link set lo up")
+            until(lambda: answer()["holds"] == revision)
+            assert "refused" not in answer() and daemon.policy.networks
     finally:
         etcd.kill()
 

@@ -3,8 +3,10 @@
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 from pathlib import Path
 
@@ -12,6 +14,7 @@ import pytest
 from msgspec.structs import replace
 
 from dataplane.address import Mac
+from dataplane.engine import Engine
 from dataplane.errors import DocumentError
 from dataplane.flannel import peers, subnet_env
 from dataplane.flannel.access import Access, EtcdError
@@ -20,7 +23,7 @@ from dataplane.flannel.etcd import Client, CompactedError, Item
 from dataplane.flannel.keeper import Identity, Keeper
 from dataplane.flannel.link import can_route
 from dataplane.flannel.translate import mtu, network, remote_subnets
-from dataplane.model import Endpoint, HostPort, Tap, Underlay
+from dataplane.model import Endpoint, HostPort, Node, Tap, Underlay
 from tests.etcd_server import WHY_NOT, Etcd
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -192,6 +195,7 @@ def test_what_a_peer_writes_refuses_nobody_else() -> None:
         read_lease("10.5.62.0-24", OLD_VALUE.replace(b"0.2", b"0.9").replace(b"CE:", b"01:")),
         read_lease(DUAL_KEY, DUAL_VALUE.replace(b"10.99.0.1", b"10.99.0.3")),
         read_lease("10.5.63.0-24", OLD_VALUE.replace(b"CE:06:1f:88:cc:42", b"")),
+        read_lease("10.5.0.1-32", OLD_VALUE),
     ]  # fmt: skip
     underlay = Underlay(address=IPv4Address("10.99.0.1"))
     found, refused = remote_subnets(CONFIG, own, leases, underlay)
@@ -201,7 +205,7 @@ def test_what_a_peer_writes_refuses_nobody_else() -> None:
         "10.5.58.0/24": "ce:06:1f:88:cc:42",
     }
     bad = {"10.6.1.0-24", "10.5.0.0-16", "10.5.60.0-24", "10.5.61.0-24", "10.5.62.0-24", DUAL_KEY}
-    assert refused.keys() == bad
+    assert refused.keys() == bad | {"10.5.0.1-32"}
     made = network(CONFIG, own, found, (), (), underlay, None)
     assert (made.vni, made.mtu, made.dr_mac) == (42, 1450, MAC)
     assert made.gateways == (ip_address("10.5.19.1"),)
@@ -211,6 +215,8 @@ def test_what_a_peer_writes_refuses_nobody_else() -> None:
     behind = network(CONFIG, own, found, (), (), underlay, host)
     assert (behind.host_subnets, behind.host_route) == ((IPv4Network("10.5.19.0/24"),), True)
     assert behind.gateways == (ip_address("10.5.0.1"),), "10.5.19.1 is the bridge's"
+    with Engine() as engine:
+        engine.plan(Node(name="a", underlay=underlay, host_port=host, networks=(behind,)))
     first = own._replace(subnet=read_lease("10.5.0.0-24", V4_VALUE).subnet)
     assert network(CONFIG, first, found, (), (), underlay, host).gateways == (
         ip_address("10.5.0.254"),
@@ -285,6 +291,20 @@ def test_others_keep_theirs_and_a_lease_that_does_not_fit_goes(etcd: Etcd) -> No
 
 
 @real
+def test_a_lease_that_was_spoiled_while_nobody_looked_is_written_again(etcd: Etcd) -> None:
+    """As one is that is watched; but where the node has a sound one, that is its lease."""
+    client, previous = Client([etcd.url]), Subnet(IPv4Network("10.5.77.0/24"))
+    mine = Keeper(client, "/net", ME)
+    mine.acquire(CONFIG, previous)
+    etcd.put("/net/subnets/10.5.77.0-24", b"{")
+    again = mine.acquire(CONFIG, previous)
+    assert [item.value for item in client.list("/net/subnets")[1]] == [again.lease.text()]
+    etcd.put("/net/subnets/10.5.3.0-24", b"{")
+    other = mine.acquire(CONFIG, Subnet(IPv4Network("10.5.3.0/24")))
+    assert other.lease == again.lease
+
+
+@real
 def test_dual_stack_leases_have_a_dual_key(etcd: Etcd) -> None:
     text = CONFIG_TEXT.replace(
         b'"SubnetLen":24', b'"EnableIPv6":true,"IPv6Network":"2001:cafe:42::/56"'
@@ -320,6 +340,32 @@ def test_a_watch_tells_all_and_says_when_it_cannot(etcd: Etcd) -> None:
             watch.next(10)
     with pytest.raises(EtcdError):
         client.list("/net/subnets")
+
+
+@pytest.mark.parametrize(
+    ("status", "words", "why"),
+    [
+        (401, b'{"error":"x","code":16,"message":"invalid auth token"}', "invalid auth token"),
+        (503, b"no etcd behind me", "no etcd behind me"),
+        (503, b"", "Service Unavailable"),
+    ],
+)
+def test_a_watch_that_is_refused_says_why(status: int, words: bytes, why: str) -> None:
+    """By etcd, or by what stands before it."""
+
+    class Refusing(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(words)))
+            self.end_headers()
+            self.wfile.write(words)
+
+    with HTTPServer(("127.0.0.1", 0), Refusing) as server:
+        threading.Thread(target=server.handle_request, daemon=True).start()
+        client = Client([f"http://127.0.0.1:{server.server_port}"])
+        told = pytest.raises(EtcdError, match=f"^the watch is refused: {why}$")
+        with client.watch("/net/subnets", 1) as watch, told:
+            watch.next(10)
 
 
 @real

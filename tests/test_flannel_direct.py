@@ -169,6 +169,19 @@ def test_one_behind_a_gateway_is_reached_by_vxlan(place: Place) -> None:
     assert ping(place.far, str(lease.subnet.v4.network_address), "-Mdo", "-s1422")
 
 
+def test_a_part_of_a_near_subnet_that_lies_elsewhere_hinders_nobody(place: Place) -> None:
+    """As while SubnetLen changes: the near one has VXLAN meanwhile, others are followed."""
+    part, other = f"{ROOT}/subnets/10.5.57.128-25", f"{ROOT}/subnets/10.5.59.0-24"
+    place.etcd.put(part, peer_lease("10.98.0.9", "7e:5b:fa:eb:b1:34"))
+    place.etcd.put(other, peer_lease("10.99.1.9", "7e:5b:fa:eb:b1:33"))
+    until(lambda: place.routes() == {"10.5.59.0/24": "10.99.1.9"})
+    until(lambda: place.remotes() == {"10.5.57.0/24", "10.5.57.128/25", "10.5.58.0/24"})
+    place.etcd.delete(part)
+    place.etcd.delete(other)
+    until(lambda: place.routes() == {"10.5.57.0/24": NEAR})
+    until(lambda: place.remotes() == {"10.5.58.0/24"})
+
+
 def test_a_successor_has_the_routes(place: Place) -> None:
     with Client(place.process.socket) as client:
         client.restart()

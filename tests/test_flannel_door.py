@@ -8,15 +8,17 @@ from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from dataplane.address import Mac
 from dataplane.api.health import examine, unready
 from dataplane.daemon import Daemon
-from dataplane.flannel.door import Flannel, Options
+from dataplane.flannel.documents import read_subnet
+from dataplane.flannel.door import HALF_BEHIND, Flannel, Options
 from dataplane.flannel.etcd import Client
 from dataplane.flannel.keeper import TTL
 from dataplane.flannel.link import LACKS_HOST
-from dataplane.model import Node, Underlay
+from dataplane.model import Endpoint, HostPort, Node, Tap, Underlay
 from dataplane.state_dir import Saved, StateDir
 from tests.etcd_server import WHY_NOT, Etcd
 
@@ -116,14 +118,20 @@ def test_identity_outlives_the_process_and_etcds_memory(
     assert seen[0] == seen[1]
 
 
-def test_a_lease_is_renewed_before_its_end(etcd: Etcd, tmp_path: Path) -> None:
-    """With a margin that leaves it two seconds: the key is put again, on a fresh grant."""
+@pytest.mark.parametrize("step", [0.0, -2.0 * TTL])
+def test_a_lease_is_renewed_before_its_end(
+    etcd: Etcd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: float
+) -> None:
+    """With a margin that leaves it two seconds: the key is put again, on a fresh grant. The clock
+    that was ahead and is set right makes no difference."""
+    clock = time.time
     etcd.put("/net/config", CONFIG)
     with Daemon(Saved(1, NODE)) as daemon:
         with Flannel(daemon, options(etcd, tmp_path, margin=TTL - 2.0)):
             client = Client([etcd.url])
             until(lambda: client.list("/net/subnets")[1])
             (first,) = client.list("/net/subnets")[1]
+            monkeypatch.setattr(time, "time", lambda: clock() + step)
             until(lambda: client.list("/net/subnets")[1][0].revision > first.revision)
             (second,) = client.list("/net/subnets")[1]
         assert second[:2] == first[:2]
@@ -147,6 +155,57 @@ def test_a_lease_that_is_written_over_is_written_again(
         assert time.monotonic() - begin > 3.5
 
 
+@pytest.mark.parametrize("spoiled", [b"{", CONFIG.replace(b"10.5.0.0", b"10.6.0.0")])
+def test_a_config_that_is_changed_is_for_nodes_that_begin_after_it(
+    etcd: Etcd, tmp_path: Path, spoiled: bytes
+) -> None:
+    """As with flannel: etcd is listed again, the lease stays as it is, and peers are followed."""
+    etcd.put("/net/config", CONFIG)
+    with Daemon(Saved(1, NODE)) as daemon, Flannel(daemon, options(etcd, tmp_path)):
+        until(lambda: daemon.policy.networks)
+        ((key, ours),) = etcd.values("/net/subnets").items()
+        etcd.put("/net/config", spoiled)
+        etcd.kill()
+        etcd.start()
+        peer = ours.replace(b"127.0.0.77", b"127.0.0.9")
+        etcd.put("/net/subnets/10.5.200.0-24", peer)
+        until(lambda: daemon.policy.networks[0].remote_subnets)
+        assert etcd.values(key) == {key: ours}
+
+
+def test_a_subnet_env_that_cannot_be_written_hinders_nothing_else(
+    etcd: Etcd, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The lease is renewed, and the node is ready; the file is there once it can be."""
+    etcd.put("/net/config", CONFIG)
+    in_the_way = tmp_path / "file"
+    in_the_way.touch()
+    place = in_the_way / "subnet.env"
+    chosen = options(etcd, tmp_path, margin=TTL - 1.0)._replace(env=place)
+    with Daemon(Saved(1, NODE)) as daemon, Flannel(daemon, chosen):
+        until(lambda: not unready(daemon))
+        client = Client([etcd.url])
+        (first,) = client.list("/net/subnets")[1]
+        until(lambda: client.list("/net/subnets")[1][0].revision > first.revision)
+        until(lambda: levels(daemon) == ["warning"])
+        in_the_way.unlink()
+        until(place.exists)
+        until(lambda: levels(daemon) == ["ok"])
+    assert caplog.text.count(str(place)) == 1
+
+
+def test_who_took_our_subnet_is_followed_there(etcd: Etcd, tmp_path: Path) -> None:
+    """At once, not when its lease is renewed or all are listed again."""
+    etcd.put("/net/config", CONFIG)
+    with Daemon(Saved(1, NODE)) as daemon, Flannel(daemon, options(etcd, tmp_path)):
+        until(lambda: daemon.policy.networks)
+        ((key, ours),) = etcd.values("/net/subnets").items()
+        taken = read_subnet(key.rpartition("/")[2]).v4
+        etcd.put(key, ours.replace(b"127.0.0.77", b"127.0.0.9"))
+        until(lambda: taken in {r.prefix for r in daemon.policy.networks[0].remote_subnets})
+        assert taken not in daemon.policy.networks[0].pool
+
+
 @pytest.mark.parametrize("lives", [True, False])
 def test_it_ends_at_once_though_etcd_says_nothing(etcd: Etcd, tmp_path: Path, lives: bool) -> None:
     """In the middle of a watch, and while nobody answers."""
@@ -159,6 +218,32 @@ def test_it_ends_at_once_though_etcd_says_nothing(etcd: Etcd, tmp_path: Path, li
             time.sleep(0.3)
             begin = time.monotonic()
         assert time.monotonic() - begin < 1.0
+
+
+@pytest.mark.parametrize("endpoints", [(), (Endpoint(name="web"),)])
+def test_a_family_that_does_not_lead_to_the_host_is_told(
+    etcd: Etcd,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    netns: Callable[..., list[str]],
+    endpoints: tuple[Endpoint, ...],
+) -> None:
+    """Endpoints have both."""
+    (there,) = netns("host")
+    host = HostPort(
+        address=ip_address("169.254.77.2"),
+        peer=ip_address("169.254.77.1"),
+        tap=Tap(name="host", netns=there),
+    )
+    dual = replace(NODE, underlay=replace(NODE.underlay, address6=ip_address("::1")))
+    made = tuple(replace(e, tap=Tap(name="web", netns=there)) for e in endpoints)
+    etcd.put(
+        "/net/config", CONFIG.replace(b'{"N', b'{"EnableIPv6":true,"IPv6Network":"fd05::/48","N')
+    )
+    chosen = options(etcd, tmp_path)._replace(endpoints=made)
+    with Daemon(Saved(1, replace(dual, host_port=host))) as daemon, Flannel(daemon, chosen):
+        until(lambda: daemon.policy.networks)
+    assert caplog.text.count(HALF_BEHIND.format(4)) == (not endpoints)
 
 
 def test_direct_routing_that_cannot_be_is_told(

@@ -10,13 +10,10 @@ DATAPLANE_OUTAGE says for how many seconds etcd is gone.
 
 import base64
 import contextlib
-import itertools
 import json
 import os
 import signal
-import socket
 import subprocess
-import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -33,6 +30,15 @@ from dataplane.model import Document, HostPort, Node, Tap, Underlay
 from dataplane.netns import inside
 from tests.cni_runtime import PLUGINS, Runtime
 from tests.etcd_server import WHY_NOT, Etcd
+from tests.flannel_overlay import (
+    KernelDevice,
+    Ping,
+    address,
+    ping_every_pair,
+    run,
+    tcp_every_pair,
+    until,
+)
 from tests.live_node import Process
 from tests.peers.wire import ip
 
@@ -100,20 +106,20 @@ class Overlay:
 
     def pods(self) -> dict[str, str]:
         """The address of each namespace's end of the overlay."""
-        found = {f"p{n}": _address(self.names[f"p{n}"], "web") for n in self.nodes}
+        found = {f"p{n}": address(self.names[f"p{n}"], "web") for n in self.nodes}
         found["c"] = str(self.leases()[UNDER["c"]].subnet.v4.network_address)
         return found | {k: str(subnet.network_address) for k, (subnet, _) in KERNELS.items()}
 
+    def ends(self) -> dict[str, str]:
+        """The same by the names that the namespaces really have."""
+        return {self.names[label]: at for label, at in self.pods().items()}
+
     def follow(self, kernel: str) -> None:
-        """What flannel does at a kernel's node for each lease of others, in its order."""
+        """As flannel does at a kernel's node, each lease of others."""
+        device = kernel_device(self.names, kernel)
         for public_ip, lease in self.leases().items():
-            if public_ip == UNDER[kernel]:
-                continue
-            at, mac = lease.subnet.v4.network_address, lease.mac
-            ip(self.names[kernel], f"neigh replace {at} lladdr {mac} dev {DEVICE} nud permanent")
-            fdb = f"fdb replace {mac} dst {public_ip} dev {DEVICE} self permanent"
-            run("bridge", "-n", self.names[kernel], *fdb.split())
-            ip(self.names[kernel], f"route replace {lease.subnet.v4} via {at} dev {DEVICE} onlink")
+            if public_ip != UNDER[kernel]:
+                device.follow(lease.subnet.v4, str(lease.mac), public_ip)
 
     def plug(self) -> None:
         """What flannel's CNI plugin does at c: it has the bridge plugin make a bridge with the
@@ -143,22 +149,6 @@ class Overlay:
         inside(self.names["c"], lambda: bridge.add("web", self.names["pc"], ifname="web"))
 
 
-def run(*words: str) -> str:
-    return subprocess.run(words, check=True, capture_output=True, text=True).stdout
-
-
-def _address(netns: str, device: str) -> str:
-    told = json.loads(run("ip", "-n", netns, "-4", "-json", "addr", "show", device))
-    return str(told[0]["addr_info"][0]["local"])
-
-
-def until(true: Callable[[], Any], seconds: float = 10.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
 @pytest.fixture(scope="module")
 def overlay(
     module_netns: Callable[..., list[str]], tmp_path_factory: pytest.TempPathFactory
@@ -167,19 +157,13 @@ def overlay(
     names = dict(zip(labels, module_netns(*labels), strict=True))
     ip(names["hub"], f"addr add {HUB}/32 dev lo")
     run("ip", "netns", "exec", names["hub"], "sysctl", "-qw", "net.ipv4.ip_forward=1")
-    for label, address in UNDER.items():
+    for label, at in UNDER.items():
         ip(names["hub"], f"link add name to-{label} type veth peer name under netns {names[label]}")
-        ip(names["hub"], f"link set to-{label} up", f"route add {address}/32 dev to-{label}")
-        ip(names[label], f"addr add {address}/32 dev under", "link set under up")
+        ip(names["hub"], f"link set to-{label} up", f"route add {at}/32 dev to-{label}")
+        ip(names[label], f"addr add {at}/32 dev under", "link set under up")
         ip(names[label], f"route add {HUB} dev under", f"route add default via {HUB}")
-    for kernel, (subnet, mac) in KERNELS.items():
-        vxlan = f"type vxlan id {VNI} local {UNDER[kernel]} dev under dstport {PORT} nolearning"
-        ip(
-            names[kernel],
-            f"link add name {DEVICE} address {mac} {vxlan}",
-            f"link set {DEVICE} mtu 1450 up",
-            f"addr add {subnet.network_address}/32 dev {DEVICE}",
-        )
+    for kernel in KERNELS:
+        kernel_device(names, kernel).make(VNI, PORT)
     etcd = Etcd(tmp_path_factory.mktemp("etcd"), HUB, names["hub"]).start()
     nodes: dict[str, Process] = {}
     try:
@@ -205,6 +189,10 @@ def overlay(
         etcd.kill()
 
 
+def kernel_device(names: dict[str, str], kernel: str) -> KernelDevice:
+    return KernelDevice(names[kernel], DEVICE, *KERNELS[kernel], UNDER[kernel])
+
+
 def node(label: str, names: dict[str, str], etcd: Etcd, place: Path) -> Process:
     underlay = Underlay(address=ip_address(UNDER[label]), port=PORT)
     words = ["--flannel", etcd.url, "--flannel-env", str(place / "subnet.env")]
@@ -217,63 +205,14 @@ def node(label: str, names: dict[str, str], etcd: Etcd, place: Path) -> Process:
     return made
 
 
-class Ping:
-    """Echo requests from one namespace, until it ends; what they tell."""
-
-    def __init__(self, netns: str, to: str, *words: str) -> None:
-        command = ["ip", "netns", "exec", netns, "ping", "-n", "-q", *words, to]
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-
-    def lost(self) -> int:
-        """How many had no answer."""
-        self.process.send_signal(signal.SIGINT)
-        told, _ = self.process.communicate(timeout=30)
-        sent, received = (
-            int(told.partition(" packets transmitted")[0].split()[-1]),
-            int(told.partition(" received")[0].split()[-1]),
-        )
-        assert sent > 20, told
-        return sent - received
-
-
 def test_every_pair_pings_with_the_largest_packet(overlay: Overlay) -> None:
-    """1450 octets, not to be fragmented, both ways between all five nodes."""
-    pods = overlay.pods()
-    assert len(pods) == 6
-    for source in pods:
-        for target, address in pods.items():
-            if source != target:
-                words = ["-c1", "-W5", "-Mdo", "-s1422", address]
-                run("ip", "netns", "exec", overlay.names[source], "ping", *words)
+    """1450 octets, both ways between all five nodes and the host of one."""
+    assert len(overlay.ends()) == 6
+    ping_every_pair(overlay.ends(), 1450)
 
 
 def test_every_pair_has_tcp_both_ways(overlay: Overlay) -> None:
-    """256 KiB there and back, equal to the last octet."""
-    words = os.urandom(1 << 18)
-
-    def server(netns: str) -> socket.socket:
-        return inside(netns, lambda: socket.create_server(("", 8080)))
-
-    with contextlib.ExitStack() as made:
-        pods = overlay.pods()
-        servers = {p: made.enter_context(server(overlay.names[p])) for p in pods}
-        for listening in servers.values():
-            threading.Thread(target=echo, args=(listening, len(pods) - 1), daemon=True).start()
-        for source, target in itertools.permutations(pods, 2):
-            place = pods[target], 8080
-            client = inside(
-                overlay.names[source], lambda place=place: socket.create_connection(place, 5)
-            )
-            with client, client.makefile("rb") as told:
-                threading.Thread(target=client.sendall, args=(words,), daemon=True).start()
-                assert told.read(len(words)) == words, (source, target)
-
-
-def echo(listening: socket.socket, clients: int) -> None:
-    for _ in range(clients):
-        with listening.accept()[0] as client:
-            while words := client.recv(1 << 16):
-                client.sendall(words)
+    tcp_every_pair(overlay.ends())
 
 
 def test_the_host_speaks_from_its_subnet(overlay: Overlay) -> None:
@@ -416,7 +355,7 @@ def test_a_subnet_that_another_node_took_is_left_to_it(overlay: Overlay) -> None
 
     def moved() -> bool:
         """The TAP is another one, and may be none just now."""
-        with contextlib.suppress(subprocess.CalledProcessError, IndexError):
+        with contextlib.suppress(subprocess.CalledProcessError, ValueError):
             return ip_address(overlay.pods()["pa"]) in subnet
         return False
 

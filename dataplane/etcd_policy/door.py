@@ -6,7 +6,7 @@ from typing import NamedTuple
 from msgspec import json
 
 from dataplane.daemon import Daemon
-from dataplane.errors import DocumentError
+from dataplane.errors import DataplaneError
 from dataplane.etcd_policy.common import ROOT, Answer, read, share
 from dataplane.flannel.access import Access
 from dataplane.flannel.etcd import Client, Item
@@ -57,14 +57,14 @@ class EtcdPolicy(Follower):
                     self._take(self._refused[0])
 
     def _take(self, item: Item) -> None:
-        """Commits it, and says in etcd what became of it. Raises DataplaneError."""
+        """Commits it, and says in etcd what became of it. Raises EtcdError."""
         before, refused = self._refused, ""
         try:
             common = read(item.value, f"{self._key} of revision {item.revision}")
             self._contribute(share(common, self._daemon.committed.own, item.revision))
             self._refused = None
             self._standing.sync()
-        except DocumentError as error:
+        except DataplaneError as error:  # a fault of its, or what this node's kernel refuses
             refused = str(error)
             self._refused = item, refused
         why = f"revision {item.revision} is refused: {refused}" if refused else ""

@@ -18,6 +18,8 @@ DEFAULT_PORT = 8472  # Linux's, where the config says 0
 MAX_VNI = (1 << 24) - 1
 OLD_MAX_VNI = (1 << 16) - 1  # flannel before 0.24, and on Windows
 
+LONGEST = {4: 30, 6: 126}  # bits of a subnet, by the IP version
+
 _KEY = re.compile(r"(\d+\.\d+\.\d+\.\d+)-(\d+)(?:&([a-f\d:]+)-(\d+))?")
 
 
@@ -144,30 +146,29 @@ class _Bounds(NamedTuple):
     address: type[IPv4Address] | type[IPv6Address]
     named: str  # before each field's name
     usual: int
-    longest: int
 
 
 _BOUNDS = {
-    4: _Bounds(IPv4Network, IPv4Address, "", 24, 30),
-    6: _Bounds(IPv6Network, IPv6Address, "IPv6", 64, 126),
+    4: _Bounds(IPv4Network, IPv4Address, "", 24),
+    6: _Bounds(IPv6Network, IPv6Address, "IPv6", 64),
 }
 
 
 def _family(network: str, subnets: tuple[int, str, str], version: int, place: str) -> Family:
     bounds = _BOUNDS[version]
-    named = bounds.named
+    named, longest = bounds.named, LONGEST[version]
     try:
         whole = bounds.kind(network, strict=False)
     except ValueError as error:
         raise _bad(place, f"$.{named}Network", str(error)) from error
-    if whole.prefixlen > bounds.longest - 2:
-        least = bounds.longest - 2
+    if whole.prefixlen > longest - 2:
+        least = longest - 2
         raise _bad(place, f"$.{named}Network", f"{whole} is too small", f"at least a /{least}")
     length, low, high = subnets
     usual = bounds.usual if whole.prefixlen <= bounds.usual - 2 else whole.prefixlen + 2
     length = length or usual
-    if not whole.prefixlen + 2 <= length <= bounds.longest:
-        message = f"{length} is not between {whole.prefixlen + 2} and {bounds.longest}"
+    if not whole.prefixlen + 2 <= length <= longest:
+        message = f"{length} is not between {whole.prefixlen + 2} and {longest}"
         raise _bad(place, f"$.{named}SubnetLen", message)
     step = 1 << (whole.max_prefixlen - length)
     least, most = int(whole.network_address) + step, int(whole.broadcast_address) + 1 - step

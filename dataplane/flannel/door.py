@@ -27,7 +27,7 @@ from dataplane.flannel.documents import (
 )
 from dataplane.flannel.etcd import Client, Item, Watch
 from dataplane.flannel.follower import LONG, Follower
-from dataplane.flannel.keeper import Held, Identity, Keeper
+from dataplane.flannel.keeper import Held, Identity, Keeper, lease_clock
 from dataplane.flannel.link import LACKS_HOST, Link, can_route
 from dataplane.flannel.peers import Peers
 from dataplane.flannel.translate import mtu, network, remote_subnets, vtep_mac
@@ -36,7 +36,9 @@ from dataplane.shares import Share
 
 ORIGIN = "flannel"
 BURST = 0.02  # seconds in which events of a burst come together, for one commit
+RETRY = 5.0  # seconds until subnet.env is tried again, where it cannot be written
 MOST_PATIENCE = 300.0  # seconds until our lease is written over somebody's who writes over it
+HALF_BEHIND = "dual stack: only IPv{} leads to the host, as its host_port is; pods need endpoints"
 
 log = logging.getLogger("dataplane")
 
@@ -67,8 +69,10 @@ class Flannel(Follower):
         super().__init__(ORIGIN, daemon, Client(options.urls, options.access), options.urls)
         self._options = options
         self._peers, self._link = Peers(), Link()
+        self._config: Config | None = None
         self._held: Held | None = None
-        self._told: dict[str, str] = {}
+        self._refused: dict[str, str] = {}  # why leases are not followed, by key
+        self._lacks_env = ""  # why there is no subnet.env
         self._contests = 0  # times that somebody wrote over our lease since it was renewed
         self._restoring: float | None = None  # when we write over that, time.monotonic()
         underlay = daemon.policy.underlay
@@ -82,7 +86,7 @@ class Flannel(Follower):
         self._previous = read_subnet(kept.subnet) if kept else None
 
     def _follow(self) -> None:
-        config = self._config()
+        config = self._config = self._config or self._read_config()
         previous = self._previous or self._from_env()
         self._hold(config, self._keeper.acquire(config, previous, self._held))
         revision, items = self._client.list(self._keeper.prefix)
@@ -94,28 +98,27 @@ class Flannel(Follower):
         self._standing.sync()
         with self._client.watch(self._keeper.prefix, revision + 1) as self._watch:
             self._tell("")
-            while not self._ended.is_set():
+            while self._held is not None and not self._ended.is_set():
                 self._step(config, self._watch)
 
     def _step(self, config: Config, watch: Watch) -> None:
-        """One wait for events or for what is due. Raises DataplaneError."""
+        """One wait for events or for what is due. Nothing is held where our lease is lost: a
+        listing tells whose the subnet is by then. Raises DataplaneError."""
         held = self._held
         assert held is not None
-        renewal = held.until - self._options.margin - time.time()
+        renewal = held.until - self._options.margin - lease_clock()
         change = self._peers.next_change()
         dues = [due - time.monotonic() for due in (change, self._restoring) if due is not None]
-        events = watch.next(min(LONG, renewal, *dues))
+        events = watch.next(min(RETRY if self._lacks_env else LONG, renewal, *dues))
         if events:
             time.sleep(BURST)
             while more := watch.next(0):
                 events += more
         lost = self._note(events)
-        if self._peers.expire(time.monotonic()) or events:
+        if self._peers.expire(time.monotonic()) or events or self._lacks_env:
             self._commit(config)
         if lost:
-            self._previous, self._held = held.lease.subnet, None
-            self._hold(config, self._keeper.acquire(config, self._previous))
-            self._commit(config)
+            self._held = None
         elif renewal <= 0:
             self._contests = 0
             self._renew(config)
@@ -164,7 +167,8 @@ class Flannel(Follower):
         if before is None or before.lease != held.lease:
             log.info("flannel: lease %s, VNI %d", held.lease.subnet.key(), config.vni)
 
-    def _config(self) -> Config:
+    def _read_config(self) -> Config:
+        """Once, as flannel does: one that is changed is for nodes that begin after it."""
         place = f"{self._options.root}/config"
         found = self._client.get(place)
         if found is None:
@@ -178,12 +182,12 @@ class Flannel(Follower):
             )
         if config.v6 is not None and underlay.address6 is None:
             raise EtcdError(f"{place}: EnableIPv6, but the node has none (set underlay.address6)")
-        routed = can_route(config, self._daemon.policy.host_port)
-        if config.direct and not routed and not self._told.get("direct"):
-            self._told["direct"] = "told"
+        host = self._daemon.policy.host_port
+        if config.direct and not can_route(config, host):
             log.warning("flannel: %s", LACKS_HOST)
-        if config.vni > OLD_MAX_VNI and not self._told.get("vni"):
-            self._told["vni"] = "told"
+        if config.v6 is not None and host is not None and not self._options.endpoints:
+            log.warning("flannel: %s", HALF_BEHIND.format(host.address.version))
+        if config.vni > OLD_MAX_VNI:
             log.warning("flannel: VNI %d: nodes before 0.24 and on Windows refuse it", config.vni)
         return config
 
@@ -221,13 +225,18 @@ class Flannel(Follower):
         )
 
     def _write_env(self, words: str) -> None:
+        """What keeps it from that is told, once per change, and keeps it from nothing else."""
         place = self._options.env
         assert place is not None
+        before, self._lacks_env = self._lacks_env, ""
         try:
             if not place.is_file() or place.read_text(errors="replace") != words:
                 subnet_env.write(place, words)
         except OSError as error:
-            raise EtcdError(f"{place}: {error.strerror}") from error
+            self._lacks_env = f"{place}: {error.strerror}"
+            if self._lacks_env != before:
+                log.warning("flannel: %s; trying again", self._lacks_env)
+        self._standing.tell(self._lacks_env, of="env")
 
     def _from_env(self) -> Subnet | None:
         return subnet_env.previous(self._options.env) if self._options.env is not None else None
@@ -240,9 +249,9 @@ class Flannel(Follower):
 
     def _tell_refused(self, refused: dict[str, str]) -> None:
         for key, why in refused.items():
-            if self._told.get(key) != why:
+            if self._refused.get(key) != why:
                 log.warning("flannel: lease %s is not followed: %s", key, why)
-        self._told = {k: v for k, v in self._told.items() if k in ("vni", "direct")} | refused
+        self._refused = refused
 
 
 def _lease_of(name: str, item: Item) -> Lease | None:

@@ -229,6 +229,9 @@ class Watch:
             "POST", "/v3/watch", json.dumps({"create_request": self._create}), headers
         )
         response = connection.getresponse()
+        if response.status != http.HTTPStatus.OK:
+            why = _reason(response.read(MAX_LINE)) or response.reason
+            raise EtcdError(f"the watch is refused: {why}")
         while line := response.readline(MAX_LINE):
             message = json.loads(line)
             if "error" in message:

@@ -2,6 +2,7 @@
 
 import logging
 import threading
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from types import TracebackType
@@ -51,22 +52,22 @@ class Follower(ABC):
 
     @abstractmethod
     def _follow(self) -> None:
-        """From a listing on, until something fails. Raises DataplaneError."""
+        """From a listing on, until all has to be listed again. Raises DataplaneError."""
 
     def _run(self) -> None:
         wait = BACK_OFF[0]
         while not self._ended.is_set():
+            begin = time.monotonic()
             try:
                 self._follow()
             except CompactedError as error:
                 log.info("%s: %s; listing again", self._origin, error)
-                wait = BACK_OFF[0]
             except DataplaneError as error:
                 self._tell(f"{error}; what was known last holds")
             except Exception:
                 log.exception("%s: unforeseen; trying again", self._origin)
                 self._standing.tell(UNFORESEEN)
-            if self._state == "":
+            if time.monotonic() - begin > BACK_OFF[1]:  # it lasted
                 wait = BACK_OFF[0]
             self._ended.wait(wait)
             wait = min(wait * 2, BACK_OFF[1])

@@ -35,11 +35,17 @@ class Identity(NamedTuple):
 
 
 class Held(NamedTuple):
-    """The lease that is ours, the revision that wrote it, and when it ends (time.time())."""
+    """The lease that is ours, the revision that wrote it, and when it ends (`lease_clock`)."""
 
     lease: Lease
     revision: int
     until: float
+
+
+def lease_clock() -> float:
+    """Seconds, as etcd counts those of a lease: whoever sets this machine's clock, and while it
+    sleeps, too."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 class Keeper:
@@ -50,8 +56,8 @@ class Keeper:
         self.prefix = f"{root}/subnets"
 
     def acquire(self, config: Config, previous: Subnet | None, known: Held | None = None) -> Held:
-        """The lease we have, else the `previous` one, else a free one. A lease that is `known` and
-        stands is not written again. Raises EtcdError."""
+        """The lease we have, else the `previous` one, though it cannot be read, else a free one. A
+        lease that is `known` and stands is not written again. Raises EtcdError."""
         for _ in range(ATTEMPTS):
             _, items = self._client.list(self.prefix)
             if known is not None and any(_is_written(known, item, self.prefix) for item in items):
@@ -87,6 +93,9 @@ class Keeper:
                 return self._put(self._lease(config, subnet), item.revision)
             log.info("flannel: lease %s does not fit the config any more: removed", subnet.key())
             self._client.delete_if(item.key, item.revision)
+        for item, subnet, lease in leases:
+            if lease is None and subnet == previous and _fits(config, subnet):
+                return self._put(self._lease(config, subnet), item.revision)
         taken = [subnet for _, subnet, _ in leases]
         if previous is None or not _fits(config, previous) or _overlaps(previous, taken):
             previous = _free(config, taken)
@@ -105,7 +114,7 @@ class Keeper:
                 yield item, subnet, None  # taken all the same
 
     def _put(self, lease: Lease, revision: int) -> Held | None:
-        until = time.time() + TTL
+        until = lease_clock() + TTL
         grant = self._client.grant(TTL)
         written = self._client.put_if(self._key(lease.subnet), lease.text(), grant, revision)
         if written is None:
@@ -125,7 +134,7 @@ class Keeper:
 def _is_written(held: Held, item: Item, prefix: str) -> bool:
     lease = held.lease
     own = item.key == f"{prefix}/{lease.subnet.key()}"
-    return own and item.revision == held.revision and held.until > time.time()
+    return own and item.revision == held.revision and held.until > lease_clock()
 
 
 def _fits(config: Config, subnet: Subnet) -> bool:

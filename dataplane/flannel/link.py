@@ -1,5 +1,6 @@
 """Which peers are on the node's own link, as flannel asks for DirectRouting."""
 
+from collections.abc import Iterable
 from typing import Any
 
 from dataplane.address import IP, Prefix
@@ -25,6 +26,17 @@ def _version(host: HostPort | None) -> int | None:
     return host.address.version if host is not None and not host.tap.netns else None
 
 
+def _around(parts: Iterable[Prefix], wholes: set[Prefix]) -> set[Prefix]:
+    """Those of the wholes, all of one IP version, in which one of the parts lies."""
+    shorter = {(whole.version, whole.prefixlen) for whole in wholes}
+    return {
+        part.supernet(new_prefix=length)
+        for part in parts
+        for version, length in shorter
+        if version == part.version and length < part.prefixlen
+    }
+
+
 class Link:
     """Near is to whom the way has no gateway. In the namespace of the calling thread."""
 
@@ -38,11 +50,13 @@ class Link:
     def split(
         self, remote: tuple[RemoteSubnet, ...], host: HostPort | None
     ) -> tuple[tuple[RemoteSubnet, ...], tuple[DirectSubnet, ...]]:
-        """Those that take a tunnel, and those that do not. Raises PortError."""
+        """Those that take a tunnel, and those that do not: none that a part of takes one, as the
+        host has no route to that. Raises PortError."""
         version = _version(host)
         near = self._near_of(
             {r.prefix: r.provider_address for r in remote if r.prefix.version == version}
         )
+        near -= _around((r.prefix for r in remote if r.prefix not in near), near)
         direct = (
             DirectSubnet(prefix=r.prefix, provider_address=r.provider_address)
             for r in remote

@@ -8,8 +8,10 @@ from collections.abc import Iterable, Iterator
 from ipaddress import IPv4Network, IPv6Network
 from typing import NamedTuple
 
+from msgspec.structs import replace
+
 from dataplane.address import IP, Mac, Prefix, Vni
-from dataplane.flannel.documents import Config, Family, Lease
+from dataplane.flannel.documents import LONGEST, Config, Family, Lease
 from dataplane.flannel.link import can_route
 from dataplane.model import DirectSubnet, Endpoint, HostPort, Network, RemoteSubnet, Underlay
 from dataplane.validate_remotes import vtep
@@ -35,6 +37,14 @@ def vtep_mac(node: str, address: int) -> Mac:
 def mtu(config: Config, underlay: Underlay) -> int:
     """Of inner packets, over whichever family they go."""
     return (config.mtu or underlay.mtu) - OVERHEAD[4 if config.v6 is None else 6]
+
+
+def _wide(endpoint: Endpoint, config: Config, underlay: Underlay) -> Endpoint:
+    """Of a dual-stack overlay: its TAP takes what a flannel node sends it over IPv4."""
+    if config.v6 is None or endpoint.tap is None:
+        return endpoint
+    size = (config.mtu or underlay.mtu) - OVERHEAD[4]
+    return replace(endpoint, tap=replace(endpoint.tap, mtu=size))
 
 
 def network(
@@ -67,7 +77,7 @@ def network(
         mtu=mtu(config, underlay),
         remote_subnets=remote,
         direct_subnets=direct,
-        endpoints=endpoints,
+        endpoints=tuple(_wide(endpoint, config, underlay) for endpoint in endpoints),
         host_route=bool(behind) or (config.direct and can_route(config, host)),
         host_subnets=behind,
     )
@@ -122,6 +132,8 @@ def _fault(way: Way, config: Config, own: Lease, underlay: Underlay) -> str:
     least, most = _span(family.network)
     if not least <= first <= last <= most:
         return f"{way.prefix} is not in {family.network}"
+    if way.prefix.prefixlen > (longest := LONGEST[way.prefix.version]):
+        return f"{way.prefix} is no subnet: at most a /{longest}"  # it may be one of our gateways
     own_first, own_last = _span(mine)
     if own_first <= last and first <= own_last:
         return f"{way.prefix} overlaps our own {mine}"
