@@ -148,6 +148,19 @@ def test_a_local_backend_and_its_answer() -> None:
     assert world.engine.stats().totals["local"] == 2
 
 
+def test_a_neighbour_answers_its_client_by_the_link_they_share() -> None:
+    """It has the client's own MAC address from ARP, and knows nothing of a VIP."""
+    world = World(network(balancer("10.1.1.3")))
+    world.at(WEB, f"tcp 10.1.1.2:4000 > {VIP}:80 syn")
+    answer = parse("tcp 10.1.1.3:8080 > 10.1.1.2:4000 syn ack")
+    frame = build(answer, endpoint_mac(DB), endpoint_mac(WEB))
+    back = world.engine.process_one(frame, "blue/db", now=0)
+    assert seen(back) == ("blue/web", f"{VIP}:80", "10.1.1.2:4000")
+    assert back.frame[:6] == endpoint_mac(WEB).packed
+    stray = build(answer, endpoint_mac(DB), PEER)
+    assert world.engine.process_one(stray, "blue/db", now=0).reason is Reason["NOT_OUR_MAC"]
+
+
 def test_a_remote_backend_and_its_answer() -> None:
     world = World(network(balancer("10.1.2.9")))
     there = world.at(WEB, f"tcp 10.1.1.2:4000 > {VIP}:80 syn")

@@ -237,7 +237,7 @@ class Twin:
             self._check_vtep(arrival, way)
             self._note(pair, half, packet)
             way = self._on_path(packet, way)
-            self._check_or_cut(arrival, pair, way)
+            self._check_or_cut(arrival, way)
         except Drop as drop:
             drop.rule = pair.rule
             raise
@@ -277,7 +277,7 @@ class Twin:
         assert isinstance(packet, Packet)
         way = self._on_path(packet, pair.ways[half])
         try:
-            self._check_way(arrival, pair, way)
+            self._check_way(arrival, way)
         except Drop as drop:
             drop.rule = pair.rule
             raise
@@ -322,20 +322,20 @@ class Twin:
         if _speaks_for_another(arrival, way):
             raise Drop("source_not_behind_vtep")
 
-    def _check_way(self, arrival: Arrival, pair: Pair, way: Way) -> None:
+    def _check_way(self, arrival: Arrival, way: Way) -> None:
         """What no flow id holds, so each packet is asked: MAC, TTL, size, ECN."""
         neighbour = way.receiver is not None and arrival.dmac == way.receiver.mac
-        if arrival.switched and (pair.translated or not neighbour):
+        if arrival.switched and not neighbour:
             raise Drop("not_our_mac")
         rewrite.check(arrival, way)
 
-    def _check_or_cut(self, arrival: Arrival, pair: Pair, way: Way) -> None:
+    def _check_or_cut(self, arrival: Arrival, way: Way) -> None:
         try:
-            self._check_way(arrival, pair, way)
+            self._check_way(arrival, way)
         except Drop as drop:
             if drop.reason != "needs_fragmentation" or not self._cut(arrival, way):
                 raise
-            self._check_way(arrival, pair, way)
+            self._check_way(arrival, way)
 
     def _cut(self, arrival: Arrival, way: Way) -> bool:
         """The first piece goes on, the others come after it; not if there is no room for them."""
