@@ -25,7 +25,7 @@ from dataplane.netns import inside
 from tests.kube_objects import CONFIG, node, pod
 from tests.kube_server import Server
 from tests.live_node import PATIENCE, Process
-from tests.peers.wire import ip
+from tests.peers.wire import ip, sysctl
 
 UNDER = {name: f"10.99.0.{n}" for n, name in enumerate("abk", 1)}
 CIDR = {name: f"10.244.{n}.0/24" for n, name in enumerate("abk", 1)}
@@ -112,7 +112,8 @@ class Cluster:
             return ""
 
     def serve(self, name: str, port: int = 8080) -> None:
-        """Tells its name, and the client's address, to whoever comes."""
+        """Tells its name, and the client's address, to whoever comes. Clients close first: a server
+        in TIME_WAIT takes no other client that NAT has given the same port."""
 
         def make() -> socket.socket:
             return socket.create_server(("", port))
@@ -120,11 +121,13 @@ class Cluster:
         listening = inside(self.names[name], make)
 
         def loop() -> None:
-            with listening, contextlib.suppress(OSError):
+            with listening:
                 while True:
                     client, (seen, _) = listening.accept()
-                    with client:
+                    client.settimeout(1)
+                    with client, contextlib.suppress(OSError):
                         client.sendall(f"{name} {seen}".encode())
+                        client.recv(1)
 
         threading.Thread(target=loop, daemon=True).start()
 
@@ -160,6 +163,7 @@ def running(
     ip(names["k"], "link set flannel.1 mtu 1450 up", f"addr add {KERNEL}/32 dev flannel.1")
     with Server(TOKEN, names["hub"], HUB) as api:
         for name in ("a", "b"):
+            sysctl(names[name], net__ipv4__ip_forward=0)  # who needs it turns it on
             api.put("nodes", node(name, CIDR[name]))
         api.put("nodes", node("k", CIDR["k"], UNDER["k"], KERNEL_MAC))
         nodes: dict[str, Process] = {}
