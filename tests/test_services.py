@@ -221,6 +221,19 @@ def test_one_of_many_backends_goes_and_comes_back() -> None:
     assert shares[f"{gone}:8080"] <= len(moved) <= 3 * shares[f"{gone}:8080"]
 
 
+def test_a_connection_from_a_port_whose_last_one_is_over_is_a_new_flow() -> None:
+    """It does not meet a backend that takes none, nor the one that its client had before."""
+    world, connection = World(network(balancer("10.1.2.9"))), f"tcp 10.1.1.2:4000 > {VIP}:80"
+    world.at(WEB, f"{connection} syn")
+    world.underlay("tcp 10.1.2.9:8080 > 10.1.1.2:4000 syn ack")
+    drained = Backend(address=ip_address("10.1.2.9"), drain=True)
+    world.commit(network(balancer(drained, "10.1.2.10")))
+    assert seen(world.at(WEB, f"{connection} ack"))[2] == "10.1.2.9:8080"
+    assert seen(world.at(WEB, f"{connection} rst ack"))[2] == "10.1.2.9:8080"
+    assert seen(world.at(WEB, f"{connection} syn"))[2] == "10.1.2.10:8080"
+    assert len(list(world.engine.flows())) == 1
+
+
 def test_a_draining_backend_keeps_its_flows_and_gets_no_new_ones() -> None:
     pair = ("10.1.2.1", "10.1.2.2")
     world = World(network(balancer(*pair)))

@@ -225,7 +225,7 @@ class Twin:
         related = None if key in self.flows.index else self._related(arrival)
         if related:
             return self._forward_error(arrival, *related)
-        found = self._find(key)
+        found = None if self._opens_again(arrival, key) else self._find(key)
         if found is None:
             reply = guard.gateway_echo(arrival) if arrival.endpoint else None
             if reply is not None:
@@ -249,6 +249,19 @@ class Twin:
         frame = rewrite.outgoing(self.site, packet, pair, half, way, self.outer_ids)
         out = Outcome("forward", None, self._name(way.egress), frame, pair.rule, packet.partial)
         return out._replace(gso_size=packet.size, packets=packet.count)
+
+    def _opens_again(self, arrival: Arrival, key: Key) -> bool:
+        """A connection from where the last one is over is a flow of its own."""
+        packet = arrival.packet
+        assert isinstance(packet, Packet)
+        pair, half = self.flows.find(key, self.now) or (None, 0)
+        if pair is None or half or not pair.state & CLOSING or packet.later:
+            return False
+        segment = segment_of(packet)
+        again = segment.opening and not segment.rst and not _speaks_for_another(arrival, pair.way)
+        if again:
+            self.flows.remove(pair)
+        return again
 
     def _related(self, arrival: Arrival) -> tuple[Quote, Pair, int] | None:
         """The standing flow an ICMP error speaks of, and the half whose way the error goes."""
