@@ -576,7 +576,7 @@ static void miss(const struct pass *x, struct dp_packet *p) {
     apply_hit(x, p, pair, 0);
 }
 
-/* A packet of a flow that is idle: it is forgotten, and begins anew. */
+/* A packet of a flow that is idle, or over: it is forgotten, and begins anew. */
 static dp_cold void miss_without(const struct pass *x, struct dp_packet *p, struct dp_pair *idle) {
     struct pass rest = *x;
     if (!x->trace) {
@@ -766,6 +766,18 @@ static void receive_burst(struct pass *x, struct dp_frame *frames, uint32_t n) {
     }
 }
 
+/* A connection from where the last one is over: one more flow, which may meet another server. */
+static bool opens_again(const struct pass *x, const struct dp_packet *p, const struct dp_pair *pair,
+                        uint32_t side) {
+    if (dp_likely(side || !(pair->half[0].state & DP_FLOW_CLOSING))) {
+        return false;
+    }
+    const uint16_t mask = DP_TCP_SYN | DP_TCP_ACK | DP_TCP_RST;
+    return p->key.proto == DP_IP_TCP && p->fragment != DP_LATER &&
+           (((const struct dp_tcp *)dp_packet_l4(p))->flags & mask) == DP_TCP_SYN &&
+           !vtep_differs(x, p, &pair->half[0].act);
+}
+
 static void judge_packet(const struct pass *x, struct dp_packet *p) {
     struct dp_flows *flows = &x->e->flows;
     uint32_t ref = p->candidate;
@@ -782,9 +794,10 @@ static void judge_packet(const struct pass *x, struct dp_packet *p) {
     const uint32_t side = (ref - 1) & 1;
     const struct dp_half *half = &pair->half[side];
     /* the half at hand first: of a flow in use, the other one's lines need not be read */
-    if (dp_unlikely((int64_t)(x->w->now_ns - dp_get(half->act.last_ns)) >
-                    (int64_t)dp_flow_idle_ns(flows, pair)) &&
-        dp_flow_is_idle(flows, pair, x->w->now_ns)) {
+    const bool late =
+        (int64_t)(x->w->now_ns - dp_get(half->act.last_ns)) > (int64_t)dp_flow_idle_ns(flows, pair);
+    if (dp_unlikely((late && dp_flow_is_idle(flows, pair, x->w->now_ns)) ||
+                    opens_again(x, p, pair, side))) {
         miss_without(x, p, pair);
         return;
     }

@@ -8,8 +8,10 @@ enum { MSS_OPTION = 2, IP4_MIN = 20, IP6_MIN = 40 };
 
 /* ---- checks ------------------------------------------------------------------------------- */
 
+/* A neighbour may be addressed as such, translated or not: a server on the client's link answers it
+ * there, whatever it was asked as. */
 static bool l2_allowed(const struct dp_packet *p, const struct dp_act *act) {
-    return p->l2 == DP_L2_ROUTED || (!(act->flags & (DP_ACT_ENCAP | DP_ACT_NAT | DP_ACT_HOST)) &&
+    return p->l2 == DP_L2_ROUTED || (!(act->flags & (DP_ACT_ENCAP | DP_ACT_HOST)) &&
                                      dp_mac_equal(dp_packet_eth(p)->dst, act->macs));
 }
 

@@ -5,16 +5,18 @@ Each frame is traced first: what a trace foretells is what then happens, and it 
 """
 
 import os
+from ipaddress import ip_address
 
 import pytest
 from hypothesis import HealthCheck, Phase, given, note, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from dataplane.address import ip16
+from dataplane.address import Mac, Vni, ip16, parse_prefix
 from dataplane.engine import Outcome as EngineOutcome
 from dataplane.engine import Timers
-from dataplane.model import Node
+from dataplane.model import Backend, Endpoint, LoadBalancer, Network, Node, Underlay
+from dataplane.packet import build, parse
 from dataplane.reasons import Verdict
 from dataplane.stats import adds_up
 from tests import strategies
@@ -217,6 +219,45 @@ def test_engine_does_what_its_twin_does(scenario: tuple[Node, list[Step]], max_f
             steps, error = fewer, found
     note(f"{node}\n{steps}\n{max_flows=}")
     raise error
+
+
+def test_both_take_a_connection_after_the_last_one_for_a_new_flow() -> None:
+    """Too seldom drawn: a client that uses its port again, by a service, after a reset."""
+    backends = tuple(Backend(address=ip_address(f"10.1.0.{n}"), port=80) for n in (3, 4))
+    balancer = LoadBalancer(
+        name="shop", protocol="tcp", port=80, vips=(ip_address("10.96.0.1"),), backends=backends
+    )
+    ends = tuple(
+        Endpoint(
+            name=name, addresses=(ip_address(f"10.1.0.{n}"),), mac=Mac(f"02:00:00:00:00:{n:02}")
+        )
+        for n, name in enumerate("abc", 2)
+    )
+    blue = Network(
+        name="blue",
+        vni=Vni(1),
+        prefixes=(parse_prefix("10.1.0.0/24"),),
+        dr_mac=strategies.DR_MAC,
+        endpoints=ends,
+        load_balancers=(balancer,),
+    )
+    us = Node(name="us", underlay=Underlay(address=ip_address("192.0.2.1")), networks=(blue,))
+    pair = Pair(us)
+
+    def ask(flags: str) -> Outcome:
+        frame = build(parse(f"tcp 10.1.0.2:9 > 10.96.0.1:80 {flags}"), ends[0].mac, blue.dr_mac)
+        return pair.judge(strategies.Frame("blue/a", frame), 0)
+
+    server = ask("syn").egress
+    index = "abc".index(str(server)[-1])
+    back = parse(f"tcp 10.1.0.{index + 2}:80 > 10.1.0.2:9 syn ack")
+    pair.judge(strategies.Frame(str(server), build(back, ends[index].mac, ends[0].mac)), 0)
+    drained = tuple(replace(b, drain=b.address in ends[index].addresses) for b in backends)
+    drains = replace(balancer, backends=drained)
+    after = replace(us, networks=(replace(blue, load_balancers=(drains,)),))
+    pair.do(strategies.Event(0, commit=after))
+    assert ask("rst ack").egress == server
+    assert ask("syn").egress not in (None, server)
 
 
 pytestmark = pytest.mark.timeout(600)

@@ -148,6 +148,19 @@ def test_a_local_backend_and_its_answer() -> None:
     assert world.engine.stats().totals["local"] == 2
 
 
+def test_a_neighbour_answers_its_client_by_the_link_they_share() -> None:
+    """It has the client's own MAC address from ARP, and knows nothing of a VIP."""
+    world = World(network(balancer("10.1.1.3")))
+    world.at(WEB, f"tcp 10.1.1.2:4000 > {VIP}:80 syn")
+    answer = parse("tcp 10.1.1.3:8080 > 10.1.1.2:4000 syn ack")
+    frame = build(answer, endpoint_mac(DB), endpoint_mac(WEB))
+    back = world.engine.process_one(frame, "blue/db", now=0)
+    assert seen(back) == ("blue/web", f"{VIP}:80", "10.1.1.2:4000")
+    assert back.frame[:6] == endpoint_mac(WEB).packed
+    stray = build(answer, endpoint_mac(DB), PEER)
+    assert world.engine.process_one(stray, "blue/db", now=0).reason is Reason["NOT_OUR_MAC"]
+
+
 def test_a_remote_backend_and_its_answer() -> None:
     world = World(network(balancer("10.1.2.9")))
     there = world.at(WEB, f"tcp 10.1.1.2:4000 > {VIP}:80 syn")
@@ -206,6 +219,19 @@ def test_one_of_many_backends_goes_and_comes_back() -> None:
     world.commit(network(balancer(*[a for a in addresses if a != gone])))
     moved = [p for p, backend in spread(world).items() if backend != fresh[p]]
     assert shares[f"{gone}:8080"] <= len(moved) <= 3 * shares[f"{gone}:8080"]
+
+
+def test_a_connection_from_a_port_whose_last_one_is_over_is_a_new_flow() -> None:
+    """It does not meet a backend that takes none, nor the one that its client had before."""
+    world, connection = World(network(balancer("10.1.2.9"))), f"tcp 10.1.1.2:4000 > {VIP}:80"
+    world.at(WEB, f"{connection} syn")
+    world.underlay("tcp 10.1.2.9:8080 > 10.1.1.2:4000 syn ack")
+    drained = Backend(address=ip_address("10.1.2.9"), drain=True)
+    world.commit(network(balancer(drained, "10.1.2.10")))
+    assert seen(world.at(WEB, f"{connection} ack"))[2] == "10.1.2.9:8080"
+    assert seen(world.at(WEB, f"{connection} rst ack"))[2] == "10.1.2.9:8080"
+    assert seen(world.at(WEB, f"{connection} syn"))[2] == "10.1.2.10:8080"
+    assert len(list(world.engine.flows())) == 1
 
 
 def test_a_draining_backend_keeps_its_flows_and_gets_no_new_ones() -> None:

@@ -33,7 +33,7 @@ from dataplane.kubernetes.objects import Key, Object, Refused, pod_addresses, ta
 from dataplane.kubernetes.peers import Peers
 from dataplane.kubernetes.reflector import Change, Reflector
 from dataplane.kubernetes.services import Here, Services
-from dataplane.model import Acl, Endpoint, Network
+from dataplane.model import Acl, Endpoint, Network, OutboundNat
 from dataplane.shares import Part, Share
 from dataplane.standing import UNFORESEEN
 
@@ -246,7 +246,8 @@ class Kubernetes:
         found = self._peers.subnets(own, underlay, host, time.monotonic())
         refused |= found.refused
         made = overlay(self._config, own, found.remote, found.direct, (), underlay, None)
-        return replace(made, name=NETWORK, host_route=host is not None)
+        nat = OutboundNat() if host is not None else None  # as flanneld's --ip-masq
+        return replace(made, name=NETWORK, host_route=host is not None, outbound_nat=nat)
 
     def _acls(self, refused: Refused) -> dict[str, dict[str, tuple[Acl, ...]]]:
         """By network and endpoint, for those endpoints that are pods of this node."""

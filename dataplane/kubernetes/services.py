@@ -30,7 +30,7 @@ OF_SERVICE = "kubernetes.io/service-name"  # the label of a slice
 HEADLESS = "service.kubernetes.io/headless"
 OTHERS = "service.kubernetes.io/service-proxy-name"  # the label of a service that is not for us
 TRANSPORTS: dict[str, Transport] = {"TCP": "tcp", "UDP": "udp"}
-AFFINITY = 10800  # seconds, where a service does not say; ours lasts as long as its backend does
+AFFINITY = 10800  # seconds, where a service does not say; ours lasts as long as the backends do
 
 
 class Here(NamedTuple):
@@ -233,7 +233,7 @@ def _affinity(
         return "none"
     seconds = table(spec, "sessionAffinityConfig", "clientIP").get("timeoutSeconds", AFFINITY)
     if seconds != AFFINITY:
-        why = "a client keeps its backend as long as that is there"
+        why = "a client keeps its backend as long as these are the same"
         refused.append((f"{whole}: timeoutSeconds {seconds}", why))
     return "source_ip"
 

@@ -225,7 +225,7 @@ class Twin:
         related = None if key in self.flows.index else self._related(arrival)
         if related:
             return self._forward_error(arrival, *related)
-        found = self._find(key)
+        found = None if self._opens_again(arrival, key) else self._find(key)
         if found is None:
             reply = guard.gateway_echo(arrival) if arrival.endpoint else None
             if reply is not None:
@@ -237,7 +237,7 @@ class Twin:
             self._check_vtep(arrival, way)
             self._note(pair, half, packet)
             way = self._on_path(packet, way)
-            self._check_or_cut(arrival, pair, way)
+            self._check_or_cut(arrival, way)
         except Drop as drop:
             drop.rule = pair.rule
             raise
@@ -249,6 +249,19 @@ class Twin:
         frame = rewrite.outgoing(self.site, packet, pair, half, way, self.outer_ids)
         out = Outcome("forward", None, self._name(way.egress), frame, pair.rule, packet.partial)
         return out._replace(gso_size=packet.size, packets=packet.count)
+
+    def _opens_again(self, arrival: Arrival, key: Key) -> bool:
+        """A connection from where the last one is over is a flow of its own."""
+        packet = arrival.packet
+        assert isinstance(packet, Packet)
+        pair, half = self.flows.find(key, self.now) or (None, 0)
+        if pair is None or half or not pair.state & CLOSING or packet.later:
+            return False
+        segment = segment_of(packet)
+        again = segment.opening and not segment.rst and not _speaks_for_another(arrival, pair.way)
+        if again:
+            self.flows.remove(pair)
+        return again
 
     def _related(self, arrival: Arrival) -> tuple[Quote, Pair, int] | None:
         """The standing flow an ICMP error speaks of, and the half whose way the error goes."""
@@ -277,7 +290,7 @@ class Twin:
         assert isinstance(packet, Packet)
         way = self._on_path(packet, pair.ways[half])
         try:
-            self._check_way(arrival, pair, way)
+            self._check_way(arrival, way)
         except Drop as drop:
             drop.rule = pair.rule
             raise
@@ -322,20 +335,20 @@ class Twin:
         if _speaks_for_another(arrival, way):
             raise Drop("source_not_behind_vtep")
 
-    def _check_way(self, arrival: Arrival, pair: Pair, way: Way) -> None:
+    def _check_way(self, arrival: Arrival, way: Way) -> None:
         """What no flow id holds, so each packet is asked: MAC, TTL, size, ECN."""
         neighbour = way.receiver is not None and arrival.dmac == way.receiver.mac
-        if arrival.switched and (pair.translated or not neighbour):
+        if arrival.switched and not neighbour:
             raise Drop("not_our_mac")
         rewrite.check(arrival, way)
 
-    def _check_or_cut(self, arrival: Arrival, pair: Pair, way: Way) -> None:
+    def _check_or_cut(self, arrival: Arrival, way: Way) -> None:
         try:
-            self._check_way(arrival, pair, way)
+            self._check_way(arrival, way)
         except Drop as drop:
             if drop.reason != "needs_fragmentation" or not self._cut(arrival, way):
                 raise
-            self._check_way(arrival, pair, way)
+            self._check_way(arrival, way)
 
     def _cut(self, arrival: Arrival, way: Way) -> bool:
         """The first piece goes on, the others come after it; not if there is no room for them."""
