@@ -121,7 +121,8 @@ class Daemon:
                 made.callback(self._spare, inherited)
             flows = self._open_ports(proposal.plan.resolved, begin.before, inherited)
             self._prepare_host(proposal.plan.target)
-            with self._saving(proposal):
+            released = ipam.after(self.released, None, proposal.plan.target)
+            with self._saving(proposal, released):
                 proposal.plan.commit()
             self._ports.outlive()
             self.committed = Committed(begin.node, begin.shares, self.engine.generation)
@@ -307,19 +308,20 @@ class Daemon:
         plan = proposal.plan
         with self._ports.change(plan.resolved) as change:
             self._prepare_host(plan.target)
-            before = self.engine.node
-            with self._saving(proposal):
+            released = ipam.after(self.released, self.engine.node, plan.target)
+            with self._saving(proposal, released):
                 plan.commit()
-            self.released = ipam.after(self.released, before, plan.target)
+            self.released = released
             self.committed = Committed(proposal.own, proposal.shares, self.engine.generation)
             if change:
                 self._restart()
 
-    def _saving(self, proposal: Proposal) -> contextlib.AbstractContextManager[None]:
+    def _saving(
+        self, proposal: Proposal, released: ipam.Released
+    ) -> contextlib.AbstractContextManager[None]:
         own, shares, plan = proposal
         if self._state is None or (plan.is_empty and self._holds(own, shares)):
             return contextlib.nullcontext()
-        released = ipam.after(self.released, self.engine.node, plan.target)
         return self._state.saving(Saved(plan.base + (not plan.is_empty), own, released, shares))
 
     def _holds(self, own: Node, shares: Shares) -> bool:
@@ -332,10 +334,10 @@ class Daemon:
             self._release_host()
         if host is None or not needs_host(node):
             return
-        note = forward(host)
-        if note:
-            log.info("host: %s", note)
-        self._table = self._table or HostTable(host)
+        if self._table is None:
+            if note := forward(host):
+                log.info("host: %s", note)
+            self._table = HostTable(host)
         if self._table.apply(node):
             log.info("NAT: %s", self._table)
 

@@ -5,6 +5,7 @@ import hashlib
 from msgspec.structs import replace
 
 from dataplane.address import IP, Mac, Prefix
+from dataplane.memo import Memo
 from dataplane.model import (
     Acl,
     Direction,
@@ -21,13 +22,14 @@ HOST_MTU = 1500
 OVERHEAD = {4: 50, 6: 70}  # Ethernet 14 + IP 20 or 40 + UDP 8 + VXLAN 8
 
 
-def resolve(node: Node) -> Node:
-    """The node with nothing left to default: what the compiler reads."""
-    host = node.host_port
+def resolve(node: Node, memo: Memo | None = None) -> Node:
+    """The node with nothing left to default: what the compiler reads. Endpoints that are as they
+    were for the memo stay the same objects."""
+    memo, host = memo or Memo(), node.host_port
     return replace(
         node,
         host_port=host and replace(host, tap=_with_mtu(host.tap, HOST_MTU)),
-        networks=tuple(_network(network, node) for network in node.networks),
+        networks=tuple(_network(network, node, memo) for network in node.networks),
     )
 
 
@@ -82,7 +84,7 @@ def fallback(acls: tuple[Acl, ...], direction: Direction) -> Fallback:
     return "block" if any(acl.direction == direction for acl in acls) else "allow"
 
 
-def _network(network: Network, node: Node) -> Network:
+def _network(network: Network, node: Node, memo: Memo) -> Network:
     full = replace(
         network,
         gateways=gateways(network),
@@ -90,7 +92,13 @@ def _network(network: Network, node: Node) -> Network:
         mtu=mtu(network, node),
         outbound_nat=_nat(network.outbound_nat, node.host_port),
     )
-    return replace(full, endpoints=tuple(_endpoint(e, full, node) for e in network.endpoints))
+    endpoints = memo.each(
+        ("endpoints", network.name),
+        network.endpoints,
+        (full.acls, full.mtu, full.outbound_nat, node.host_port),
+        lambda endpoint: _endpoint(endpoint, full, node),
+    )
+    return replace(full, endpoints=endpoints)
 
 
 def _endpoint(endpoint: Endpoint, network: Network, node: Node) -> Endpoint:

@@ -263,7 +263,7 @@ class Engine:
         ]
         if faults:
             raise DocumentError(tuple(faults))
-        resolved = resolve(target)
+        resolved = resolve(target, checked)
         tables = compile_node(resolved, at.tables, self.ids)
         publish = partial(self._publish, tables=tables, checked=checked)
         return Plan(at.generation, at.version, Version(target, resolved), None, publish)

@@ -24,14 +24,36 @@ DIRECTIONS: tuple[Direction, ...] = ("out", "in")  # in the engine's order
 NAT_RULES = ("nat-exceptions", "nat")  # in the order they are evaluated
 
 
-def endpoint_row(e: Endpoint, network: Network, node: Node, ids: Ids, memo: Memo) -> EndpointRow:
+def endpoint_rows(network: Network, node: Node, ids: Ids, memo: Memo) -> tuple[EndpointRow, ...]:
+    """Of a resolved network."""
+    rows = memo.each(
+        ("endpoint rows", network.name),
+        network.endpoints,
+        (network.vni, network.acls),
+        lambda endpoint: _endpoint_row(endpoint, network, ids, memo),
+    )
+    inner = _inner_group(network, node, ids, memo)
+    key = "translated rows", network.name
+    return memo(key, (rows, inner), lambda: tuple(_translated(row, inner) for row in rows))
+
+
+def _translated(row: EndpointRow, inner: Group | None) -> EndpointRow:
+    """What stays inside comes before what the endpoint has translated."""
+    out, into = row.groups
+    nat = tuple(group for group in out if group.layer == "nat")
+    if not nat or inner is None:
+        return row
+    return row._replace(groups=((*out[: len(out) - len(nat)], inner, *nat), into))
+
+
+def _endpoint_row(e: Endpoint, network: Network, ids: Ids, memo: Memo) -> EndpointRow:
+    """Without what all endpoints have in common of NAT."""
     assert e.mac is not None and e.default_in is not None and e.default_out is not None
-    nat = _nat_group(e, network, node, ids, memo)
     groups = tuple(
         (
             *_acl_group(network.acls, GroupName(network.name, None, "acl", direction), ids, memo),
             *_acl_group(e.acls, GroupName(network.name, e.name, "acl", direction), ids, memo),
-            *(nat if direction == "out" else ()),
+            *(_nat_group(e, network, ids) if direction == "out" else ()),
         )
         for direction in DIRECTIONS
     )
@@ -105,26 +127,33 @@ def _ranges(ports: tuple[PortRange, ...]) -> tuple[Range, ...]:
     return tuple((p.first, p.last) for p in ports)
 
 
-def _nat_group(
-    e: Endpoint, network: Network, node: Node, ids: Ids, memo: Memo
-) -> tuple[Group, ...]:
-    """What stays untranslated first, then the translation; none without an outside address."""
+def _nat_group(e: Endpoint, network: Network, ids: Ids) -> tuple[Group, ...]:
+    """Own exceptions first, then the translation; none without an outside address."""
     nat = e.outbound_nat
     if nat is None or nat.vip is None:
         return ()
     pool = Pool(ip16(nat.vip), nat.ports.first, nat.ports.last, _pool_flags(nat), nat.max_ports)
     inside = tuple((ip16(a), 128) for a in e.addresses if a.version == nat.vip.version)
-    keep = _inner_prefixes(network, node, memo), _spans(nat.exceptions)
     name = GroupName(network.name, e.name, "nat", "out")
-    numbers = [
+    keep, translate = (
         ids.rules[RuleName(name.network, name.endpoint, name.layer, rule)] for rule in NAT_RULES
-    ]
-    rules = (
-        Rule(numbers[0], 0, "allow", True, dst=keep[0] + keep[1]),
-        Rule(numbers[1], 1, "snat", True, pool=pool, src=inside, dst=_spans(nat.destinations)),
     )
-    group = Group(ids.groups[name], name.layer, rules)
-    return (group,) if inside else ()
+    exceptions = Rule(keep, 0, "allow", True, dst=_spans(nat.exceptions))
+    snat = Rule(translate, 1, "snat", True, pool=pool, src=inside, dst=_spans(nat.destinations))
+    rules = (exceptions, snat) if nat.exceptions else (snat,)
+    return (Group(ids.groups[name], name.layer, rules),) if inside else ()
+
+
+def _inner_group(network: Network, node: Node, ids: Ids, memo: Memo) -> Group | None:
+    """Nothing is translated that stays inside: one group for all endpoints of the network, none
+    where nothing is translated at all."""
+    if all(e.outbound_nat is None for e in network.endpoints):
+        return None
+    name = GroupName(network.name, None, "nat", "out")
+    number = ids.rules[RuleName(network.name, None, "nat", NAT_RULES[0])]
+    inner = _inner_prefixes(network, node, memo)
+    rule = Rule(number, 0, "allow", True, dst=inner)
+    return memo(name, (number, inner), lambda: Group(ids.groups[name], name.layer, (rule,)))
 
 
 def _pool_flags(nat: OutboundNat) -> int:

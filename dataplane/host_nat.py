@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from dataplane.errors import PortError
-from dataplane.model import HostPort, Node, outbound_nats
+from dataplane.memo import Memo
+from dataplane.model import HostPort, LoadBalancer, Node, outbound_nats
 from dataplane.netns import inside
 
 FORWARDING = {4: Path("ipv4/ip_forward"), 6: Path("ipv6/conf/all/forwarding")}
@@ -20,7 +21,7 @@ LOOPBACK = {4: "127.0.0.0/8", 6: "::1"}
 def needs_host(node: Node) -> bool:
     """Whether the host has to forward what leaves or enters by its port."""
     behind = any(network.host_subnets or network.direct_subnets for network in node.networks)
-    nat = any(outbound_nats(node)) or any(_mapped(node))
+    nat = any(outbound_nats(node)) or any(_mapped(node, Memo()))
     return node.host_port is not None and (behind or nat)
 
 
@@ -40,14 +41,17 @@ def switch_of(host: HostPort) -> str:
     return _sysctl(FORWARDING[host.address.version])
 
 
-def _mapped(node: Node) -> Iterator[tuple[str, int]]:
+def _mapped(node: Node, memo: Memo) -> Iterator[tuple[str, int]]:
     """Protocols and ports of the host's own addresses that lead inside."""
     for network in node.networks:
-        for balancer in network.load_balancers:
-            if balancer.node_port is not None:
-                yield balancer.protocol, balancer.node_port
+        yield from memo.counted(network.name, network.load_balancers, None, _node_port)
         for endpoint in network.endpoints:
             yield from ((m.protocol, m.port) for m in endpoint.port_mappings if m.vip is None)
+
+
+def _node_port(balancer: LoadBalancer) -> Iterator[tuple[str, int]]:
+    if balancer.node_port is not None:
+        yield balancer.protocol, balancer.node_port
 
 
 class HostTable:
@@ -58,6 +62,7 @@ class HostTable:
         self._family = "ip" if host.address.version == 4 else "ip6"
         self._name = f"dataplane-{host.tap.name}"  # which no other run here can have
         self._rules = ""
+        self._memo = Memo()
 
     def __str__(self) -> str:
         return f"nftables table {self._family} {self._name}"
@@ -67,6 +72,7 @@ class HostTable:
 
     def apply(self, node: Node) -> bool:
         """True: the table is another one now. Raises PortError."""
+        self._memo = Memo(self._memo)
         rules = "\n".join(self._chains(node))
         if rules == self._rules:
             return False
@@ -90,7 +96,7 @@ class HostTable:
             yield "chain postrouting { type nat hook postrouting priority srcnat"
             yield f'{ip} saddr {address} oifname != "{tap}" masquerade\n}}'
         ports: dict[str, set[int]] = {}
-        for protocol, port in _mapped(node):
+        for protocol, port in _mapped(node, self._memo):
             ports.setdefault(protocol, set()).add(port)
         for hook in ("prerouting", "output") if ports else ():
             yield f"chain {hook} {{ type nat hook {hook} priority -100"

@@ -195,12 +195,15 @@ def filled_shares(shares: Shares, given: Given) -> Shares:
 
 def after(released: Released, before: Node | None, now: Node) -> Released:
     """What is released once a policy takes the place of another."""
-    held = {n.name: _addresses(n.endpoints) for n in now.networks}
-    gone = {n.name: _addresses(n.endpoints) for n in before.networks} if before else {}
+    gone = {n.name: n.endpoints for n in before.networks} if before else {}
     found: dict[str, tuple[str, ...]] = {}
-    for name, own in held.items():
+    for network in now.networks:
+        name, ends = network.name, network.endpoints
+        if gone.get(name, ends) is ends and name not in released:
+            continue
+        own = _addresses(ends)
         old = [text for text in released.get(name, ()) if text not in own]
-        fresh = [text for text in gone.get(name, {}) if text not in own]
+        fresh = [text for text in _addresses(gone.get(name, ())) if text not in own]
         if old or fresh:
             found[name] = tuple(dict.fromkeys([*old, *fresh]))[-MOST:]
     return found

@@ -231,19 +231,28 @@ def _make_group(group: Group, pools: tuple[int, ...]) -> Any:
         for rule in group.rules
     ]
     rules = records("dp_rule", rows)
-    prefix = records("dp_prefix", [(octets, length, b"\0\0\0") for octets, length in prefixes])
     span = records("dp_range", ranges)
     error = ffi.new("struct dp_error *")
     made = lib.dp_group_create(
         LAYERS[group.layer],
         group.id,
         *array_of("dp_rule", rules),
-        *array_of("dp_prefix", prefix),
+        *array_of("dp_prefix", _prefixes(prefixes)),
         *array_of("dp_range", span),
         error,
     )
     check(error.status, error)
     return ffi.gc(made, lib.dp_group_release)
+
+
+def _prefixes(spans: list[Span]) -> "NDArray[np.void]":
+    import numpy as np
+
+    array = np.zeros(len(spans), dtype("dp_prefix"))
+    octets = np.frombuffer(b"".join([octets for octets, _ in spans]), np.uint8)
+    array["addr"] = raw(octets.reshape(-1, 16))
+    array["len"] = np.frombuffer(bytes([length for _, length in spans]), np.uint8)
+    return array
 
 
 def _rule_row(rule: Rule, pool: int, prefixes: list[Span], ranges: list[Range]) -> tuple[Any, ...]:

@@ -7,6 +7,7 @@ import contextlib
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from msgspec import structs
@@ -83,14 +84,21 @@ class Device:
 
 def devices(node: Node, memo: Memo) -> dict[str, Device]:
     """Of a resolved node, by port name."""
-    found = {
-        f"{network.name}/{endpoint.name}": device_of(endpoint, network)
-        for network in node.networks
-        for endpoint in network.endpoints
-    }
+    found: dict[str, Device] = {}
+    for network in node.networks:
+        found |= memo.each(
+            ("devices", network.name),
+            network.endpoints,
+            (network.prefixes, network.gateways),
+            partial(_named_device, network),
+        )
     if node.host_port is not None:
         found[HOST] = _of_host(node.host_port, node, memo)
     return found
+
+
+def _named_device(network: Network, endpoint: Endpoint) -> tuple[str, Device]:
+    return f"{network.name}/{endpoint.name}", device_of(endpoint, network)
 
 
 def device_of(endpoint: Endpoint, network: Network) -> Device:

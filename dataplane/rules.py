@@ -8,7 +8,7 @@ from itertools import chain
 
 from dataplane.address import IP, Mac
 from dataplane.defaults import HOST_MTU
-from dataplane.groups import DIRECTIONS, NAT_RULES, endpoint_row
+from dataplane.groups import DIRECTIONS, NAT_RULES, endpoint_rows
 from dataplane.ids import (
     FIRST_ENDPOINT_PORT,
     HOST,
@@ -21,7 +21,7 @@ from dataplane.ids import (
     allot,
 )
 from dataplane.memo import Memo, same_ends
-from dataplane.model import Acl, HostPort, Network, Node, Underlay
+from dataplane.model import Acl, Endpoint, HostPort, Network, Node, Underlay
 from dataplane.routing import UNDERLAY_MAC, adjacencies_of, mtu_of, network_row, of_version, ways_of
 from dataplane.rows import NetworkRow, PortRow, ServiceRow, Tables
 from dataplane.services import rule_names as service_names
@@ -41,7 +41,7 @@ def compile_node(node: Node, old: Tables | None = None, known: Ids | None = None
     memo = Memo(old.memo if old else None)
     ids = _number(node, old.ids if old else known or Ids(), memo)
     networks = tuple(network_row(n, node, ids, memo) for n in node.networks)
-    endpoints = [endpoint_row(e, n, node, ids, memo) for n in node.networks for e in n.endpoints]
+    endpoints = [row for n in node.networks for row in endpoint_rows(n, node, ids, memo)]
     return Tables(
         ids=ids,
         ports=tuple(_ports(node, ids)),
@@ -135,6 +135,7 @@ def _number(node: Node, old: Ids, memo: Memo) -> Ids:
 
 def _group_names(node: Node) -> Iterator[GroupName]:
     for n in node.networks:
+        yield GroupName(n.name, None, "nat", "out")
         for direction in DIRECTIONS:
             yield GroupName(n.name, None, "acl", direction)
             for e in n.endpoints:
@@ -150,21 +151,21 @@ def _allot_rules(node: Node, old: Ids, memo: Memo) -> Mapping[RuleName, int]:
 
 def _rule_names(n: Network, memo: Memo) -> Iterator[Iterable[RuleName]]:
     yield from service_names(n, memo)
-    yield _acl_names(n.acls, n.name, None, memo)
-    for e in n.endpoints:
-        yield _acl_names(e.acls, n.name, e.name, memo)
-        if e.outbound_nat is not None:
-            yield tuple(RuleName(n.name, e.name, "nat", rule) for rule in NAT_RULES)
-
-
-def _acl_names(
-    acls: tuple[Acl, ...], network: str, endpoint: str | None, memo: Memo
-) -> tuple[RuleName, ...]:
-    return memo(
-        ("names", network, endpoint),
-        acls,
-        lambda: tuple(RuleName(network, endpoint, "acl", acl.name) for acl in acls),
+    yield memo(("names", n.name, "acl"), n.acls, lambda: tuple(_acl_names(n.acls, n.name, None)))
+    yield (RuleName(n.name, None, "nat", NAT_RULES[0]),)
+    yield memo.counted(
+        ("names", n.name, "endpoints"), n.endpoints, n.name, lambda e: _endpoint_names(e, n.name)
     )
+
+
+def _acl_names(acls: tuple[Acl, ...], network: str, endpoint: str | None) -> Iterator[RuleName]:
+    return (RuleName(network, endpoint, "acl", acl.name) for acl in acls)
+
+
+def _endpoint_names(e: Endpoint, network: str) -> Iterator[RuleName]:
+    yield from _acl_names(e.acls, network, e.name)
+    if e.outbound_nat is not None:
+        yield from (RuleName(network, e.name, "nat", rule) for rule in NAT_RULES)
 
 
 # ---- ports -------------------------------------------------------------------------------------

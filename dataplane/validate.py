@@ -171,8 +171,8 @@ def _network(network: Network, node: Node, path: Path, memo: Memo) -> Iterator[C
     yield from _nat(network.outbound_nat, node, (*path, "outbound_nat"))
     yield from within("quota", network.max_flows, 0, _MAX_QUOTA, (*path, "max_flows"))
     yield from _wire(network.wire, (*path, "wire"))
+    yield from _endpoints(network, node, path, memo)
     for place, endpoint in places:
-        yield from _endpoint(endpoint, network, node, place)
         yield from _acls(endpoint.acls, place, memo)
     yield from network_services(network, node, path, memo)
 
@@ -235,6 +235,19 @@ def _wire(wire: Wire, path: Path) -> Iterator[Complaint]:
 
 
 # ---- endpoint -------------------------------------------------------------------------------
+
+
+def _endpoints(network: Network, node: Node, path: Path, memo: Memo) -> Iterator[Complaint]:
+    """Those that were sound before are not looked at again."""
+    sound = memo.each(
+        (*path, "endpoints"),
+        network.endpoints,
+        (network.prefixes, node.host_port),
+        lambda endpoint: not any(_endpoint(endpoint, network, node, path)),
+    )
+    if not all(sound):
+        for i, endpoint in enumerate(network.endpoints):
+            yield from _endpoint(endpoint, network, node, (*path, "endpoints", i))
 
 
 def _endpoint(endpoint: Endpoint, network: Network, node: Node, path: Path) -> Iterator[Complaint]:

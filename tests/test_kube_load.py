@@ -21,14 +21,15 @@ from dataplane.kubernetes.access import Access
 from dataplane.kubernetes.client import Client
 from dataplane.kubernetes.objects import key_of
 from dataplane.kubernetes.reflector import Change
-from dataplane.model import HostPort, Node, Tap, Underlay
+from dataplane.model import Endpoint, HostPort, Node, Tap, Underlay
+from dataplane.shares import Part, Share
 from dataplane.standing import Standing
 from dataplane.state_dir import Saved, StateDir
 from tests.conftest import why_no_netns
 from tests.kube_objects import Object, endpoint_slice, node, service
 
 SLOW = float(os.environ.get("DATAPLANE_SLOW", "3"))  # times as slow as asked it may be here
-MANY, TURNS = 2000, 60
+MANY, PODS, TURNS = 2000, 50, 60
 PORT = 4796
 CONFIG = {"Network": "10.244.0.0/16", "Backend": {"Type": "vxlan", "VNI": 1, "Port": PORT}}
 
@@ -73,6 +74,19 @@ def slices() -> list[Object]:
     ]
 
 
+def pods(netns: str) -> Share:
+    """In place of the CNI plugin's."""
+    ends = tuple(
+        Endpoint(
+            name=f"p{n}",
+            addresses=(ip_address(f"10.244.1.{n + 2}"),),
+            tap=Tap(name=f"p{n}", netns=netns),
+        )
+        for n in range(PODS)
+    )
+    return Share(parts=(Part(network=door.NETWORK, endpoints=ends),))
+
+
 class Loaded(NamedTuple):
     """A node with all these services. `committed`: seconds from a change until it is committed;
     `synced`: from their listing."""
@@ -88,7 +102,8 @@ def loaded(
     monkeypatch.setattr(door, "Reflector", Told)
     monkeypatch.setattr(Client, "patch", lambda self, path, change: node("us", "10.244.1.0/24"))
     (tmp_path / "net-conf.json").write_text(json.dumps(CONFIG))
-    tap = Tap(name="dp0", netns=netns("host")[0])
+    (ours,) = netns("host")
+    tap = Tap(name="dp0", netns=ours)
     host = HostPort(address=ip_address("169.254.77.2"), peer=ip_address("169.254.77.1"), tap=tap)
     underlay = Underlay(address=ip_address("127.0.0.79"), port=PORT)
     us = Node(name="us", underlay=underlay, host_port=host)
@@ -110,13 +125,22 @@ def loaded(
     with StateDir(tmp_path / "state") as state, Daemon(Saved(1, us), state=state) as daemon:
         daemon.on_commit.append(committed)
         with door.Kubernetes(daemon, options):
-            services = [service(f"s{n}", f"10.97.{n // 250}.{n % 250 + 1}") for n in range(MANY)]
-            synced = seconds(
-                *(listed(kind, []) for kind in ("networkpolicies", "pods", "namespaces")),
+            seconds(
+                *(
+                    listed(kind, [])
+                    for kind in (
+                        "networkpolicies",
+                        "pods",
+                        "namespaces",
+                        "services",
+                        "endpointslices",
+                    )
+                ),
                 listed("nodes", [node("us", "10.244.1.0/24")]),
-                listed("services", services),
-                listed("endpointslices", slices()),
             )
+            daemon.contribute("pods", pods(ours))
+            services = [service(f"s{n}", f"10.97.{n // 250}.{n % 250 + 1}") for n in range(MANY)]
+            synced = seconds(listed("services", services), listed("endpointslices", slices()))
             assert len(daemon.policy.networks[0].load_balancers) == MANY
             yield Loaded(seconds, synced)
 

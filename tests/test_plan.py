@@ -180,8 +180,18 @@ def test_exceptions_are_few():
     policy = node(
         remote_subnets=(*inside, remote("10.9.0.0/16", "192.0.2.3")), outbound_nat=OutboundNat()
     )
-    keep, translate = tables(policy).endpoints[0].groups[0][-1].rules
-    assert len(keep.dst) == 2 and translate.action == "snat"
+    inner, own = tables(policy).endpoints[0].groups[0]
+    assert [len(rule.dst) for rule in inner.rules] == [2]
+    assert [rule.action for rule in own.rules] == ["snat"]
+
+
+def test_endpoints_share_what_is_never_translated():
+    """Their own exceptions come behind it."""
+    own = OutboundNat(exceptions=(ip_network("192.0.2.0/24"),))
+    policy = node(WEB, replace(DB, outbound_nat=own), outbound_nat=OutboundNat())
+    web, rest = tables(policy).endpoints
+    assert web.groups[0][0] is rest.groups[0][0]
+    assert [rule.action for rule in rest.groups[0][1].rules] == ["allow", "snat"]
 
 
 # ---- size --------------------------------------------------------------------------------------
