@@ -8,7 +8,6 @@ a whole generation.
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import count
 from typing import NamedTuple, TypeVar
 
 from dataplane.address import IP, Mac, ip16, ip_from16
@@ -114,8 +113,7 @@ def allot(old: Mapping[Key, int], *keys: Iterable[Key], first: int = 0) -> Mappi
     if not new and len(wanted) == len(old):
         return old
     fresh = [key for key in wanted if key in new] if len(new) > 1 else new
-    taken = set(old.values())
-    free = (number for number in count(first) if number not in taken)
+    free = sorted(set(range(first, first + len(old) + len(new))).difference(old.values()))
     numbers = dict(old)
     for gone in set(old).difference(wanted):
         del numbers[gone]

@@ -29,7 +29,7 @@ from tests.conftest import why_no_netns
 from tests.kube_objects import Object, endpoint_slice, node, service
 
 SLOW = float(os.environ.get("DATAPLANE_SLOW", "3"))  # times as slow as asked it may be here
-MANY, PODS, TURNS = 2000, 50, 60
+MANY, TURNS = 2000, 60
 PORT = 4796
 CONFIG = {"Network": "10.244.0.0/16", "Backend": {"Type": "vxlan", "VNI": 1, "Port": PORT}}
 
@@ -74,7 +74,7 @@ def slices() -> list[Object]:
     ]
 
 
-def pods(netns: str) -> Share:
+def pods(netns: str, many: int) -> Share:
     """In place of the CNI plugin's."""
     ends = tuple(
         Endpoint(
@@ -82,7 +82,7 @@ def pods(netns: str) -> Share:
             addresses=(ip_address(f"10.244.1.{n + 2}"),),
             tap=Tap(name=f"p{n}", netns=netns),
         )
-        for n in range(PODS)
+        for n in range(many)
     )
     return Share(parts=(Part(network=door.NETWORK, endpoints=ends),))
 
@@ -97,8 +97,12 @@ class Loaded(NamedTuple):
 
 @pytest.fixture
 def loaded(
-    netns: Callable[..., list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    netns: Callable[..., list[str]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
 ) -> Iterator[Loaded]:
+    """The parameter: how many pods the node has."""
     monkeypatch.setattr(door, "Reflector", Told)
     monkeypatch.setattr(Client, "patch", lambda self, path, change: node("us", "10.244.1.0/24"))
     (tmp_path / "net-conf.json").write_text(json.dumps(CONFIG))
@@ -138,7 +142,7 @@ def loaded(
                 ),
                 listed("nodes", [node("us", "10.244.1.0/24")]),
             )
-            daemon.contribute("pods", pods(ours))
+            daemon.contribute("pods", pods(ours, request.param))
             services = [service(f"s{n}", f"10.97.{n // 250}.{n % 250 + 1}") for n in range(MANY)]
             synced = seconds(listed("services", services), listed("endpointslices", slices()))
             assert len(daemon.policy.networks[0].load_balancers) == MANY
@@ -154,16 +158,16 @@ CHANGES: dict[str, Callable[[int], Change]] = {
 }
 
 
+@pytest.mark.parametrize("loaded", [0], indirect=True)
 def test_all_of_them(loaded: Loaded) -> None:
     print(f"{MANY} services from their listing to the engine in {loaded.synced:.2f} s")
     assert loaded.synced < 2 * SLOW
 
 
+@pytest.mark.parametrize("loaded", [0, 50], indirect=True, ids=["no pods", "50 pods"])
 @pytest.mark.parametrize("what", CHANGES)
-def test_one_change_of_many(loaded: Loaded, what: str) -> None:
-    took = [loaded.committed(CHANGES[what](n)) for n in range(TURNS)]
-    median = statistics.median(took)
-    print(
-        f"one {what} among {MANY} services in {median * 1e3:.1f} ms, at best {min(took) * 1e3:.1f}"
-    )
-    assert min(took) < 0.010 * SLOW, took  # what others on the machine take is in the median
+def test_one_change_of_many(loaded: Loaded, what: str, request: pytest.FixtureRequest) -> None:
+    took = [1e3 * loaded.committed(CHANGES[what](n)) for n in range(TURNS)]
+    median, best = statistics.median(took), min(took)
+    print(f"{request.node.callspec.id}: {median:.1f} ms, at best {best:.1f}")
+    assert best < 10 * SLOW, took  # what others on the machine take is in the median
