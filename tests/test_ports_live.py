@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from dataplane import model as policy
 from dataplane.address import Mac, Vni
@@ -1119,6 +1120,29 @@ def test_routes_of_the_host_stand_and_fall_with_a_commit() -> None:
         change()
         ports.close()
         assert threading.active_count() == threads
+
+
+def test_a_route_of_the_host_has_its_source_again() -> None:
+    """Where a commit that would have given it another one fails."""
+    with namespaces("p", "u") as (pod, underlay), contextlib.closing(NodePorts()) as ports:
+
+        def using(source: str) -> Node:
+            node = behind_the_host(pod)
+            subnets = (ip_network(f"{source}/24"),)
+            blue = replace(node.networks[0], host_route=True, host_subnets=subnets)
+            return replace(node, networks=(blue,))
+
+        def source() -> str:
+            told = subprocess.check_output(["ip", "-n", pod, "route", "get", POD], text=True)
+            return told.partition(" src ")[2].split()[0]
+
+        inside(underlay, lambda: ports.open(using("10.1.8.0")))
+        with pytest.raises(ZeroDivisionError), ports.change(using("10.1.9.0")):
+            assert source() == "10.1.9.0"
+            raise ZeroDivisionError
+        assert source() == "10.1.8.0"
+        told = subprocess.check_output(["ip", "-n", pod, "address"], text=True)
+        assert "10.1.8.0" in told and "10.1.9.0" not in told
 
 
 @pytest.mark.conformance("E4", "E8")
