@@ -9,9 +9,11 @@ import platform
 import signal
 import subprocess
 import sys
+import traceback
 from bisect import bisect
 from collections import Counter
 from pathlib import Path
+from typing import NoReturn
 
 from dataplane import _engine, bench
 from dataplane.bench_batch import Caller
@@ -42,27 +44,37 @@ def _steps(work: Work, flows: int) -> Steps:
         raise OSError(f"{platform.machine()} is not x86-64")
     child = os.fork()
     if not child:
-        _played(work, flows)
+        _play(work, flows)
+    _, status = os.waitpid(child, 0)
+    if not os.WIFSTOPPED(status):
+        raise OSError("the process to be traced has ended")
     try:
-        os.waitpid(child, 0)
         return _stepped(child, *_mapped(child))
     finally:
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
 
 
-def _played(work: Work, flows: int) -> None:
-    """The child's part: stops before and after a vector."""
+def _play(work: Work, flows: int) -> NoReturn:
+    """The child's part, which is all that it does."""
+    try:
+        _stop_around(work, flows)
+    except BaseException:
+        traceback.print_exc()
+    os._exit(1)
+
+
+def _stop_around(work: Work, flows: int) -> None:
+    """Stops before and after a vector."""
     with bench.engine_for(bench.FULL, flows) as engine:
         caller = Caller(engine, traffic(engine, work, flows))
         caller.calls(8)
         caller.lay()
         if _ptrace(TRACEME, 0, None, None):
-            os._exit(1)
+            raise _error()
         os.kill(os.getpid(), signal.SIGSTOP)
         caller.process()
         os.kill(os.getpid(), signal.SIGSTOP)
-    os._exit(0)
 
 
 def _stepped(child: int, base: int, first: int, end: int) -> Steps:
@@ -75,7 +87,11 @@ def _stepped(child: int, base: int, first: int, end: int) -> Steps:
         _ptrace(GETREGS, child, None, ctypes.addressof(registers))
         if first <= registers[RIP] < end:
             steps[registers[RIP] - base] += 1
-    raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    raise _error()
+
+
+def _error() -> OSError:
+    return OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
 
 
 def _mapped(child: int) -> tuple[int, int, int]:
@@ -104,7 +120,11 @@ def main(words: list[str]) -> int:
         print(f"usage: python -m bench.instructions [{'|'.join(WORKS)}]…", file=sys.stderr)
         return 2
     for work in works:
-        found = counted(work)
+        try:
+            found = counted(work)
+        except (OSError, subprocess.CalledProcessError) as error:
+            print(f"python -m bench.instructions: {error}", file=sys.stderr)
+            return 1
         print(f"{work:<20} {sum(found.values()):7.1f} instructions a packet")
         print(*(f"  {name:<18} {n:7.1f}" for name, n in found.items() if n >= 1), sep="\n")
     return 0

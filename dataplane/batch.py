@@ -183,7 +183,7 @@ class _Seen(NamedTuple):
     port: "NDArray[np.uint16]"
     rule: "NDArray[np.uint32]"
     generation: "NDArray[np.uint32]"
-    flags: "NDArray[np.uint32]"
+    flags: "NDArray[np.uint8]"
     frames: "NDArray[np.void]"
     octets: memoryview
 
@@ -227,6 +227,8 @@ class Result(Struct, eq=False, gc=False):
     generation: ClassVar["NDArray[np.uint32]"] = _column(
         "generation", "Of the policy that judged the frame."
     )
+
+    __repr__ = object.__repr__  # names of generations are too many to be told
 
     def __len__(self) -> int:
         return len(self.verdict)

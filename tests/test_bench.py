@@ -13,7 +13,7 @@ from xml.etree import ElementTree
 import pytest
 from msgspec.structs import replace
 
-from bench import compare, figures
+from bench import compare, figures, instructions
 from bench import engine as engine_bench
 from bench.svg import Bar, Chart, bars, draw, number
 from dataplane import bench, bench_batch, bench_counters, bench_traffic
@@ -122,6 +122,23 @@ def test_a_slower_engine_is_told(
     assert ("slower than 1.1 times: nat hit" in capsys.readouterr().out) == bool(code)
 
 
+def test_there_may_be_nothing_to_compare_with(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """An exit code that is not that of a slower engine."""
+    monkeypatch.setattr(compare, "ROOT", tmp_path)
+    monkeypatch.setenv("LC_ALL", "C")
+    for why in ("not a git repository", "not a valid object name"):
+        assert compare.main(["no-such-commit"]) == 2
+        told = capfd.readouterr().err
+        assert why in told and "python -m bench.compare: Command '['git', 'archive'" in told
+        subprocess.run(["git", "init", "-q", tmp_path], check=True)
+    monkeypatch.setattr(compare, "built", lambda commit: contextlib.nullcontext(tmp_path))
+    monkeypatch.setattr(compare, "measured", lambda tree: {})
+    assert compare.main(["HEAD"]) == 2
+    assert "HEAD measures nothing of this" in capfd.readouterr().err
+
+
 # ---- step by step -----------------------------------------------------------------------------
 
 
@@ -133,6 +150,24 @@ def test_instructions_of_a_packet() -> None:
     (whole, *parts) = (float(n) for n in re.findall(r" (\d+\.\d)", told))
     assert 200 < whole < 700 and whole - 5 < sum(parts) <= whole
     assert "dp_express_look" in told and "walk" not in told
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="single steps: x86-64 only")
+def test_where_nobody_may_trace(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(instructions, "_ptrace", lambda *_: -1)
+    assert instructions.main(["encap"]) == 1
+    assert "bench.instructions: the process to be traced has ended" in capfd.readouterr().err
+
+
+def test_steps_are_those_of_x86_64(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(platform, "machine", lambda: "riscv64")
+    assert instructions.main([]) == 1
+    assert capsys.readouterr().err == "python -m bench.instructions: riscv64 is not x86-64\n"
+    assert instructions.main(["nonsense"]) == 2
 
 
 # ---- what is measured --------------------------------------------------------------------------

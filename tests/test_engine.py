@@ -160,6 +160,27 @@ def test_a_result_dies_with_its_batch(engine):
         old.frame(0)
 
 
+def test_a_result_is_shown_in_few_words(engine):
+    batch = Batch(capacity=1)
+    old = engine.process(batch.load([sent(OUT)], "web"))
+    assert len(repr(old)) < 100
+    batch.clear()
+    assert len(repr(old)) < 100
+
+
+@pytest.mark.parametrize("now", [-1, 1 << 64, "soon"])
+def test_a_call_that_fails_leaves_the_worker_free(engine, now):
+    batch = Batch(capacity=1)
+    old = engine.process(batch.load([sent(OUT)], "web"))
+    with pytest.raises((OverflowError, TypeError)):
+        engine.process(batch, now)
+    with pytest.raises(DataplaneError, match="no longer valid"):
+        _ = old.verdict
+    with pytest.raises(PortError):
+        engine.process(batch.load([sent(OUT)], "nobody"))
+    assert engine.process(batch.load([sent(OUT)], "web")).verdict.tolist() == [Verdict.FORWARD]
+
+
 def test_what_does_not_fit_in_a_batch_is_refused():
     batch = Batch(capacity=1, slot=256)
     with pytest.raises(ValueError, match="a slot takes 128"):

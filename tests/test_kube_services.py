@@ -358,6 +358,47 @@ def test_two_of_one_place(second: Object) -> None:
     assert "default.b" in services.balancers()[0][0].name
 
 
+KEYS = [("a", "b.c"), ("a.b", "c"), ("a", "c")]  # the first two call their balancers the same
+SERVICES = [
+    service("", *ips, ports=[{"port": 80} | port], **more)
+    for ips in ([VIP], [VIP, "10.96.0.11"], ["169.254.1.1"])
+    for port in ({}, {"nodePort": 80}, {"protocol": "SCTP"}, {"protocol": "DCCP"})
+    for more in ({}, {"externalIPs": [OUT], "externalTrafficPolicy": "Local"})
+]
+SLICES = [endpoint_slice(name, address) for _, name in KEYS for address in (A, B, "x", "y")]
+
+
+def changes_of(kind: str, items: list[Object]) -> st.SearchStrategy[tuple[str, Any, bool]]:
+    """What comes, or goes where there is None; and whether that is all there is."""
+    come = st.dictionaries(st.sampled_from(KEYS), st.none() | st.sampled_from(items), min_size=1)
+    return st.tuples(st.just(kind), come, st.booleans())
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(changes_of("service", SERVICES) | changes_of("slice", SLICES), max_size=12), st.data()
+)
+def test_only_what_there_is_counts(
+    changes: list[tuple[str, Any, bool]], data: st.DataObject
+) -> None:
+    """Balancers, and what is refused, are those of the objects at hand, whatever came before."""
+    grown, there = Services(HERE), {"service": dict[Any, Object](), "slice": dict[Any, Object]()}
+    for kind, come, is_all in changes:
+        after = come if is_all else there[kind] | come
+        there[kind] = {key: item for key, item in after.items() if item is not None}
+        if is_all:
+            getattr(grown, f"replace_{kind}s")(there[kind])
+        else:
+            for key, item in come.items():
+                getattr(grown, f"put_{kind}")(key, item)
+        if data.draw(st.booleans()):
+            fresh = Services(HERE)
+            fresh.replace_services(there["service"])
+            fresh.replace_slices(there["slice"])
+            (balancers, refused), wanted = grown.balancers(), fresh.balancers()
+            assert (balancers, [*refused.items()]) == (wanted[0], [*wanted[1].items()])
+
+
 def test_long_names_stay_apart() -> None:
     long = "x" * 63
     ports = [{"name": f"{'p' * 14}{i}", "port": 80 + i} for i in range(2)]

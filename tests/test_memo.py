@@ -1,5 +1,6 @@
 """What a plan takes over from the one before is what it would have made anew."""
 
+import contextlib
 from collections import Counter
 from ipaddress import ip_address, ip_network
 from typing import Any
@@ -12,7 +13,15 @@ from msgspec.structs import replace
 from dataplane import DocumentError, Engine, validate
 from dataplane.address import Mac
 from dataplane.memo import Memo, same_ends
-from dataplane.model import Backend, Document, LoadBalancer, Node, RemoteSubnet
+from dataplane.model import (
+    Backend,
+    Document,
+    Endpoint,
+    LoadBalancer,
+    Node,
+    PortMapping,
+    RemoteSubnet,
+)
 from dataplane.node_ports import devices
 from dataplane.rows import RouteKind
 from dataplane.tree import path_text
@@ -45,6 +54,13 @@ BALANCERS = [
     for vip in (1, 2)
     for backends in ((), (2,), (3, 2))
     for source in (None, ip_address("10.1.0.99"))
+]
+
+MAPPINGS = [
+    (),
+    (PortMapping(protocol="tcp", port=8080, target_port=80),),
+    (PortMapping(protocol="tcp", port=90, vip=ip_address("10.96.0.1")),),
+    (PortMapping(protocol="tcp", port=90, vip=ip_address("10.96.0.9")),),
 ]
 
 
@@ -143,6 +159,90 @@ def test_load_balancers_come_and_go(changes: list[tuple[int, int, list[LoadBalan
             routes_of = devices(resolved, memo)["host"].routes
             assert routes_of == devices(resolved, Memo())["host"].routes
             assert {str(r.prefix)[:-3] for r in routes_of} >= {str(b.vips[0]) for b in changed}
+
+
+def whole(engine: Engine) -> list[object]:
+    """What was committed last, as a whole, with names for numbers."""
+    tables = engine._at.tables
+    assert tables is not None
+    names, ports = engine.ids.rule_names, engine.ids.port_names
+    rows = [
+        (ports[row.port], row.addresses, names[rule.id], rule._replace(id=0))
+        for row in tables.endpoints
+        for groups in row.groups
+        for group in groups
+        for rule in group.rules
+    ]
+    (network,) = tables.networks
+    table, vteps = network.routes, engine.ids.adjacency_names
+    columns = zip(table.prefix, table.length, table.kind, table.target, strict=True)
+    ways = {
+        (bytes(p), int(n), int(k), vteps[int(to)] if k == RouteKind.REMOTE else ports.get(int(to)))
+        for p, n, k, to in columns
+    }
+    (found,) = tables.adjacencies
+    behind = {(vteps[int(n)], bytes(r)) for n, r in zip(found.id, found.remote, strict=True)}
+    return [services(engine), rows, ways, behind, sorted(names.values())]
+
+
+def toggled(
+    engine: Engine, subnet: RemoteSubnet, there: tuple[RemoteSubnet, ...]
+) -> tuple[RemoteSubnet, ...]:
+    """By a draft, unless that is refused; returns what remote subnets there are then."""
+    draft = engine.draft()
+    if any(subnet.prefix == each.prefix for each in there):
+        draft.remove("blue", subnet.prefix)
+    else:
+        draft.add("blue", subnet)
+    with contextlib.suppress(DocumentError):
+        engine.commit(draft)
+    assert engine.node is not None
+    return engine.node.networks[0].remote_subnets
+
+
+MAPPED = [replace(node(()).networks[0].endpoints[0], port_mappings=m) for m in MAPPINGS]
+
+
+@settings(deadline=None, max_examples=100)
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["commit", "commit", "plan", "edit"]),
+            edits_of(st.sampled_from(BALANCERS)).map(lambda edits: edits[0]),
+            st.sampled_from(SOUND),
+            st.sampled_from(MAPPED),
+        ),
+        max_size=10,
+    )
+)
+def test_whole_commits_after_edits_and_plans(
+    steps: list[tuple[str, tuple[int, int, list[Any]], RemoteSubnet, Endpoint]],
+) -> None:
+    """Services and all that follows from them, whatever was edited or only planned in between."""
+    first = blue.node().networks[0]
+    subnets, balancers = first.remote_subnets, first.load_balancers
+    with Engine(max_flows=8) as engine, Engine(max_flows=8) as fresh:
+        engine.commit(blue.node())
+        for verb, (at, gone, come), subnet, endpoint in steps:
+            if verb == "edit":
+                subnets = toggled(engine, subnet, subnets)
+                continue
+            changed = balancers[:at] + tuple(come) + balancers[at + gone :]
+            policy = blue.node(
+                load_balancers=changed,
+                remote_subnets=subnets,
+                endpoints=(endpoint, first.endpoints[1]),
+            )
+            if faults(policy):
+                continue
+            plan = engine.plan(policy)
+            if verb == "plan":
+                continue
+            plan.commit()
+            balancers = changed
+            fresh.commit(blue.node())
+            fresh.commit(policy)
+            assert whole(engine) == whole(fresh)
 
 
 @given(edits_of(st.text("abc", max_size=3)))

@@ -23,14 +23,27 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
+from dataplane import model as policy
 from dataplane.address import Mac, Vni
+from dataplane.defaults import resolve
 from dataplane.engine import Engine
 from dataplane.errors import BusyError, DataplaneError, EngineError, PortError
 from dataplane.forwarder import Forwarder
 from dataplane.link import Route
-from dataplane.model import Endpoint, Network, Node, RemoteSubnet, Underlay, Wire
+from dataplane.model import (
+    Endpoint,
+    HostPort,
+    LoadBalancer,
+    Network,
+    Node,
+    RemoteSubnet,
+    Underlay,
+    Wire,
+)
 from dataplane.netns import Visitor, inside, path_of
+from dataplane.node_ports import NodePorts
 from dataplane.ports import AdoptedTap, Tap, VxlanSocket
 from dataplane.stats import adds_up
 from tests.setting import WORKERS
@@ -1049,6 +1062,87 @@ def test_routes_of_a_link_come_and_go() -> None:
         )
         tap.routes.add(plain)
         assert len(shown()) == 3
+
+
+def behind_the_host(pod: str, *vips: str) -> Node:
+    """Whose host port is in the pod, with load balancers at these addresses."""
+    host = HostPort(
+        address=ip_address("169.254.1.1"),
+        peer=ip_address("169.254.1.2"),
+        tap=policy.Tap(name="host", netns=pod),
+    )
+    balancers = tuple(
+        LoadBalancer(name=f"lb{n}", protocol="tcp", port=80, vips=(ip_address(vip),))
+        for n, vip in enumerate(vips)
+    )
+    blue = Network(
+        name="blue", vni=Vni(1), prefixes=(ip_network("10.1.0.0/16"),), load_balancers=balancers
+    )
+    here = Underlay(address=ip_address("127.0.0.1"))
+    return resolve(Node(name="a", underlay=here, host_port=host, networks=(blue,)))
+
+
+def test_routes_of_the_host_stand_and_fall_with_a_commit() -> None:
+    """Whoever deletes its device or namespace, and makes it again; nothing is left behind."""
+    with namespaces("p", "u") as (pod, underlay), contextlib.closing(NodePorts()) as ports:
+
+        def shown() -> set[str]:
+            lines = subprocess.check_output(["ip", "-n", pod, "route"], text=True).splitlines()
+            return {line.split()[0] for line in lines if " via 169.254.1.1 " in line}
+
+        def change(*vips: str) -> set[str]:
+            with ports.change(behind_the_host(pod, *vips)):
+                within = shown()
+            assert shown() == {*vips}
+            return within
+
+        one, two, three = (f"10.96.0.{n}" for n in (1, 2, 3))
+        threads = threading.active_count()
+        inside(underlay, lambda: ports.open(behind_the_host(pod, one)))
+        assert change(one, two) == {one, two} and change(three) == {one, two, three}
+        with pytest.raises(ZeroDivisionError), ports.change(behind_the_host(pod, one, two)):
+            raise ZeroDivisionError
+        assert shown() == {three}
+        ip(pod, "address add 169.254.1.1 dev lo")  # no gateway, then
+        with (
+            pytest.raises(PortError, match="host: "),
+            ports.change(behind_the_host(pod, one, three)),
+        ):
+            pass
+        ip(pod, "address del 169.254.1.1 dev lo")
+        assert shown() == {three}
+        ip(pod, "link del host")
+        change(one)
+        change(two)
+        subprocess.run(["ip", "netns", "del", pod], check=True)
+        ip(None, f"netns add {pod}")
+        change(three)
+        change()
+        ports.close()
+        assert threading.active_count() == threads
+
+
+def test_a_route_of_the_host_has_its_source_again() -> None:
+    """Where a commit that would have given it another one fails."""
+    with namespaces("p", "u") as (pod, underlay), contextlib.closing(NodePorts()) as ports:
+
+        def using(source: str) -> Node:
+            node = behind_the_host(pod)
+            subnets = (ip_network(f"{source}/24"),)
+            blue = replace(node.networks[0], host_route=True, host_subnets=subnets)
+            return replace(node, networks=(blue,))
+
+        def source() -> str:
+            told = subprocess.check_output(["ip", "-n", pod, "route", "get", POD], text=True)
+            return told.partition(" src ")[2].split()[0]
+
+        inside(underlay, lambda: ports.open(using("10.1.8.0")))
+        with pytest.raises(ZeroDivisionError), ports.change(using("10.1.9.0")):
+            assert source() == "10.1.9.0"
+            raise ZeroDivisionError
+        assert source() == "10.1.8.0"
+        told = subprocess.check_output(["ip", "-n", pod, "address"], text=True)
+        assert "10.1.8.0" in told and "10.1.9.0" not in told
 
 
 @pytest.mark.conformance("E4", "E8")

@@ -103,7 +103,8 @@ class Services:
         for key in self._changed:
             self._change(key)
         self._changed.clear()
-        refused = dict(chain.from_iterable(made.refused for made in self._refused.values()))
+        in_order = map(self._refused.__getitem__, sorted(self._refused))
+        refused = dict(chain.from_iterable(made.refused for made in in_order))
         if self._clashes:
             return tuple(_first_come(self._made, refused)), refused
         return tuple(chain.from_iterable(self._balancers)), refused
