@@ -48,7 +48,7 @@ UNDER6 = {label: f"fd99::{n}" for n, label in enumerate("abk", 1)}
 HUB, HUB6 = "10.99.0.100", "fd99::100"
 KERNEL, KERNEL6 = IPv4Network("10.5.57.0/24"), IPv6Network("2001:cafe:42:f0::/64")
 KEY = f"{ROOT}/subnets/10.5.57.0-24&2001:cafe:42:f0::-64"
-RATE = "-i0.002"
+INTERVAL = 0.002
 MAC, MAC6 = "3a:b5:9c:f3:a6:05", "2e:70:3d:4b:fa:14"
 
 
@@ -223,7 +223,7 @@ def test_a_peer_whose_ipv6_changes_is_reached_as_it_says(
     kernel = names["k"]
     ip(names["hub"], "route replace fd99::33/128 dev to-k")
     ip(kernel, "addr replace fd99::33/128 dev under nodad")
-    pings = [Ping(names[pod], ends[kernel], RATE) for pod in ("pa", "pb")]
+    pings = [Ping(names[pod], ends[kernel], INTERVAL) for pod in ("pa", "pb")]
     for way in (Way(public_ip6, mac6), Way(UNDER6["k"], MAC6)):
         ip(kernel, f"link del flannel-v6.{VNI}")
         _, six = kernel_devices(kernel, *way)
@@ -237,7 +237,7 @@ def test_a_peer_whose_ipv6_changes_is_reached_as_it_says(
 
 def test_a_peer_that_does_not_know_its_ipv6_vtep_mac_yet_loses_nothing(overlay: Overlay) -> None:
     """As one that begins again: it is waited for."""
-    ping = Ping(overlay.names["pa"], overlay.ends(6)[overlay.names["k"]], RATE)
+    ping = Ping(overlay.names["pa"], overlay.ends(6)[overlay.names["k"]], INTERVAL)
     overlay.etcd.put(KEY, kernel_lease(mac6=""))
     marker, seen = f"{ROOT}/subnets/10.5.93.0-24", "10.5.93.0/24"
     overlay.etcd.put(marker, kernel_lease("10.99.0.9"))
@@ -252,7 +252,7 @@ def test_a_peer_that_does_not_know_its_ipv6_vtep_mac_yet_loses_nothing(overlay: 
 def test_a_lease_that_is_removed_comes_again(overlay: Overlay) -> None:
     """Both subnets, and forwarding goes on."""
     names, lease = overlay.names, overlay.leases()[UNDER["a"]]
-    pings = [Ping(names["pa"], overlay.ends(v)[names["pb"]], RATE) for v in (4, 6)]
+    pings = [Ping(names["pa"], overlay.ends(v)[names["pb"]], INTERVAL) for v in (4, 6)]
     overlay.etcd.delete(f"{ROOT}/subnets/{lease.subnet.key()}")
     until(lambda: overlay.leases().get(UNDER["a"]) == lease)
     for version in (4, 6):

@@ -233,7 +233,7 @@ def test_an_outage_and_a_compaction_stop_nothing(overlay: Overlay) -> None:
     """Meanwhile a peer's VtepMAC changes and another comes: all is followed once etcd is back."""
     pods, names, etcd = overlay.pods(), overlay.names, overlay.etcd
     before = {label: overlay.leases()[UNDER[label]] for label in overlay.nodes}
-    pings = [Ping(names["pa"], pods["pb"], "-i0.02"), Ping(names["k"], pods["pa"], "-i0.02")]
+    pings = [Ping(names["pa"], pods["pb"], 0.02), Ping(names["k"], pods["pa"], 0.02)]
     etcd.kill()
     time.sleep(OUTAGE)
     etcd.start()
@@ -252,7 +252,7 @@ def test_an_outage_and_a_compaction_stop_nothing(overlay: Overlay) -> None:
 
 def test_a_peer_that_begins_again_loses_nothing(overlay: Overlay) -> None:
     """Its lease is deleted and written again; an empty VtepMAC in between is waited for."""
-    ping = Ping(overlay.names["pa"], overlay.pods()["k"], "-i0.02")
+    ping = Ping(overlay.names["pa"], overlay.pods()["k"], 0.02)
     key = f"{ROOT}/subnets/10.5.57.0-24"
     overlay.etcd.delete(key)
     time.sleep(1)
@@ -278,7 +278,7 @@ def test_a_peer_whose_vtep_mac_changes_is_reached_by_the_new_one(overlay: Overla
 
 def test_a_lease_that_is_removed_comes_again(overlay: Overlay) -> None:
     """The same subnet, the same VtepMAC, and forwarding goes on."""
-    ping = Ping(overlay.names["pa"], overlay.pods()["pb"], "-i0.02")
+    ping = Ping(overlay.names["pa"], overlay.pods()["pb"], 0.02)
     lease = overlay.leases()[UNDER["a"]]
     overlay.etcd.delete(f"{ROOT}/subnets/{lease.subnet.key()}")
     until(lambda: overlay.leases().get(UNDER["a"]) == lease)
@@ -306,7 +306,7 @@ def test_a_node_that_is_killed_has_its_lease_and_addresses_again(overlay: Overla
 def test_a_successor_has_the_lease_and_follows(overlay: Overlay) -> None:
     """No packet is lost while it takes over, and it sees who comes afterwards."""
     lease = overlay.leases()[UNDER["a"]]
-    ping = Ping(overlay.names["pa"], overlay.pods()["pb"], "-i0.02")
+    ping = Ping(overlay.names["pa"], overlay.pods()["pb"], 0.02)
     with Client(overlay.nodes["a"].socket) as client:
         client.restart()
     key = f"{ROOT}/subnets/10.5.92.0-24"
