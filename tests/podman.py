@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -49,10 +50,24 @@ def remove_all(place: Path) -> None:
 @contextlib.contextmanager
 def short_place() -> Iterator[Path]:
     """A directory for podman, which wants names below 50 characters."""
-    with tempfile.TemporaryDirectory(prefix="dpt") as made:
-        place = Path(made)
+    place = Path(tempfile.mkdtemp(prefix="dpt"))
+    try:
         yield place
+    finally:
         remove_all(place)
+        _remove(place)
+
+
+def _remove(place: Path) -> None:
+    """Of a container that ended podman is told in the background, and may write meanwhile."""
+    deadline = time.monotonic() + 10
+    while place.exists():
+        try:
+            shutil.rmtree(place)
+        except OSError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.05)
 
 
 class Podman:
