@@ -20,7 +20,7 @@ from dataplane.bench_batch import Caller
 from dataplane.bench_play import VECTOR
 from dataplane.bench_traffic import WORKS, Work, traffic
 
-TRACEME, SINGLESTEP, GETREGS, KILL = 0, 9, 12, 8  # ptrace(2)
+TRACEME, SINGLESTEP, GETREGS = 0, 9, 12  # ptrace(2)
 REGISTERS, RIP = 27, 16  # struct user_regs_struct, in words
 
 Steps = Counter[int]  # by address in the engine's file

@@ -24,7 +24,7 @@ from dataplane.model import Document, HostPort, Node, Tap, Underlay
 from dataplane.netns import inside
 from tests.kube_objects import CONFIG, node, pod
 from tests.kube_server import Server
-from tests.live_node import PATIENCE, Process
+from tests.live_node import PATIENCE, Process, end_all, kill_all
 from tests.peers.wire import ip, sysctl
 
 UNDER = {name: f"10.99.0.{n}" for n, name in enumerate("abk", 1)}
@@ -180,12 +180,9 @@ def running(
                 made.serve(name)
             yield made
             assert api.wrongs == []
-            for process in nodes.values():
-                assert process.end() == 0, process.log.read_text()
+            end_all(nodes)
         finally:
-            for process in nodes.values():
-                if process.process is not None and process.process.poll() is None:
-                    process.process.kill()
+            kill_all(nodes)
 
 
 def plug(names: dict[str, str], label: str, *addresses: str) -> None:

@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
@@ -114,6 +115,19 @@ class Process:
         command = ["ip", "-n", self.netns, "-json", "addr", "show", *name]
         told: list[dict[str, Any]] = json.loads(subprocess.check_output(command))
         return told
+
+
+def end_all(processes: Mapping[str, Process]) -> None:
+    """Each ends well when it is asked to."""
+    for process in processes.values():
+        assert process.end() == 0, process.log.read_text()
+
+
+def kill_all(processes: Mapping[str, Process]) -> None:
+    """Those that still run."""
+    for process in processes.values():
+        if process.process is not None and process.process.poll() is None:
+            process.process.kill()
 
 
 def end_successor(control: Path) -> None:

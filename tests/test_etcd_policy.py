@@ -28,7 +28,7 @@ from dataplane.model import Acl, Document, Endpoint, HostPort, Network, Node, Ta
 from dataplane.netns import inside
 from dataplane.state_dir import Saved
 from tests.etcd_server import WHY_NOT, Etcd
-from tests.live_node import Process
+from tests.live_node import Process, end_all, kill_all
 from tests.peers.wire import ip
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -207,12 +207,9 @@ def place(
             made.file.write_text(dump(Document(node=node(label, pods[label]))))
             nodes[label] = made.start()
         yield Place(etcd, nodes, pods, tmp_path_factory.mktemp("push"), hub)
-        for process in nodes.values():
-            assert process.end() == 0, process.log.read_text()
+        end_all(nodes)
     finally:
-        for process in nodes.values():
-            if process.process is not None and process.process.poll() is None:
-                process.process.kill()
+        kill_all(nodes)
         etcd.kill()
 
 

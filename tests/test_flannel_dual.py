@@ -27,7 +27,7 @@ from tests.flannel_overlay import (
     tcp_every_pair,
     until,
 )
-from tests.live_node import Process
+from tests.live_node import Process, end_all, kill_all
 from tests.peers.wire import ip, sysctl
 
 pytestmark = pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT)
@@ -138,12 +138,9 @@ def overlay(
         until(lambda: all(len(made.ways(node)) == 4 for node in nodes))
         made.follow()
         yield made
-        for process in nodes.values():
-            assert process.end() == 0, process.log.read_text()
+        end_all(nodes)
     finally:
-        for process in nodes.values():
-            if process.process is not None and process.process.poll() is None:
-                process.process.kill()
+        kill_all(nodes)
         etcd.kill()
 
 

@@ -39,7 +39,7 @@ from tests.flannel_overlay import (
     tcp_every_pair,
     until,
 )
-from tests.live_node import Process
+from tests.live_node import Process, end_all, kill_all
 from tests.peers.wire import ip
 
 NO_BRIDGE = "" if Path(PLUGINS, "bridge").exists() else "containernetworking-plugins is missing"
@@ -180,12 +180,9 @@ def overlay(
             made.follow(kernel)
         made.plug()
         yield made
-        for process in nodes.values():
-            assert process.end() == 0, process.log.read_text()
+        end_all(nodes)
     finally:
-        for process in nodes.values():
-            if process.process is not None and process.process.poll() is None:
-                process.process.kill()
+        kill_all(nodes)
         etcd.kill()
 
 

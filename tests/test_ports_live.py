@@ -19,7 +19,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from ipaddress import ip_address, ip_network
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -46,6 +45,7 @@ from dataplane.netns import Visitor, inside, path_of
 from dataplane.node_ports import NodePorts
 from dataplane.ports import AdoptedTap, Tap, VxlanSocket
 from dataplane.stats import adds_up
+from tests.peers.wire import udp_counter
 from tests.setting import WORKERS
 
 MTU = 1450
@@ -771,11 +771,6 @@ def test_packets_wait_for_a_forwarder_that_has_no_turn(live: Running) -> None:
 def test_what_finds_the_underlays_socket_full_is_counted(live: Running) -> None:
     """As the kernel counts it, and all of it."""
 
-    def kernels() -> int:
-        told = Path("/proc/thread-self/net/snmp").read_text().splitlines()
-        names, values = (line.split() for line in told if line.startswith("Udp: "))
-        return int(values[names.index("RcvbufErrors")])
-
     def counted() -> tuple[int, int]:
         return live.io("underlay", "rx_frames"), live.io("underlay", "rx_lost")
 
@@ -785,7 +780,7 @@ def test_what_finds_the_underlays_socket_full_is_counted(live: Running) -> None:
         for _ in range(sent):
             peer.sendto(bytes(1400), (live.site.address, 4789))
     wait_for(lambda: sum(counted()) == received + lost + sent)
-    assert counted()[1] - lost == inside(live.site.node, kernels) > 0
+    assert counted()[1] - lost == inside(live.site.node, lambda: udp_counter("RcvbufErrors")) > 0
     assert ping_works(live)
 
 

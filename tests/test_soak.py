@@ -34,6 +34,7 @@ from dataplane.model import Acl, PortRange
 from dataplane.packet_build import build
 from dataplane.packet_spec import PacketSpec
 from dataplane.stats import adds_up
+from tests.peers.wire import udp_counter
 
 WHY_NOT = demo_net.why_not()
 pytestmark = pytest.mark.skipif(bool(WHY_NOT), reason=f"no network namespaces: {WHY_NOT}")
@@ -176,13 +177,8 @@ def check_devices(site: Site, pod: str, node: NodeProcess) -> None:
 
 def check_underlay(site: Site, host: str, node: NodeProcess) -> None:
     """What the host's kernel dropped at UDP sockets is what the node lost there."""
-
-    def kernels() -> int:
-        told = Path("/proc/thread-self/net/snmp").read_text().splitlines()
-        names, values = (line.split() for line in told if line.startswith("Udp: "))
-        return int(values[names.index("InErrors")])
-
-    assert node.stats()["io"]["underlay"]["rx_lost"] == site.inside(host, kernels)
+    lost = site.inside(host, lambda: udp_counter("InErrors"))
+    assert node.stats()["io"]["underlay"]["rx_lost"] == lost
 
 
 @contextmanager
