@@ -80,9 +80,19 @@ static enum dp_reason translate_out(struct dp_walk *w, const struct dp_rule *r) 
     return dp_nat_bind(w, &w->policy->pools[r->arg]);
 }
 
+/* What a route of the endpoint's own network leads to is never translated: a VIP, too, with which a
+ * flow is handed on to the backend's node. */
+static bool stays_inside(const struct dp_walk *w, const struct dp_endpoint *e) {
+    const struct dp_network *n = &w->policy->networks[e->network];
+    return dp_routes_lookup(w->policy->routes[n->routes], &w->id.dst) != NULL;
+}
+
 enum dp_reason dp_nat_out(struct dp_walk *w) {
     const struct dp_endpoint *e = &w->policy->endpoints[w->from.index];
     dp_layer_enter(w, DP_LAYER_NAT);
+    if (stays_inside(w, e)) {
+        return dp_layer_leave(w, DP_LAYER_NAT, DP_OUT, DP_R_none);
+    }
     if (w->chain != DP_NONE) {
         dp_bindings_expect_chain(w->bindings, w->chain);
     }

@@ -296,8 +296,7 @@ static enum dp_reason walk_from_endpoint(struct dp_walk *w) {
     if (!r) {
         r = dp_lb(w, DP_OUT);
     }
-    const bool handed_on = w->service && !w->translated; /* with its VIP, to the backend's node */
-    if (!r && !handed_on) {
+    if (!r) {
         r = dp_nat_out(w);
     }
     if (!r) {

@@ -1,8 +1,5 @@
 """Groups: an endpoint's rules, of its network's ACLs, its own and its outbound NAT."""
 
-from collections.abc import Iterable
-from itertools import chain
-
 from dataplane.address import Prefix, Span, ip16, prefix16
 from dataplane.ids import GroupName, Ids, RuleName
 from dataplane.memo import Memo
@@ -16,9 +13,7 @@ from dataplane.model import (
     OutboundNat,
     PortRange,
 )
-from dataplane.routing import Ways, domain_of, ways_of
 from dataplane.rows import EndpointRow, Group, Pool, Range, Rule
-from dataplane.vips import vip_spans
 
 DIRECTIONS: tuple[Direction, ...] = ("out", "in")  # in the engine's order
 NAT_RULES = ("nat-exceptions", "nat")  # in the order they are evaluated
@@ -26,28 +21,15 @@ NAT_RULES = ("nat-exceptions", "nat")  # in the order they are evaluated
 
 def endpoint_rows(network: Network, node: Node, ids: Ids, memo: Memo) -> tuple[EndpointRow, ...]:
     """Of a resolved network."""
-    rows = memo.each(
+    return memo.each(
         ("endpoint rows", network.name),
         network.endpoints,
         (network.vni, network.acls),
         lambda endpoint: _endpoint_row(endpoint, network, ids, memo),
     )
-    inner = _inner_group(network, node, ids, memo)
-    key = "translated rows", network.name
-    return memo(key, (rows, inner), lambda: tuple(_translated(row, inner) for row in rows))
-
-
-def _translated(row: EndpointRow, inner: Group | None) -> EndpointRow:
-    """What stays inside comes before what the endpoint has translated."""
-    out, into = row.groups
-    nat = tuple(group for group in out if group.layer == "nat")
-    if not nat or inner is None:
-        return row
-    return row._replace(groups=((*out[: len(out) - len(nat)], inner, *nat), into))
 
 
 def _endpoint_row(e: Endpoint, network: Network, ids: Ids, memo: Memo) -> EndpointRow:
-    """Without what all endpoints have in common of NAT."""
     assert e.mac is not None and e.default_in is not None and e.default_out is not None
     groups = tuple(
         (
@@ -128,7 +110,8 @@ def _ranges(ports: tuple[PortRange, ...]) -> tuple[Range, ...]:
 
 
 def _nat_group(e: Endpoint, network: Network, ids: Ids) -> tuple[Group, ...]:
-    """Own exceptions first, then the translation; none without an outside address."""
+    """Exceptions first, then the translation; none without an outside address. What routes lead to
+    never comes here."""
     nat = e.outbound_nat
     if nat is None or nat.vip is None:
         return ()
@@ -144,54 +127,6 @@ def _nat_group(e: Endpoint, network: Network, ids: Ids) -> tuple[Group, ...]:
     return (Group(ids.groups[name], name.layer, rules),) if inside else ()
 
 
-def _inner_group(network: Network, node: Node, ids: Ids, memo: Memo) -> Group | None:
-    """Nothing is translated that stays inside: one group for all endpoints of the network, none
-    where nothing is translated at all."""
-    if all(e.outbound_nat is None for e in network.endpoints):
-        return None
-    name = GroupName(network.name, None, "nat", "out")
-    number = ids.rules[RuleName(network.name, None, "nat", NAT_RULES[0])]
-    inner = _inner_prefixes(network, node, memo)
-    rule = Rule(number, 0, "allow", True, dst=inner)
-    return memo(name, (number, inner), lambda: Group(ids.groups[name], name.layer, (rule,)))
-
-
 def _pool_flags(nat: OutboundNat) -> int:
     """Values of `enum dp_pool_flag`."""
     return (nat.mapping == "symmetric") | (nat.filtering == "endpoint-independent") << 1
-
-
-def _inner_prefixes(network: Network, node: Node, memo: Memo) -> tuple[Span, ...]:
-    """All that routes lead to: prefixes, remote subnets outside of all of them, VIPs, the host, and
-    what is reached by it."""
-    domain = domain_of(network, node)
-    routed = [
-        memo(
-            ("inner", n.name),
-            (n.prefixes, n.remote_subnets),
-            lambda n=n: _make_inner(_spans(n.prefixes), ways_of(n, memo)),  # type: ignore[misc]
-        )
-        for n in domain
-    ]
-    single: list[Iterable[Span]] = [vip_spans(n, memo) for n in domain]
-    if network.host_route and node.host_port is not None:
-        single.append(((ip16(node.host_port.peer), 128),))
-        single.append(tuple(prefix16(s.prefix) for s in network.direct_subnets))
-    spans = (*routed, *single)
-    return memo(
-        ("inner spans", network.name),
-        spans,
-        lambda: tuple(dict.fromkeys(chain.from_iterable(spans))),
-    )
-
-
-def _make_inner(prefixes: tuple[Span, ...], ways: Ways) -> tuple[Span, ...]:
-    import numpy as np
-
-    outside = np.ones(len(ways.length), np.bool_)
-    for octets, length in prefixes:
-        mask = np.frombuffer(((1 << 128) - (1 << 128 - length)).to_bytes(16), np.uint8)
-        under = ((ways.prefix & mask) == np.frombuffer(octets, np.uint8)).all(axis=1)
-        outside &= ~(under & (ways.length >= length))
-    rest = zip(ways.prefix[outside], ways.length[outside].tolist(), strict=True)
-    return prefixes + tuple((octets.tobytes(), length) for octets, length in rest)

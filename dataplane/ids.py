@@ -5,7 +5,7 @@ counters of earlier generations stay comparable; a number is given again only af
 a whole generation.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple, TypeVar
@@ -110,11 +110,22 @@ def allot(old: Mapping[Key, int], *keys: Iterable[Key], first: int = 0) -> Mappi
     for some in keys:
         wanted |= dict.fromkeys(some)  # which hashes nothing again that is a dictionary's key
     new = set(wanted).difference(old)
-    if not new and len(wanted) == len(old):
+    stay = len(wanted) - len(new)
+    if not new and stay == len(old):
         return old
     fresh = [key for key in wanted if key in new] if len(new) > 1 else new
-    free = sorted(set(range(first, first + len(old) + len(new))).difference(old.values()))
     numbers = dict(old)
-    for gone in set(old).difference(wanted):
+    for gone in set(old).difference(wanted) if stay < len(old) else ():
         del numbers[gone]
-    return numbers | dict(zip(fresh, free, strict=False))
+    return numbers | dict(zip(fresh, _free(old.values(), first, len(new)), strict=True))
+
+
+def _free(taken: Collection[int], first: int, n: int) -> list[int]:
+    """The lowest `n` from `first` on."""
+    import numpy as np
+
+    free = np.ones(len(taken) + n, np.bool_)  # as many as `taken` can leave no room for
+    used = np.fromiter(taken, np.int64, len(taken)) - first
+    free[used[(used >= 0) & (used < len(free))]] = False
+    found: list[int] = (np.flatnonzero(free)[:n] + first).tolist()
+    return found

@@ -6,7 +6,7 @@ way to say.
 """
 
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain, count, takewhile
 from typing import NamedTuple
@@ -55,22 +55,12 @@ class _Place:
     network: Network
     path: Path
     domain: tuple[Network, ...]  # who has routes to them, itself first
-    fixed: frozenset[Span]  # prefixes of others, or that others make way for
-    is_exception: bool  # of some NAT, where it lies outside of the network's own prefixes
+    fixed: tuple[Mapping[Span, None], ...]  # prefixes of others, or that others make way for
     subnets: dict[Span, RemoteSubnet]
     dr_macs: dict[IP, Mac]
 
     def name(self, subnet: RemoteSubnet) -> AdjacencyName:
         return AdjacencyName.of(self.network.vni, subnet.provider_address, subnet.dr_mac)
-
-    def leads_out(self, subnet: RemoteSubnet) -> bool:
-        """Outside of all prefixes of the network."""
-        octets, length = prefix16(subnet.prefix)
-        number = int.from_bytes(octets)
-        return not any(
-            own[1] <= length and number >> 128 - own[1] == int.from_bytes(own[0]) >> 128 - own[1]
-            for own in map(prefix16, self.network.prefixes)
-        )
 
 
 class Remotes:
@@ -160,9 +150,8 @@ class Remotes:
         others = [self._places[member.name].subnets for member in place.domain[1:]]
         return (
             all(place.subnets.get(prefix16(s.prefix)) is s for s in edit.gone)
-            and place.fixed.isdisjoint(chain(gone, come))
+            and not any(span in spans for span in chain(gone, come) for spans in place.fixed)
             and all(s.keys().isdisjoint(new) for s in (place.subnets, *others))
-            and not (place.is_exception and any(map(place.leads_out, chain(edit.gone, edit.come))))
             and not place.network.direct_subnets  # which no tunnel has to fit
             and not any(self._may_change_mtu(s.provider_address) for s in (*edit.gone, *edit.come))
             and self._vteps_are_plain(place, edit.come, ending)
@@ -218,13 +207,13 @@ class Remotes:
 def _place(network: Network, node: Node, path: Path, memo: Memo) -> _Place:
     domain = domain_of(network, node)
     sound = memo.kept(path, NOTHING)
-    fixed = {prefix16(p) for n in domain for p in n.prefixes}
+    own = dict.fromkeys(prefix16(p) for n in domain for p in n.prefixes)
+    owners = chain.from_iterable(local_owners(n, node, memo) for n in domain)
     return _Place(
         network=network,
         path=path,
         domain=domain,
-        fixed=frozenset(fixed.union(*(local_owners(n, node, memo) for n in domain))),
-        is_exception=any(e.outbound_nat is not None for n in domain for e in n.endpoints),
+        fixed=(own, *(spans for _, spans in owners)),
         subnets=dict(sound.by_prefix),
         dr_macs=dict(sound.dr_macs),
     )

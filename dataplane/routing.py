@@ -158,7 +158,7 @@ def _routes(network: Network, node: Node, ids: Ids, memo: Memo) -> RouteTable:
     return memo(
         ("routes", network.name),
         source,
-        lambda: _make_routes(domain, _few(network, ends, host, vips), ids, memo),
+        lambda: _make_routes(domain, _few(network, ends, host), ids, memo),
     )
 
 
@@ -179,13 +179,9 @@ def _few(
     network: Network,
     ends: tuple[tuple[bytes, int], ...],
     host: tuple[tuple[Span, _Target], ...],
-    vips: tuple[dict[Span, None], ...],
 ) -> dict[Span, _Target]:
     """Single addresses, and what the host leads to. Whoever comes last has it."""
-    few: dict[Span, _Target] = {}
-    for spans in vips:
-        few |= dict.fromkeys(spans, (RouteKind.VIP, 0))
-    few |= {(ip16(gateway), 128): (RouteKind.GATEWAY, 0) for gateway in network.gateways}
+    few = {(ip16(gateway), 128): (RouteKind.GATEWAY, 0) for gateway in network.gateways}
     few |= reversed(host)
     return few | {(octets, 128): (RouteKind.ENDPOINT, port) for octets, port in ends}
 
@@ -197,28 +193,49 @@ def _make_routes(
     import numpy as np
 
     ways = [ways_of(n, memo) for n in domain]
+    vips = _vips(domain, few, memo)
     subnets = dict.fromkeys(prefix16(p) for n in domain for p in n.prefixes)
     few = few | {
         subnet: (RouteKind.SUBNET, 0)
         for subnet in subnets
-        if subnet not in few and not any(_among(subnet, w) for w in ways)
+        if subnet not in few and subnet not in vips and not any(_among(subnet, w) for w in ways)
     }
     numbers = [adjacencies_of(n, ids, memo).id[w.way] for n, w in zip(domain, ways, strict=True)]
     remotes = sum(len(w.length) for w in ways)
-    prefixes, lengths = zip(*few, strict=True) if few else ((), ())
     kinds, targets = zip(*few.values(), strict=True) if few else ((), ())
-    own = np.frombuffer(b"".join(prefixes), np.uint8).reshape(-1, 16)
+    own, met = (
+        np.frombuffer(b"".join([octets for octets, _ in spans]), np.uint8).reshape(-1, 16)
+        for spans in (few, vips)
+    )
+    lengths = _octets(length for _, length in few), _all(len(met), 128)
+    to = _octets(kinds), _all(len(met), RouteKind.VIP), _all(remotes, RouteKind.REMOTE)
     columns = (
-        np.concatenate([own, *(w.prefix for w in ways)]),
-        np.concatenate([_octets(lengths), *(w.length for w in ways)]),
-        np.concatenate([_octets(kinds), np.full(remotes, RouteKind.REMOTE, np.uint8)]),
-        np.concatenate([np.array(targets, np.uint32), *numbers]),
-        np.concatenate([np.zeros(len(few), np.uint16), *(w.flags for w in ways)]),
+        np.concatenate([own, met, *(w.prefix for w in ways)]),
+        np.concatenate([*lengths, *(w.length for w in ways)]),
+        np.concatenate(to),
+        np.concatenate([np.array(targets, np.uint32), np.zeros(len(met), np.uint32), *numbers]),
+        np.concatenate([np.zeros(len(few) + len(met), np.uint16), *(w.flags for w in ways)]),
     )
     digest = hashlib.blake2b(digest_size=16)
     for column in columns:
         digest.update(column.tobytes())
     return RouteTable(digest.digest(), *columns)
+
+
+def _vips(domain: tuple[Network, ...], few: dict[Span, _Target], memo: Memo) -> dict[Span, None]:
+    """Those of the domain that nobody else has."""
+    vips = vip_spans(domain[0], memo)
+    for network in domain[1:]:
+        vips = vips | vip_spans(network, memo)
+    if taken := vips.keys() & few.keys():
+        return {span: None for span in vips if span not in taken}
+    return vips
+
+
+def _all(n: int, value: int) -> "NDArray[np.uint8]":
+    import numpy as np
+
+    return np.full(n, value, np.uint8)
 
 
 def _octets(numbers: Iterable[int]) -> "NDArray[np.uint8]":

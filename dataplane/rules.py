@@ -5,6 +5,7 @@ Pure: no C object is made here.
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from itertools import chain
+from typing import NamedTuple
 
 from dataplane.address import IP, Mac
 from dataplane.defaults import HOST_MTU
@@ -118,11 +119,17 @@ def _by_domain(
 
 def _number(node: Node, old: Ids, memo: Memo) -> Ids:
     fixed = {UNDERLAY: UNDERLAY_PORT} | ({HOST: HOST_PORT} if node.host_port is not None else {})
-    ends = [f"{n.name}/{e.name}" for n in node.networks for e in n.endpoints]
+    ends = tuple(_names(n, memo) for n in node.networks)
     vteps = tuple(ways_of(n, memo).names for n in node.networks)
     return Ids(
-        ports=allot(fixed | dict(old.ports), fixed, ends, first=FIRST_ENDPOINT_PORT),
-        groups=allot(old.groups, _group_names(node)),
+        ports=memo(
+            "ports",
+            (fixed, ends),
+            lambda: allot(
+                fixed | dict(old.ports), fixed, *(e.ports for e in ends), first=FIRST_ENDPOINT_PORT
+            ),
+        ),
+        groups=memo("groups", ends, lambda: allot(old.groups, *(e.groups for e in ends))),
         rules=_allot_rules(node, old, memo),
         adjacencies=memo(
             ("adjacencies", old.lineage),
@@ -133,15 +140,31 @@ def _number(node: Node, old: Ids, memo: Memo) -> Ids:
     )
 
 
-def _group_names(node: Node) -> Iterator[GroupName]:
-    for n in node.networks:
-        yield GroupName(n.name, None, "nat", "out")
-        for direction in DIRECTIONS:
-            yield GroupName(n.name, None, "acl", direction)
-            for e in n.endpoints:
-                yield GroupName(n.name, e.name, "acl", direction)
+class _Names(NamedTuple):
+    """Of a network's endpoints."""
+
+    ports: tuple[str, ...]
+    groups: tuple[GroupName, ...]
+
+
+def _names(n: Network, memo: Memo) -> _Names:
+    return memo(
+        ("names", n.name),
+        n.endpoints,
+        lambda: _Names(
+            tuple(f"{n.name}/{e.name}" for e in n.endpoints),
+            tuple(_group_names(n)),
+        ),
+    )
+
+
+def _group_names(n: Network) -> Iterator[GroupName]:
+    for direction in DIRECTIONS:
+        yield GroupName(n.name, None, "acl", direction)
         for e in n.endpoints:
-            yield GroupName(n.name, e.name, "nat", "out")
+            yield GroupName(n.name, e.name, "acl", direction)
+    for e in n.endpoints:
+        yield GroupName(n.name, e.name, "nat", "out")
 
 
 def _allot_rules(node: Node, old: Ids, memo: Memo) -> Mapping[RuleName, int]:
@@ -152,7 +175,6 @@ def _allot_rules(node: Node, old: Ids, memo: Memo) -> Mapping[RuleName, int]:
 def _rule_names(n: Network, memo: Memo) -> Iterator[Iterable[RuleName]]:
     yield from service_names(n, memo)
     yield memo(("names", n.name, "acl"), n.acls, lambda: tuple(_acl_names(n.acls, n.name, None)))
-    yield (RuleName(n.name, None, "nat", NAT_RULES[0]),)
     yield memo.counted(
         ("names", n.name, "endpoints"), n.endpoints, n.name, lambda e: _endpoint_names(e, n.name)
     )

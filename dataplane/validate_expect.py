@@ -65,7 +65,6 @@ def _rule_names(document: Document) -> set[str]:
 def _rules(network: Network) -> Iterator[str]:
     """Load balancers and port mappings among them."""
     own = [acl.name for acl in network.acls] + [lb.name for lb in network.load_balancers]
-    own.append(NAT_RULES[0])
     yield from (f"{network.name}/{rule}" for rule in own)
     for endpoint in network.endpoints:
         group = f"{network.name}/{endpoint.name}"

@@ -2,11 +2,11 @@
 
 from collections.abc import Iterator
 
-from dataplane.address import Prefix, host_prefix, is_within, prefix16
+from dataplane.address import Prefix, host_prefix, is_within
 from dataplane.memo import Memo
 from dataplane.model import Network, Node
 from dataplane.tree import Complaint, Path
-from dataplane.validate_remotes import DIRECT, local_owners, provider
+from dataplane.validate_remotes import DIRECT, local_owners, owner_of, provider
 from dataplane.validate_values import inside, taken
 
 
@@ -46,7 +46,7 @@ def direct_subnets(network: Network, node: Node, path: Path, memo: Memo) -> Iter
         yield from provider(via, node.underlay, (*place, "provider_address"))
         for address in dict.fromkeys((prefix.network_address, prefix.broadcast_address)):
             yield from inside(address, network, at)
-        owner = owners.get(prefix16(prefix), DIRECT)
+        owner = owner_of(prefix, owners) or DIRECT
         if prefix in network.prefixes:
             yield Complaint(at, f"{prefix} is the whole network", "a part of it for each node")
         elif owner != DIRECT:

@@ -1,6 +1,6 @@
 """Remote subnets that contradict one another, or the node they are written for."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 from dataplane import defaults
@@ -20,6 +20,8 @@ class Sound(NamedTuple):
     by_prefix: dict[Span, RemoteSubnet]
     dr_macs: dict[IP, Mac]  # of all, and maybe of some that are gone
 
+
+Owners = tuple[tuple[str, Mapping[Span, None]], ...]  # the first of them has it
 
 DIRECT = "direct subnet"  # the owner of one
 NOTHING = Sound(None, (), {}, {})
@@ -89,25 +91,34 @@ def _stolen(
     network: Network, node: Node, found: Sound, path: Path, memo: Memo
 ) -> Iterator[Complaint]:
     owners = local_owners(network, node, memo)
-    if found.by_prefix.keys().isdisjoint(owners.keys()):
+    if all(found.by_prefix.keys().isdisjoint(spans.keys()) for _, spans in owners):
         return
     for i, subnet in enumerate(network.remote_subnets):
-        whose = owners.get(prefix16(subnet.prefix))
+        whose = owner_of(subnet.prefix, owners)
         if whose:
             message = f"{subnet.prefix} is the address of a local {whose}"
             yield Complaint((*path, i, "prefix"), message)
 
 
-def local_owners(network: Network, node: Node, memo: Memo) -> dict[Span, str]:
+def local_owners(network: Network, node: Node, memo: Memo) -> Owners:
     """Who has an address here that no remote subnet of the network may be."""
-    owners = dict.fromkeys((prefix16(s.prefix) for s in network.direct_subnets), DIRECT)
-    for other in (network, *_domain(network, node)):
-        owners |= dict.fromkeys(vip_spans(other, memo), "VIP")
-        owners |= {(ip16(a), 128): "endpoint" for e in other.endpoints for a in e.addresses}
+    owners: list[tuple[str, Iterable[Span]]] = [
+        ("gateway", ((ip16(a), 128) for a in defaults.gateways(network)))
+    ]
     if network.host_route and node.host_port is not None:
-        owners[ip16(node.host_port.peer), 128] = "host"
-        owners |= dict.fromkeys(map(prefix16, network.host_subnets), "host subnet")
-    return owners | {(ip16(a), 128): "gateway" for a in defaults.gateways(network)}
+        owners.append(("host subnet", map(prefix16, network.host_subnets)))
+        owners.append(("host", [(ip16(node.host_port.peer), 128)]))
+    domain = (network, *_domain(network, node))
+    addresses = (a for n in domain for e in n.endpoints for a in e.addresses)
+    owners.append(("endpoint", ((ip16(a), 128) for a in addresses)))
+    owners.append((DIRECT, (prefix16(s.prefix) for s in network.direct_subnets)))
+    own = [(whose, dict.fromkeys(spans)) for whose, spans in owners]
+    return *own, *(("VIP", vip_spans(n, memo)) for n in domain)
+
+
+def owner_of(prefix: Prefix, owners: Owners) -> str | None:
+    span = prefix16(prefix)
+    return next((whose for whose, spans in owners if span in spans), None)
 
 
 def _domain(network: Network, node: Node) -> Iterator[Network]:

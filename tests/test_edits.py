@@ -240,12 +240,15 @@ def test_what_may_be_more_goes_the_whole_way(more: RemoteSubnet) -> None:
         assert engine._plan_edits(draft) is None
 
 
-def test_exceptions_of_a_nat_go_the_whole_way() -> None:
+def test_a_nat_leaves_alone_what_an_edit_adds() -> None:
+    far = blue.web("udp 10.1.0.2:7 > 10.99.0.5:53")
     with blue.engine(node(FIRST, nat=True)) as engine:
         draft = engine.draft()
         draft.add("blue", blue.remote("10.99.0.0/16"))
-        assert engine._plan_edits(draft) is None
+        assert engine._plan_edits(draft) is not None
+        assert engine.process_one(far, "blue/web").port == "host"
         engine.commit(draft)
+        assert engine.process_one(far, "blue/web").port == "underlay"
         same(engine, draft.node)
 
 
