@@ -123,11 +123,7 @@ def completed_document(document: Document) -> Document:
 
 def missing(node: Node, before: Node | None, released: Released) -> Given:
     """Addresses for the endpoints that name none. Raises DocumentError."""
-    old = (
-        {(n.name, e.name): e.addresses for n in before.networks for e in n.endpoints}
-        if before
-        else {}
-    )
+    old = {n.name: n for n in before.networks} if before else {}
     found: dict[tuple[str, str], tuple[IP, ...]] = {}
     faults = []
     for i, network in enumerate(node.networks):
@@ -135,8 +131,10 @@ def missing(node: Node, before: Node | None, released: Released) -> Given:
         if not lacking:
             continue
         pool = Pool(network, released.get(network.name, ()))
+        held = old[network.name].endpoints if network.name in old else ()
+        addresses = {e.name: e.addresses for e in held}
         for _, endpoint in lacking:
-            kept = old.get((network.name, endpoint.name), ())
+            kept = addresses.get(endpoint.name, ())
             if kept and all(map(pool.is_free, kept)):
                 pool.keep(kept)
                 found[network.name, endpoint.name] = kept

@@ -156,6 +156,9 @@ def _composed(
         changed["endpoints"] = tuple(
             filtered[e.name].made if e.name in filtered else e for e in held
         )
+    if old is not None:
+        known = {field: getattr(old.made, field) for field in changed}
+        changed |= {field: known[field] for field in changed if known[field] == changed[field]}
     return _Composed(source, replace(network, **changed) if changed else network, filtered)
 
 

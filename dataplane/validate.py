@@ -87,7 +87,10 @@ def _node(node: Node, path: Path, memo: Memo) -> Iterator[Complaint]:
     places = [((*path, "networks", i), n) for i, n in enumerate(node.networks)]
     yield from taken("network", ((n.name, p) for p, n in places))
     yield from taken("VNI", ((int(n.vni), (*p, "vni")) for p, n in places))
-    yield from taken("TAP", _taps(node, path))
+    ends = tuple(n.endpoints for n in node.networks)
+    yield from memo(
+        (*path, "TAPs"), (node.host_port, ends), lambda: tuple(taken("TAP", _taps(node, path)))
+    )
     for place, network in places:
         yield from _network(network, node, place, memo)
     yield from host_services(node, path, memo)
@@ -163,17 +166,16 @@ def _network(network: Network, node: Node, path: Path, memo: Memo) -> Iterator[C
     yield from remote_subnets(network, node, (*path, "remote_subnets"), memo)
     yield from host_subnets(network, node, path)
     yield from direct_subnets(network, node, path, memo)
-    places = [((*path, "endpoints", i), e) for i, e in enumerate(network.endpoints)]
-    yield from taken("endpoint", ((e.name, p) for p, e in places))
-    yield from taken("MAC", _macs(network, node, path))
-    yield from taken("address", _addresses(network, path))
-    yield from _acls(network.acls, path, memo)
+    yield from memo(
+        (*path, "twice"),
+        (network.endpoints, network.gateways, network.prefixes, defaults.dr_mac(network, node)),
+        lambda: tuple(_twice(network, node, path)),
+    )
+    yield from memo((*path, "acls"), network.acls, lambda: tuple(_acls(network.acls, path)))
     yield from _nat(network.outbound_nat, node, (*path, "outbound_nat"))
     yield from within("quota", network.max_flows, 0, _MAX_QUOTA, (*path, "max_flows"))
     yield from _wire(network.wire, (*path, "wire"))
     yield from _endpoints(network, node, path, memo)
-    for place, endpoint in places:
-        yield from _acls(endpoint.acls, place, memo)
     yield from network_services(network, node, path, memo)
 
 
@@ -209,6 +211,13 @@ def _mtu(network: Network, node: Node, path: Path) -> Iterator[Complaint]:
         else:
             fix = f"{least} to {fits}, or auto"
         yield Complaint(where, f"mtu {size} is less than IP needs ({least})", fix)
+
+
+def _twice(network: Network, node: Node, path: Path) -> Iterator[Complaint]:
+    places = ((e.name, (*path, "endpoints", i)) for i, e in enumerate(network.endpoints))
+    yield from taken("endpoint", places)
+    yield from taken("MAC", _macs(network, node, path))
+    yield from taken("address", _addresses(network, path))
 
 
 def _macs(network: Network, node: Node, path: Path) -> Iterator[tuple[Hashable, Path]]:
@@ -266,13 +275,10 @@ def _endpoint(endpoint: Endpoint, network: Network, node: Node, path: Path) -> I
         yield Complaint((*path, "name"), message, "shorten it, or give tap: {name: …}")
     yield from _nat(endpoint.outbound_nat, node, (*path, "outbound_nat"))
     yield from within("quota", endpoint.max_flows, 0, _MAX_QUOTA, (*path, "max_flows"))
+    yield from _acls(endpoint.acls, path)
 
 
-def _acls(acls: tuple[Acl, ...], path: Path, memo: Memo) -> Iterator[Complaint]:
-    yield from memo((*path, "acls"), acls, lambda: tuple(_rules(acls, path)))
-
-
-def _rules(acls: tuple[Acl, ...], path: Path) -> Iterator[Complaint]:
+def _acls(acls: tuple[Acl, ...], path: Path) -> Iterator[Complaint]:
     yield from taken("rule", ((acl.name, (*path, "acls", i)) for i, acl in enumerate(acls)))
     if len(acls) > _MOST_RULES:
         fix = "rules that differ in prefixes or ports alone can be one rule with lists"
