@@ -310,10 +310,11 @@ class Daemon:
             self._prepare_host(plan.target)
             released = ipam.after(self.released, self.engine.node, plan.target)
             with self._saving(proposal, released):
+                change.settle()  # not before: the kernel and the disk may work at the same time
                 plan.commit()
             self.released = released
             self.committed = Committed(proposal.own, proposal.shares, self.engine.generation)
-            if change:
+            if change.interrupts:
                 self._restart()
 
     def _saving(

@@ -73,6 +73,11 @@ class LinkRoutes:
 
     def add(self, routes: Iterable[Route]) -> None:
         """With the addresses that they are used from. Raises PortError."""
+        self.begin(routes)()
+
+    def begin(self, routes: Iterable[Route]) -> Callable[[], None]:
+        """As `add`, without waiting for the kernel: what is returned does, and raises PortError,
+        as `begin` may."""
         told = list(routes)
 
         def work(kernel: Any, index: int) -> None:
@@ -81,7 +86,7 @@ class LinkRoutes:
             for route in told:
                 replace_route(kernel, index, *route)
 
-        self._there(work, told)
+        return self._there(work, told)
 
     def remove(self, routes: Iterable[Route], kept: Collection[Route]) -> None:
         """Those that are still there, as is nothing of a namespace that is gone. One to a prefix
@@ -103,9 +108,10 @@ class LinkRoutes:
                     kernel.addr("del", index=index, address=str(source), prefixlen=length)
 
         with contextlib.suppress(PortError):
-            self._there(work, told)
+            self._there(work, told)()
 
-    def _there(self, work: Callable[[Any, int], None], told: list[Route]) -> None:
+    def _there(self, work: Callable[[Any, int], None], told: list[Route]) -> Callable[[], None]:
+        """What waits for its end."""
         from pyroute2 import IPRoute
 
         def visit() -> None:
@@ -113,8 +119,7 @@ class LinkRoutes:
             with linked(self._name, self._kernel) as (kernel, index):
                 work(kernel, index)
 
-        if told:
-            self._visitor(visit)
+        return self._visitor.begin(visit).result if told else lambda: None
 
     def close(self) -> None:
         """The routes stay; again is harmless."""

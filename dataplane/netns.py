@@ -4,7 +4,7 @@ import ctypes
 import os
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 from dataplane.errors import PortError
@@ -83,6 +83,10 @@ class Visitor:
 
     def __call__(self, work: Callable[[], T]) -> T:
         """What `work` returns or raises there. Raises PortError where it cannot go there."""
+        return self.begin(work).result()
+
+    def begin(self, work: Callable[[], T]) -> "Future[T]":
+        """Without waiting for its end. Raises PortError where it cannot go there."""
         if self._thread is None:
             thread = ThreadPoolExecutor(1, f"netns-{self._netns}")
             try:
@@ -91,7 +95,7 @@ class Visitor:
                 thread.shutdown()
                 raise
             self._thread = thread
-        return self._thread.submit(work).result()
+        return self._thread.submit(work)
 
     def _settle(self) -> None:
         if self._netns is not None:

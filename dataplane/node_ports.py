@@ -5,10 +5,10 @@ Opened as its policy asks, and changed as the policy changes.
 
 import contextlib
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from msgspec import structs
 
@@ -176,6 +176,14 @@ def _sockets(node: Node) -> dict[str, Any]:
 _Ports = dict[str, VxlanSocket | TapPort]
 
 
+class Change(NamedTuple):
+    """`interrupts`: the ports differ from before. `settle`: waits until the host has the routes;
+    raises PortError."""
+
+    interrupts: bool
+    settle: Callable[[], None]
+
+
 class NodePorts:
     """Owns the open ports of a node, and its `direct` routes. `open_ports` is what a forwarder
     takes.
@@ -315,9 +323,9 @@ class NodePorts:
             self._ports.popitem()[1].leave()
 
     @contextlib.contextmanager
-    def change(self, node: Node) -> Iterator[bool]:
-        """Inside the block ports, MTUs and routes are those of the new policy, beside old routes;
-        True if the ports differ from before.
+    def change(self, node: Node) -> Iterator[Change]:
+        """Inside the block ports, MTUs and, once it is settled, routes are those of the new policy,
+        beside old routes.
 
         If the block raises they are as they were, else what is not wanted any more goes. Only what
         is of a policy that was committed outlives a process that is killed.
@@ -329,12 +337,12 @@ class NodePorts:
         with (
             self._opened(wanted) as after,
             self._resized(after, wanted) as resized,
-            self._routed(after, wanted),
+            self._routed(after, wanted) as settle,
             self.direct.changed(node),
         ):
             self._ports, self._devices = after, wanted
             try:
-                yield resized or after != before[0]
+                yield Change(resized or after != before[0], settle)
             except BaseException:
                 self._ports, self._devices = before
                 raise
@@ -384,15 +392,23 @@ class NodePorts:
             raise
 
     @contextlib.contextmanager
-    def _routed(self, ports: _Ports, wanted: Mapping[str, Device]) -> Iterator[None]:
-        """What the host finds behind devices that stay open, beside what it found before."""
+    def _routed(self, ports: _Ports, wanted: Mapping[str, Device]) -> Iterator[Callable[[], None]]:
+        """What the host finds behind devices that stay open, beside what it found before: from when
+        it is called on."""
         standing = _standing(self._devices, wanted)
         begun: list[tuple[TapPort, frozenset[Route], frozenset[Route]]] = []
+        waits: list[Callable[[], None]] = []
+
+        def settle() -> None:
+            for wait in waits:
+                wait()
+
         try:
             for name, old, new in standing:
                 begun.append((_tap(ports[name]), old, new))
-                _tap(ports[name]).routes.add(new - old)
-            yield
+                waits.append(_tap(ports[name]).routes.begin(new - old))
+            yield settle
+            settle()
         except BaseException:
             for port, old, new in begun:
                 with contextlib.suppress(PortError):

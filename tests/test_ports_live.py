@@ -1086,7 +1086,8 @@ def test_routes_of_the_host_stand_and_fall_with_a_commit() -> None:
             return {line.split()[0] for line in lines if " via 169.254.1.1 " in line}
 
         def change(*vips: str) -> set[str]:
-            with ports.change(behind_the_host(pod, *vips)):
+            with ports.change(behind_the_host(pod, *vips)) as begun:
+                begun.settle()
                 within = shown()
             assert shown() == {*vips}
             return within
@@ -1101,9 +1102,10 @@ def test_routes_of_the_host_stand_and_fall_with_a_commit() -> None:
         ip(pod, "address add 169.254.1.1 dev lo")  # no gateway, then
         with (
             pytest.raises(PortError, match="host: "),
-            ports.change(behind_the_host(pod, one, three)),
+            ports.change(behind_the_host(pod, one, three)) as begun,
         ):
-            pass
+            begun.settle()
+            raise AssertionError("the kernel took it")
         ip(pod, "address del 169.254.1.1 dev lo")
         assert shown() == {three}
         ip(pod, "link del host")
@@ -1132,7 +1134,8 @@ def test_a_route_of_the_host_has_its_source_again() -> None:
             return told.partition(" src ")[2].split()[0]
 
         inside(underlay, lambda: ports.open(using("10.1.8.0")))
-        with pytest.raises(ZeroDivisionError), ports.change(using("10.1.9.0")):
+        with pytest.raises(ZeroDivisionError), ports.change(using("10.1.9.0")) as begun:
+            begun.settle()
             assert source() == "10.1.9.0"
             raise ZeroDivisionError
         assert source() == "10.1.8.0"

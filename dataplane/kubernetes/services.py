@@ -60,7 +60,8 @@ class Services:
         self._changed: set[Key] = set()
         self._order: list[Key] = []  # of those that there are
         self._made: list[Made] = []  # of each of them
-        self._balancers: list[tuple[LoadBalancer, ...]] = []  # likewise
+        self._counts: list[int] = []  # of the load balancers of each
+        self._balancers: list[LoadBalancer] = []  # of all of them
         self._claims = Counter[str]()  # by how many each is claimed
         self._clashes = 0  # claims beyond the first of their kind
         self._refused: dict[Key, Made] = {}  # those of which something is
@@ -107,7 +108,7 @@ class Services:
         refused = dict(chain.from_iterable(made.refused for made in in_order))
         if self._clashes:
             return tuple(_first_come(self._made, refused)), refused
-        return tuple(chain.from_iterable(self._balancers)), refused
+        return tuple(self._balancers), refused
 
     def _change(self, key: Key) -> None:
         """In its place; what is as it was stays the same object."""
@@ -117,7 +118,10 @@ class Services:
         if old != new:
             self._order[begin:end] = [key] * len(new)
             self._made[begin:end] = new
-            self._balancers[begin:end] = [made.balancers for made in new]
+            first = sum(self._counts[:begin])
+            last = first + sum(self._counts[begin:end])
+            self._balancers[first:last] = chain.from_iterable(made.balancers for made in new)
+            self._counts[begin:end] = [len(made.balancers) for made in new]
             self._account(key, old, new)
 
     def _account(self, key: Key, old: list[Made], new: list[Made]) -> None:
