@@ -12,7 +12,8 @@ STRICT := -std=c11 -D_GNU_SOURCE -O2 -Wall -Wextra -Wpedantic -Wshadow -Wconvers
 ASAN   := -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer \
           -O1 -fno-lto
 ASAN_TESTS ?= $(wildcard $(addprefix tests/,test_captures.py test_hostile.py test_reasons.py test_engine.py \
-              test_equivalence.py test_express.py test_lab.py test_fragments.py test_path.py test_services.py))
+              test_equivalence.py test_express.py test_lab.py test_fragments.py test_path.py test_services.py \
+              test_offload.py test_nat.py))
 FUZZ_SECONDS ?= 30
 LIVE_TESTS := $(wildcard tests/test_live*.py) $(addprefix tests/peers/,test_kernel_vxlan.py test_openvswitch.py)
 

@@ -332,16 +332,33 @@ def test_tcp_both_ways_with_the_offloads_of_a_veth(v6: bool) -> None:
         assert adds_up(totals)
 
 
-def test_tcp_with_the_offloads_off() -> None:
+OFFLOADS = ("tso", "gso", "gro", "tx-udp-segmentation", "tx-udp_tnl-segmentation", "rx", "tx")
+
+
+@pytest.mark.parametrize("off", [*((each,) for each in OFFLOADS), OFFLOADS], ids="-".join)
+def test_with_offloads_of_kernels_off(off: tuple[str, ...]) -> None:
+    """One by one, and all of them: of the underlay at both ends, of the peer's VXLAN device, and of
+    the pod's. Where a device has none to switch, that is how it is."""
+    if not shutil.which("ethtool"):
+        pytest.skip("needs ethtool")
     with running() as r:
-        for netns, device in ((r.site.node, "under"), (r.site.peer, "under"), (r.site.peer, "vx")):
-            command = ["ip", "netns", "exec", netns, "ethtool", "-K", device]
-            try:
-                subprocess.run([*command, "tx", "off", "tso", "off", "gso", "off"], check=True)
-            except (FileNotFoundError, subprocess.CalledProcessError):
-                pytest.skip("needs ethtool")
+        places = (r.site.node, "under"), (r.site.peer, "under"), (r.site.peer, "vx")
+        switched = 0
+        for netns, device in (*places, (r.site.pod, "web")):
+            for each in off:
+                words = ["ip", "netns", "exec", netns, "ethtool", "-K", device, each, "off"]
+                switched += not subprocess.run(words, capture_output=True, check=False).returncode
+        assert switched
+        transfer(r.site.pod, r.site.peer, REMOTE, 4 << 20)
         transfer(r.site.peer, r.site.pod, POD, 4 << 20)
-        assert checksum_errors(r.site.pod) == 0
+        with udp(r.site.pod, POD, 7001) as pod, udp(r.site.peer, REMOTE, 7002) as peer:
+            for sender, receiver in ((pod, peer), (peer, pod)):
+                sender.setsockopt(socket.IPPROTO_UDP, 103, 1000)  # UDP_SEGMENT
+                data = os.urandom(9500)
+                sender.sendto(data, receiver.getsockname())
+                assert b"".join(receiver.recv(2000) for _ in range(10)) == data
+        assert checksum_errors(r.site.pod) == checksum_errors(r.site.peer) == 0
+        assert adds_up(r.engine.stats().to_dict()["totals"])
 
 
 @pytest.mark.parametrize("size", [0, 1, 2, 17, 1000, MTU - 28])
