@@ -15,6 +15,10 @@ enum {
     IO_FRONT6 = 62,
 };
 
+/* After so many bytes a receive call ends: what it took is still in the core's cache when it is
+ * sent, and who is next on the way has work meanwhile. */
+enum { IO_BYTES = 512 << 10 };
+
 struct dp_coalescer;
 
 struct io_port {
@@ -47,11 +51,12 @@ static inline uint8_t *io_slot(const struct io_burst *b, uint32_t i) {
     return b->arena + (size_t)i * IO_SLOT;
 }
 
-/* Receives up to IO_BURST frames into the slots; sets b->n. False: the device is gone for good. */
+/* Receives up to IO_BURST frames, of about IO_BYTES, into the slots; sets b->n. False: the device
+ * is gone for good. */
 bool io_tap_receive(struct io_port *p, struct io_burst *b);
-/* Receives up to IO_BURST messages into the first slots; io_underlay_gather then makes bursts of
- * them, until it returns false. A message may be of many packets, so there may be several bursts;
- * between them the slots from IO_BURST on are free. */
+/* Receives up to IO_BURST messages, of about IO_BYTES, into the first slots; io_underlay_gather
+ * then makes bursts of them, until it returns false. A message may be of many packets, so there may
+ * be several bursts; between them the slots from IO_BURST on are free. */
 void io_underlay_receive(struct io_port *p, int fd, const struct io_burst *b);
 bool io_underlay_gather(struct io_port *p, struct io_burst *b);
 

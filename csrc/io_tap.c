@@ -46,8 +46,9 @@ static void take_header(const struct io_port *p, struct dp_frame *f, uint8_t *fr
 }
 
 bool io_tap_receive(struct io_port *p, struct io_burst *b) {
+    uint32_t bytes = 0;
     b->n = 0;
-    while (b->n < IO_BURST) {
+    while (b->n < IO_BURST && bytes < IO_BYTES) {
         uint8_t *at = io_slot(b, b->n) + IO_FRONT;
         const ssize_t got = read(p->fd, at - p->front, IO_SLOT - IO_FRONT + p->front);
         dp_count(&p->count.rx_calls, 1);
@@ -64,6 +65,7 @@ bool io_tap_receive(struct io_port *p, struct io_burst *b) {
         *f = (struct dp_frame){
             .off = (uint32_t)(at - b->arena), .len = (uint32_t)got - p->front, .port = p->id};
         take_header(p, f, at);
+        bytes += f->len;
     }
     return true;
 }

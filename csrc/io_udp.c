@@ -33,6 +33,7 @@ struct io_inbox {
     struct iovec data[IO_BURST];
     union io_address address[IO_BURST];
     _Alignas(struct cmsghdr) uint8_t control[IO_BURST][CONTROL];
+    uint32_t most; /* of the next call: what IO_BYTES are in messages such as the last ones */
     uint32_t got;
     uint32_t at;      /* the message at hand */
     uint32_t done;    /* bytes of it */
@@ -41,13 +42,17 @@ struct io_inbox {
 };
 
 struct io_inbox *io_inbox_create(void) {
-    return calloc(1, sizeof(struct io_inbox));
+    struct io_inbox *m = calloc(1, sizeof *m);
+    if (m) {
+        m->most = IO_BURST;
+    }
+    return m;
 }
 
 /* ---- receive ------------------------------------------------------------------------------ */
 
 static void prepare(struct io_inbox *m, const struct io_burst *b) {
-    for (uint32_t i = 0; i < IO_BURST; i++) {
+    for (uint32_t i = 0; i < m->most; i++) {
         m->data[i] = (struct iovec){io_slot(b, i) + IO_FRONT, IO_SLOT - IO_FRONT};
         m->head[i].msg_hdr = (struct msghdr){.msg_name = &m->address[i],
                                              .msg_namelen = sizeof m->address[i],
@@ -58,11 +63,20 @@ static void prepare(struct io_inbox *m, const struct io_burst *b) {
     }
 }
 
+static void choose_most(struct io_inbox *m) {
+    uint32_t bytes = 1;
+    for (uint32_t i = 0; i < m->got; i++) {
+        bytes += m->head[i].msg_len;
+    }
+    const uint32_t fit = (uint32_t)((uint64_t)IO_BYTES * m->got / bytes);
+    m->most = fit < 1 ? 1 : fit > IO_BURST ? IO_BURST : fit;
+}
+
 void io_underlay_receive(struct io_port *p, int fd, const struct io_burst *b) {
     struct io_inbox *m = p->inbox;
     prepare(m, b);
     m->at = m->got = m->done = 0;
-    const int got = recvmmsg(fd, m->head, IO_BURST, MSG_DONTWAIT, NULL);
+    const int got = recvmmsg(fd, m->head, m->most, MSG_DONTWAIT, NULL);
     dp_count(&p->count.rx_calls, 1);
     if (got < 0) {
         /* an ICMP error of an earlier packet, perhaps: the next call reads on */
@@ -70,6 +84,7 @@ void io_underlay_receive(struct io_port *p, int fd, const struct io_burst *b) {
         return;
     }
     m->got = (uint32_t)got;
+    choose_most(m);
 }
 
 static uint64_t lost_at(int fd) {
