@@ -111,9 +111,10 @@ def local_owners(network: Network, node: Node, memo: Memo) -> Owners:
     domain = (network, *_domain(network, node))
     addresses = (a for n in domain for e in n.endpoints for a in e.addresses)
     owners.append(("endpoint", ((ip16(a), 128) for a in addresses)))
-    owners.append((DIRECT, (prefix16(s.prefix) for s in network.direct_subnets)))
     own = [(whose, dict.fromkeys(spans)) for whose, spans in owners]
-    return *own, *(("VIP", vip_spans(n, memo)) for n in domain)
+    vips = (("VIP", vip_spans(n, memo)) for n in domain)
+    direct = dict.fromkeys(prefix16(s.prefix) for s in network.direct_subnets)
+    return *own, *vips, (DIRECT, direct)
 
 
 def owner_of(prefix: Prefix, owners: Owners) -> str | None:

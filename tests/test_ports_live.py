@@ -49,6 +49,7 @@ from tests.peers.wire import udp_counter
 from tests.setting import WORKERS
 
 MTU = 1450
+UDP_SEGMENT = 103
 PEER_MAC, DR_MAC = Mac("02:aa:00:00:00:02"), Mac("02:aa:00:00:00:01")
 POD, REMOTE = "10.1.1.2", "10.1.2.2"
 
@@ -353,7 +354,7 @@ def test_with_offloads_of_kernels_off(off: tuple[str, ...]) -> None:
         transfer(r.site.peer, r.site.pod, POD, 4 << 20)
         with udp(r.site.pod, POD, 7001) as pod, udp(r.site.peer, REMOTE, 7002) as peer:
             for sender, receiver in ((pod, peer), (peer, pod)):
-                sender.setsockopt(socket.IPPROTO_UDP, 103, 1000)  # UDP_SEGMENT
+                sender.setsockopt(socket.IPPROTO_UDP, UDP_SEGMENT, 1000)
                 data = os.urandom(9500)
                 sender.sendto(data, receiver.getsockname())
                 assert b"".join(receiver.recv(2000) for _ in range(10)) == data
@@ -391,7 +392,7 @@ def test_what_an_underlay_refuses_counts_as_it_was_counted() -> None:
         ip(r.site.node, "link set under mtu 1000")
         sender, receiver = udp(r.site.pod, POD), udp(r.site.peer, REMOTE)
         with sender, receiver:
-            sender.setsockopt(socket.IPPROTO_UDP, 103, 1200)  # UDP_SEGMENT
+            sender.setsockopt(socket.IPPROTO_UDP, UDP_SEGMENT, 1200)
             sender.sendto(bytes(30 * 1200 + 5), receiver.getsockname())
             assert receiver.recv(2000) == bytes(5)
         wait_for(lambda: r.drops().get("egress_too_big") == 30)
@@ -401,7 +402,6 @@ def test_what_an_underlay_refuses_counts_as_it_was_counted() -> None:
 
 
 def test_udp_with_segment_offload_arrives_as_it_was_cut(live: Running) -> None:
-    UDP_SEGMENT = 103
     with udp(live.site.pod, POD) as pod, udp(live.site.peer, REMOTE) as peer:
         peer.setsockopt(socket.IPPROTO_UDP, UDP_SEGMENT, 1000)
         data = os.urandom(5500)

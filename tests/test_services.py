@@ -596,6 +596,17 @@ def test_bad_subnets_behind_the_host(fields: dict[str, Any], what: str) -> None:
         ({"prefix": "10.1.0.0/16"}, "10.1.0.0/16 is the whole network"),
         ({"prefix": "10.1.2.0/24"}, "10.1.2.0/24 is the address of a local direct subnet"),
         ({"prefix": "10.1.1.2/32"}, "10.1.1.2/32 is the address of a local endpoint"),
+        (
+            {
+                "prefix": "10.1.9.9/32",
+                "load_balancers": (
+                    LoadBalancer(
+                        name="lb", protocol="tcp", port=80, vips=(ip_address("10.1.9.9"),)
+                    ),
+                ),
+            },
+            "10.1.9.9/32 is the address of a local VIP",
+        ),
         ({"via": "192.0.2.1"}, "192.0.2.1 is this node's own underlay address"),
         ({"via": "fd00::9"}, "fd00::9 is not of the IP version"),
         ({"routing_domain": "shop"}, "a network of a routing domain has none"),
