@@ -122,8 +122,7 @@ class Daemon:
             flows = self._open_ports(proposal.plan.resolved, begin.before, inherited)
             self._prepare_host(proposal.plan.target)
             released = ipam.after(self.released, None, proposal.plan.target)
-            with self._saving(proposal, released):
-                proposal.plan.commit()
+            self._commit_saved(proposal, released)
             self._ports.outlive()
             self.committed = Committed(begin.node, begin.shares, self.engine.generation)
             if flows:
@@ -309,20 +308,31 @@ class Daemon:
         with self._ports.change(plan.resolved) as change:
             self._prepare_host(plan.target)
             released = ipam.after(self.released, self.engine.node, plan.target)
-            with self._saving(proposal, released):
-                change.settle()  # not before: the kernel and the disk may work at the same time
-                plan.commit()
+            self._commit_saved(proposal, released, change.settle)
             self.released = released
             self.committed = Committed(proposal.own, proposal.shares, self.engine.generation)
             if change.interrupts:
                 self._restart()
 
+    def _commit_saved(
+        self,
+        proposal: Proposal,
+        released: ipam.Released,
+        settle: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`settle` is called before."""
+        with self._saving(proposal, released) as save:
+            commit = proposal.plan.prepare()  # while the kernel and the disk work
+            settle()
+            save()
+            commit()
+
     def _saving(
         self, proposal: Proposal, released: ipam.Released
-    ) -> contextlib.AbstractContextManager[None]:
+    ) -> contextlib.AbstractContextManager[Callable[[], None]]:
         own, shares, plan = proposal
         if self._state is None or (plan.is_empty and self._holds(own, shares)):
-            return contextlib.nullcontext()
+            return contextlib.nullcontext(lambda: None)
         return self._state.saving(Saved(plan.base + (not plan.is_empty), own, released, shares))
 
     def _holds(self, own: Node, shares: Shares) -> bool:
@@ -331,9 +341,10 @@ class Daemon:
     def _prepare_host(self, node: Node) -> None:
         """What NAT and subnets behind it ask of the host."""
         host = node.host_port
-        if self._table is not None and not (self._table.fits(host) and needs_host(node)):
+        needed = needs_host(node)
+        if self._table is not None and not (self._table.fits(host) and needed):
             self._release_host()
-        if host is None or not needs_host(node):
+        if host is None or not needed:
             return
         if self._table is None:
             if note := forward(host):

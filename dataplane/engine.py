@@ -27,7 +27,7 @@ from dataplane.layers import NOTHING, Built, build
 from dataplane.memo import Memo
 from dataplane.model import Document, IcmpRate, Node, Timers
 from dataplane.observe import SNAP, Reader, Seen, mask
-from dataplane.plan import Plan
+from dataplane.plan import Commit, Plan
 from dataplane.reasons import Reason, Verdict, check, text
 from dataplane.remotes import Remotes, Step
 from dataplane.rows import Tables
@@ -265,8 +265,8 @@ class Engine:
             raise DocumentError(tuple(faults))
         resolved = resolve(target, checked)
         tables = compile_node(resolved, at.tables, self.ids)
-        publish = partial(self._publish, tables=tables, checked=checked)
-        return Plan(at.generation, at.version, Version(target, resolved), None, publish)
+        make = partial(self._make, tables=tables, checked=checked)
+        return Plan(at.generation, at.version, Version(target, resolved), None, make)
 
     def _plan_edits(self, draft: Draft) -> Plan | None:
         """Where it is sure what they change, and nobody has committed since."""
@@ -279,8 +279,8 @@ class Engine:
             step = at.remotes.step(edits, at.generation, partial(layers.uses, at.built))
         if step is None:
             return None
-        publish = partial(self._publish_edits, step=step)
-        return Plan(at.generation, at.version, at.version.edited(edits), edits, publish)
+        make = partial(self._make_edited, step=step)
+        return Plan(at.generation, at.version, at.version.edited(edits), edits, make)
 
     def _settled(self) -> _Committed:
         """What is committed, as if it had come as a whole."""
@@ -329,42 +329,50 @@ class Engine:
         yield draft
         self.commit(draft)
 
-    def _publish(self, plan: Plan, *, tables: Tables, checked: Memo) -> int:
-        with self._control:
-            at = self._start(plan)
-            if plan.is_empty:
-                return at.generation
-            generation = at.generation + 1
-            stamped = stamps(tables, at.tables, at.stamps, generation)
-            built = build(tables, generation, stamped, at.built)
-            remotes = Remotes(plan.resolved, tables.ids, checked, KEPT_GENERATIONS)
-            self._counters.rebase(self._generations[at.generation], tables.ids)
-            self._swap(generation, built, tables.ids)
-            self._at = _Committed(generation, plan.now, tables, stamped, built, checked, remotes)
-            return generation
+    def _make(self, plan: Plan, *, tables: Tables, checked: Memo) -> Commit:
+        at = self._start(plan)
+        if plan.is_empty:
+            return lambda: at.generation
+        generation = at.generation + 1
+        stamped = stamps(tables, at.tables, at.stamps, generation)
+        built = build(tables, generation, stamped, at.built)
+        remotes = Remotes(plan.resolved, tables.ids, checked, KEPT_GENERATIONS)
+        made = _Committed(generation, plan.now, tables, stamped, built, checked, remotes)
+        return partial(self._publish, plan, made)
 
-    def _publish_edits(self, plan: Plan, *, step: Step) -> int:
+    def _publish(self, plan: Plan, made: _Committed) -> int:
+        assert made.tables is not None
         with self._control:
-            at = self._start(plan)
-            if plan.is_empty:
-                return at.generation
-            assert at.remotes is not None and at.tables is not None
-            generation = at.generation + 1
-            vnis = {change.vni for change in step.routes}
-            stamped = stamps_of_edit(at.tables, vnis, at.stamps, generation)
-            built = layers.edit(step, generation, stamped, at.built)
-            at.remotes.announce(step)
-            self._swap(generation, built, at.remotes.ids)
-            at.remotes.apply(step, generation)
-            self._at = replace(
-                at,
-                generation=generation,
-                version=plan.now,
-                stamps=stamped,
-                built=built,
-                is_edited=True,
-            )
-            return generation
+            self._counters.rebase(self._generations[self._start(plan).generation], made.tables.ids)
+            self._swap(made, made.tables.ids)
+            return made.generation
+
+    def _make_edited(self, plan: Plan, *, step: Step) -> Commit:
+        at = self._start(plan)
+        if plan.is_empty:
+            return lambda: at.generation
+        assert at.tables is not None
+        generation = at.generation + 1
+        vnis = {change.vni for change in step.routes}
+        stamped = stamps_of_edit(at.tables, vnis, at.stamps, generation)
+        made = replace(
+            at,
+            generation=generation,
+            version=plan.now,
+            stamps=stamped,
+            built=layers.edit(step, generation, stamped, at.built),
+            is_edited=True,
+        )
+        return partial(self._publish_edited, plan, made, step)
+
+    def _publish_edited(self, plan: Plan, made: _Committed, step: Step) -> int:
+        assert made.remotes is not None
+        with self._control:
+            self._start(plan)
+            made.remotes.announce(step)
+            self._swap(made, made.remotes.ids)
+            made.remotes.apply(step, made.generation)
+            return made.generation
 
     def _start(self, plan: Plan) -> _Committed:
         _ = self.handle  # raises where the engine is closed, before anything reads it
@@ -374,15 +382,17 @@ class Engine:
             )
         return self._at
 
-    def _swap(self, generation: int, built: Built, ids: Ids) -> None:
+    def _swap(self, made: _Committed, ids: Ids) -> None:
         """Names first: a frame may come out judged by the new policy before this returns."""
+        generation = made.generation
         self._generations[generation] = ids
         error = ffi.new("struct dp_error *")
         try:
-            check(lib.dp_commit(self.handle, built.snapshot, error), error)
+            check(lib.dp_commit(self.handle, made.built.snapshot, error), error)
         except BaseException:
             del self._generations[generation]
             raise
+        self._at = made
         self._generations.pop(generation - KEPT_GENERATIONS, None)
 
     # ---- names ---------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ the sysctl that lets the host forward, and that only if it is off.
 import re
 import subprocess
 from collections.abc import Iterator
+from operator import attrgetter
 from pathlib import Path
 
 from dataplane.errors import PortError
@@ -21,8 +22,11 @@ LOOPBACK = {4: "127.0.0.0/8", 6: "::1"}
 def needs_host(node: Node) -> bool:
     """Whether the host has to forward what leaves or enters by its port."""
     behind = any(network.host_subnets or network.direct_subnets for network in node.networks)
-    nat = any(outbound_nats(node)) or any(_mapped(node, Memo()))
-    return node.host_port is not None and (behind or nat)
+    balanced = (map(attrgetter("node_port"), n.load_balancers) for n in node.networks)
+    mapped = any(map(any, balanced)) or any(
+        m.vip is None for n in node.networks for e in n.endpoints for m in e.port_mappings
+    )
+    return node.host_port is not None and (behind or any(outbound_nats(node)) or mapped)
 
 
 def forward(host: HostPort) -> str:

@@ -111,7 +111,7 @@ def _build(tables: Tables, generation: int, stamps: dict[int, int], known: Built
         backends: known.balances.get(backends) or _make_balance(backends)
         for backends in _of_services(tables, "backends")
     }
-    met = services(tables.services, places, pools, balances, known.services)
+    met = services(tables, places, pools, balances, known.services)
     filled = Policy(
         tables,
         generation=generation,

@@ -51,7 +51,7 @@ class Memo:
         elif kept[0] is items:
             value = kept[1]
         else:
-            head, tail = self._ends(kept[0], items)
+            head, tail = self.ends(kept[0], items)
             value = splice(kept[1], head, make(items[head : len(items) - tail]), tail)
         self._new[key] = items, value
         return value
@@ -72,7 +72,7 @@ class Memo:
             value = kept[1]
         else:
             (_, before), old = kept
-            head, tail = self._ends(before, items)
+            head, tail = self.ends(before, items)
             fresh = map(make, items[head : len(items) - tail])
             value = (*old[:head], *fresh, *old[len(old) - tail :])
         self._new[key] = (given, items), value
@@ -86,7 +86,7 @@ class Memo:
         told: Callable[[Any], Iterable[Made]],
     ) -> Mapping[Made, int]:
         """How often each value is told, by many items, of which few change, and of what is given to
-        all. No value that stays is hashed again."""
+        all. No value that stays is hashed again, or changes its place."""
         kept = self._new.get(key) or self._old.get(key)
         value: dict[Made, int]
         if kept is None or kept[0][0] != given:
@@ -96,13 +96,13 @@ class Memo:
             value = kept[1]
         else:
             (_, before), value = kept[0], dict(kept[1])
-            head, tail = self._ends(before, items)
-            _count(value, before[head : len(before) - tail], told, -1)
+            head, tail = self.ends(before, items)
             _count(value, items[head : len(items) - tail], told, 1)
+            _count(value, before[head : len(before) - tail], told, -1)
         self._new[key] = (given, items), value
         return value
 
-    def _ends(self, old: tuple[Any, ...], new: tuple[Any, ...]) -> tuple[int, int]:
+    def ends(self, old: tuple[Any, ...], new: tuple[Any, ...]) -> tuple[int, int]:
         """As `same_ends`, once for all that is made of the same items."""
         ids = id(old), id(new)
         if ids not in self._compared:  # which keeps both, so that no other has the id

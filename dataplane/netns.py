@@ -10,6 +10,7 @@ from typing import TypeVar
 from dataplane.errors import PortError
 
 T = TypeVar("T")
+Identity = tuple[int, int]  # what tells a namespace from others
 _CLONE_NEWNET = 0x40000000
 _here = threading.local()  # `netns`: where a thread of `inside` is
 
@@ -19,17 +20,22 @@ def path_of(name: str) -> str:
     return name if "/" in name else f"/run/netns/{name}"
 
 
-def here() -> os.stat_result:
-    """What tells the calling thread's namespace from others."""
-    return os.stat("/proc/thread-self/ns/net")
+def here() -> Identity:
+    """Of the calling thread's namespace."""
+    return _identity("/proc/thread-self/ns/net")
 
 
-def moved(name: str, home: os.stat_result) -> bool:
+def moved(name: str, home: Identity) -> bool:
     """Whether the name is another namespace's by now."""
     try:
-        return not os.path.samestat(os.stat(path_of(name)), home)
+        return _identity(path_of(name)) != home
     except OSError:
         return False  # of none at all: what is there may live on
+
+
+def _identity(path: str) -> Identity:
+    found = os.stat(path)
+    return found.st_dev, found.st_ino
 
 
 def _enter(path: str) -> None:

@@ -23,6 +23,7 @@ from dataplane.netns import inside
 from dataplane.ports import Port, VxlanSocket
 from dataplane.ports import Tap as TapPort
 from dataplane.rules import host_mac
+from dataplane.tap import lost as lost_taps
 from dataplane.tap import remove_kept
 from dataplane.xdp import Xdp
 
@@ -219,11 +220,8 @@ class NodePorts:
 
     def lost(self) -> dict[str, str]:
         """Ports whose device is no more, and its name; of the underlay, whose address."""
-        found = {
-            name: str(port)
-            for name, port in list(self._ports.items())
-            if isinstance(port, TapPort) and not port.is_there
-        }
+        taps = {port: name for name, port in list(self._ports.items()) if isinstance(port, TapPort)}
+        found = {taps[tap]: str(tap) for tap in lost_taps(taps)}
         underlay = self._ports.get(UNDERLAY)
         if isinstance(underlay, VxlanSocket) and (gone := underlay.lost()):
             found[UNDERLAY] = f"address {', '.join(map(str, gone))}"
@@ -332,12 +330,13 @@ class NodePorts:
         """
         memo = Memo(self._memo)
         wanted = devices(node, memo)
-        self._refuse(node, wanted)
+        other = {n: device for n, device in wanted.items() if self._devices.get(n) is not device}
+        self._refuse(node, other)
         before = self._ports, self._devices
         with (
             self._opened(wanted) as after,
-            self._resized(after, wanted) as resized,
-            self._routed(after, wanted) as settle,
+            self._resized(after, other) as resized,
+            self._routed(after, other) as settle,
             self.direct.changed(node),
         ):
             self._ports, self._devices = after, wanted
@@ -361,7 +360,7 @@ class NodePorts:
                 if device.place not in held:
                     fresh.append(device.open(self._offload, self._queues, self._keep))
                 after[name] = held.get(device.place) or fresh[-1]
-            leaving = [p for p in self._ports.values() if p not in after.values()]
+            leaving = [*{*self._ports.values()} - {*after.values()}]
             _outlive(leaving, False)
             yield after
         except BaseException:
@@ -374,9 +373,9 @@ class NodePorts:
             left.close()
 
     @contextlib.contextmanager
-    def _resized(self, ports: _Ports, wanted: Mapping[str, Device]) -> Iterator[bool]:
+    def _resized(self, ports: _Ports, other: Mapping[str, Device]) -> Iterator[bool]:
         """True if a device that stays open has another MTU inside the block."""
-        both = [(_tap(ports[name]), device.tap.mtu) for name, device in wanted.items()]
+        both = [(_tap(ports[name]), device.tap.mtu) for name, device in other.items()]
         begun: list[tuple[TapPort, int]] = []
         try:
             for port, mtu in both:
@@ -392,10 +391,10 @@ class NodePorts:
             raise
 
     @contextlib.contextmanager
-    def _routed(self, ports: _Ports, wanted: Mapping[str, Device]) -> Iterator[Callable[[], None]]:
+    def _routed(self, ports: _Ports, other: Mapping[str, Device]) -> Iterator[Callable[[], None]]:
         """What the host finds behind devices that stay open, beside what it found before: from when
         it is called on."""
-        standing = _standing(self._devices, wanted)
+        standing = _standing(self._devices, other)
         begun: list[tuple[TapPort, frozenset[Route], frozenset[Route]]] = []
         waits: list[Callable[[], None]] = []
 
@@ -418,8 +417,8 @@ class NodePorts:
         for port, old, new in begun:
             port.routes.remove(old - new, new)
 
-    def _refuse(self, node: Node, wanted: Mapping[str, Device]) -> None:
-        """What cannot change while the node runs."""
+    def _refuse(self, node: Node, other: Mapping[str, Device]) -> None:
+        """What cannot change while the node runs. `other`: devices that are not as they were."""
         again = "end it and run it again" + " with --from-file" * self._keep
         changed = [key for key, value in _sockets(node).items() if value != self._sockets[key]]
         if changed:
@@ -427,7 +426,7 @@ class NodePorts:
             what = "UDP checksums" if sums and sums == {*changed} else "underlay"
             raise PortError(f"node {node.name}: its {what} cannot change while it runs: {again}")
         held = {device.place: device for device in self._devices.values()}
-        for name, device in wanted.items():
+        for name, device in other.items():
             if not held.get(device.place, device).stays(device):
                 raise PortError(
                     f"{name}: TAP {device.tap.name} is open with other settings or addresses: "

@@ -25,6 +25,7 @@ from dataplane.version import Edit, Version
 
 SHOWN_PREFIXES = 3
 
+Commit = Callable[[], int]
 ObjectName = tuple[str, str]  # kind, name
 
 
@@ -59,7 +60,7 @@ class Plan:
     was: Version | None
     now: Version
     edits: tuple[Edit, ...] | None  # all that was changed; None: anything may have been
-    publish: Callable[["Plan"], int] = field(repr=False)
+    make: Callable[["Plan"], Commit] = field(repr=False)
 
     @property
     def target(self) -> Node:
@@ -125,7 +126,12 @@ class Plan:
 
         Raises EngineError, also when another commit came first; the old policy then stays.
         """
-        return self.publish(self)
+        return self.prepare()()
+
+    def prepare(self) -> Commit:
+        """Makes what takes time and is not seen yet, for who has something else done meanwhile;
+        what it returns does the rest of `commit`. Both raise as that does."""
+        return self.make(self)
 
 
 def compare(old: Node | None, new: Node) -> Iterator[Change]:

@@ -27,6 +27,14 @@ def records(name: str, rows: "Sequence[tuple[Any, ...]]") -> "NDArray[np.void]":
     return np.array(rows, dtype(name)) if rows else np.empty(0, dtype(name))
 
 
+def joined(*parts: "NDArray[np.void]") -> "NDArray[np.void]":
+    """One after another, as bytes: field by field, as numpy does it, takes twenty times as long."""
+    import numpy as np
+
+    kind = parts[0].dtype
+    return np.concatenate([part.view(f"V{kind.itemsize}") for part in parts]).view(kind)
+
+
 def raw(octets: "NDArray[np.uint8]") -> "NDArray[np.void]":
     """Bytes [n, width] as a column for a raw field of that width."""
     import numpy as np

@@ -55,7 +55,7 @@ class _Place:
     network: Network
     path: Path
     domain: tuple[Network, ...]  # who has routes to them, itself first
-    fixed: tuple[Mapping[Span, None], ...]  # prefixes of others, or that others make way for
+    fixed: tuple[Mapping[Span, object], ...]  # prefixes of others, or that others make way for
     subnets: dict[Span, RemoteSubnet]
     dr_macs: dict[IP, Mac]
 

@@ -1,8 +1,9 @@
 """Routing: who lives where: adjacencies and routes of a network."""
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import compress
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain, compress
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dataplane.address import IP, Prefix, Span, ip16, prefix16
@@ -145,12 +146,7 @@ def domain_of(network: Network, node: Node) -> tuple[Network, ...]:
 
 def _routes(network: Network, node: Node, ids: Ids, memo: Memo) -> RouteTable:
     domain = domain_of(network, node)
-    ends = tuple(
-        (ip16(a), ids.ports[f"{n.name}/{e.name}"])
-        for n in domain
-        for e in n.endpoints
-        for a in e.addresses
-    )
+    ends = tuple(chain.from_iterable(_ends(n, ids, memo) for n in domain))
     host = tuple(_by_host(network, node))
     vips = tuple(vip_spans(n, memo) for n in domain)
     remotes = tuple((n.vni, n.prefixes, n.remote_subnets) for n in domain)
@@ -159,6 +155,18 @@ def _routes(network: Network, node: Node, ids: Ids, memo: Memo) -> RouteTable:
         ("routes", network.name),
         source,
         lambda: _make_routes(domain, _few(network, ends, host), ids, memo),
+    )
+
+
+def _ends(network: Network, ids: Ids, memo: Memo) -> tuple[tuple[bytes, int], ...]:
+    """Addresses of endpoints, and their ports."""
+    name = network.name
+    return memo(
+        ("ends", name),
+        (network.endpoints, ids.ports),
+        lambda: tuple(
+            (ip16(a), ids.ports[f"{name}/{e.name}"]) for e in network.endpoints for a in e.addresses
+        ),
     )
 
 
@@ -204,7 +212,7 @@ def _make_routes(
     remotes = sum(len(w.length) for w in ways)
     kinds, targets = zip(*few.values(), strict=True) if few else ((), ())
     own, met = (
-        np.frombuffer(b"".join([octets for octets, _ in spans]), np.uint8).reshape(-1, 16)
+        np.frombuffer(b"".join(map(itemgetter(0), spans)), np.uint8).reshape(-1, 16)
         for spans in (few, vips)
     )
     lengths = _octets(length for _, length in few), _all(len(met), 128)
@@ -222,13 +230,13 @@ def _make_routes(
     return RouteTable(digest.digest(), *columns)
 
 
-def _vips(domain: tuple[Network, ...], few: dict[Span, _Target], memo: Memo) -> dict[Span, None]:
-    """Those of the domain that nobody else has."""
+def _vips(domain: tuple[Network, ...], few: dict[Span, _Target], memo: Memo) -> Mapping[Span, int]:
+    """Those of the domain that nobody else has, as keys."""
     vips = vip_spans(domain[0], memo)
     for network in domain[1:]:
-        vips = vips | vip_spans(network, memo)
+        vips = {**vips, **vip_spans(network, memo)}
     if taken := vips.keys() & few.keys():
-        return {span: None for span in vips if span not in taken}
+        return {span: n for span, n in vips.items() if span not in taken}
     return vips
 
 

@@ -21,7 +21,7 @@ from dataplane.ids import (
     RuleName,
     allot,
 )
-from dataplane.memo import Memo, same_ends
+from dataplane.memo import Memo
 from dataplane.model import Acl, Endpoint, HostPort, Network, Node, Underlay
 from dataplane.routing import UNDERLAY_MAC, adjacencies_of, mtu_of, network_row, of_version, ways_of
 from dataplane.rows import NetworkRow, PortRow, ServiceRow, Tables
@@ -45,7 +45,7 @@ def compile_node(node: Node, old: Tables | None = None, known: Ids | None = None
     endpoints = [row for n in node.networks for row in endpoint_rows(n, node, ids, memo)]
     return Tables(
         ids=ids,
-        ports=tuple(_ports(node, ids)),
+        ports=_ports(node, ids, memo),
         networks=networks,
         endpoints=tuple(sorted(endpoints, key=lambda row: row.port)),
         adjacencies=tuple(adjacencies_of(n, ids, memo) for n in node.networks),
@@ -91,7 +91,7 @@ def _common(tables: Tables) -> list[PortRow]:
 def _standing(new: Tables, old: Tables) -> set[int]:
     """VNIs of networks that are as they were, with all of their routing domain and the services
     that are met there."""
-    head, tail = same_ends(old.services, new.services)
+    head, tail = new.memo.ends(old.services, new.services)
     before, now = (_by_domain(t, t.services[head : len(t.services) - tail]) for t in (old, new))
     return {
         network.vni
@@ -203,14 +203,18 @@ def host_mac(address: IP) -> Mac:
     return Mac.from_bytes(HOST_MAC + address.packed[-4:])
 
 
-def _ports(node: Node, ids: Ids) -> Iterator[PortRow]:
-    yield _underlay_port(node.underlay)
-    if node.host_port is not None:
-        yield _host_port(node.host_port)
-    for network in node.networks:
-        for e in network.endpoints:
-            mtu = e.tap.mtu if e.tap else None
-            yield PortRow(ids.ports[f"{network.name}/{e.name}"], "endpoint", mtu or mtu_of(network))
+def _ports(node: Node, ids: Ids, memo: Memo) -> tuple[PortRow, ...]:
+    host = () if node.host_port is None else (_host_port(node.host_port),)
+    ends = (_endpoint_ports(n, ids, memo) for n in node.networks)
+    return _underlay_port(node.underlay), *host, *chain.from_iterable(ends)
+
+
+def _endpoint_ports(network: Network, ids: Ids, memo: Memo) -> tuple[PortRow, ...]:
+    def row(e: Endpoint) -> PortRow:
+        mtu = e.tap.mtu if e.tap else None
+        return PortRow(ids.ports[f"{network.name}/{e.name}"], "endpoint", mtu or mtu_of(network))
+
+    return memo.each(("port rows", network.name), network.endpoints, mtu_of(network), row)
 
 
 def _underlay_port(underlay: Underlay) -> PortRow:

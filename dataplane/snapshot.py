@@ -11,10 +11,9 @@ from msgspec.structs import asdict
 
 from dataplane._engine import ffi, lib
 from dataplane.ids import UNDERLAY_PORT
-from dataplane.memo import same_ends
 from dataplane.model import IcmpRate, Timers, Wire
 from dataplane.reasons import check
-from dataplane.records import dtype, raw, records
+from dataplane.records import dtype, joined, raw, records
 from dataplane.rows import Adjacencies, EndpointRow, Pool, ServiceRow, Tables
 
 if TYPE_CHECKING:
@@ -232,7 +231,7 @@ class Services(NamedTuple):
 
 
 def services(
-    rows: tuple[ServiceRow, ...],
+    tables: Tables,
     networks: Mapping[int, int],
     pools: Mapping[Pool, int],
     balances: Iterable[bytes],
@@ -242,13 +241,11 @@ def services(
     `known` are copied from there. Raises OverflowError."""
     import numpy as np
 
-    head, tail = same_ends(known.rows, rows) if known is not None else (0, 0)
-    array = np.empty(len(rows), dtype("dp_service"))
+    rows = tables.services
+    head, tail = tables.memo.ends(known.rows, rows) if known is not None else (0, 0)
+    array = records("dp_service", [_service(row) for row in rows[head : len(rows) - tail]])
     if known is not None:
-        array[:head] = known.array[:head]
-        array[len(array) - tail :] = known.array[len(known.array) - tail :]
-    fresh = [_service(row) for row in rows[head : len(rows) - tail]]
-    array[head : len(array) - tail] = records("dp_service", fresh)
+        array = joined(known.array[:head], array, known.array[len(known.array) - tail :])
     places: dict[str, dict[Any, int]] = {
         "network": dict(networks),
         "pool": {**pools, None: lib.DP_NONE},

@@ -2,7 +2,7 @@
 
 `policy.json` is replaced whole (written beside it, flushed to the disk, renamed), so at any moment
 it is one generation's, never half of it. That is done before the engine commits: what may fail
-comes first.
+comes first. The file of before stays beside it until the next one is written.
 """
 
 import contextlib
@@ -10,6 +10,8 @@ import fcntl
 import json
 import os
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple, Self
@@ -57,24 +59,29 @@ class StateDir:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path, self._encoder = Path(path), Encoder()
+        path = Path(path)
         try:
-            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._lock = os.open(self.path / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            lock = os.open(path / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
-            raise PortError(f"{self.path}: {error.strerror}") from error
+            raise PortError(f"{path}: {error.strerror}") from error
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            os.close(self._lock)
+            os.close(lock)
             fix = "name another --state"
-            raise PortError(f"{self.path}: another process has it ({fix})") from error
+            raise PortError(f"{path}: another process has it ({fix})") from error
+        self._begin(path, lock)
+
+    def _begin(self, path: Path, lock: int) -> None:
+        self.path, self._lock, self._encoder = path, lock, Encoder()
+        self._writer = ThreadPoolExecutor(1, "state")
 
     @classmethod
     def inherited(cls, path: str | os.PathLike[str], lock: int) -> Self:
         """The directory whose lock this process inherited."""
         made = cls.__new__(cls)
-        made.path, made._encoder, made._lock = Path(path), Encoder(), lock
+        made._begin(Path(path), lock)
         return made
 
     def fileno(self) -> int:
@@ -83,6 +90,7 @@ class StateDir:
 
     def close(self) -> None:
         """Again is harmless."""
+        self._writer.shutdown()
         if self._lock >= 0:
             os.close(self._lock)
             self._lock = -1
@@ -116,32 +124,40 @@ class StateDir:
         return Saved(generation, node, released, shares)
 
     @contextlib.contextmanager
-    def saving(self, saved: Saved) -> Iterator[None]:
-        """The block commits what the disk has by then; if it raises, the state of before is put
-        back. Raises StorageError before the block where the disk takes no more, and likewise."""
-        with contextlib.ExitStack() as undo:
-            try:
-                self._write(self._text(saved), undo)
-            except OSError as error:
-                raise StorageError(f"{self.path}: {error.strerror}: nothing is applied") from error
-            yield
-            undo.pop_all()
-        _quietly((self.path / BEFORE).unlink)
-
-    def _write(self, text: bytes, undo: contextlib.ExitStack) -> None:
-        """Raises OSError."""
+    def saving(self, saved: Saved) -> Iterator[Callable[[], None]]:
+        """Begins to write. Before the block commits it calls what it gets: the disk has the new
+        state then. If the block raises, that of before is put back. Raises StorageError where the
+        disk takes no more, and likewise."""
         place, fresh, before = (self.path / name for name in (POLICY, FRESH, BEFORE))
-        undo.callback(_quietly, _flush_directory, self.path)
-        undo.callback(_quietly, fresh.unlink)
-        _flushed(fresh, text)
-        before.unlink(missing_ok=True)  # of a process that was killed
-        known = place.exists()
-        if known:
-            os.link(place, before)
-            undo.callback(_quietly, before.unlink)
-        os.replace(fresh, place)
-        undo.callback(_quietly, *((os.replace, before, place) if known else (place.unlink,)))
-        _flush_directory(self.path)
+        writing = self._writer.submit(self._write, self._text(saved))
+        with contextlib.ExitStack() as undo:
+            undo.callback(_quietly, _flush_directory, self.path)
+            undo.callback(_quietly, fresh.unlink)
+            undo.callback(wait, (writing,))
+
+            def settle() -> None:
+                writing.result()
+                if place.exists():
+                    os.link(place, before)
+                    undo.callback(_quietly, os.replace, before, place)
+                else:
+                    undo.callback(_quietly, place.unlink)
+                os.replace(fresh, place)
+                _flush_directory(self.path)
+
+            yield partial(self._settled, settle)
+            undo.pop_all()
+
+    def _write(self, text: bytes) -> None:
+        """Raises OSError."""
+        (self.path / BEFORE).unlink(missing_ok=True)
+        _flushed(self.path / FRESH, text)
+
+    def _settled(self, settle: Callable[[], None]) -> None:
+        try:
+            settle()
+        except OSError as error:
+            raise StorageError(f"{self.path}: {error.strerror}: nothing is applied") from error
 
     def _text(self, saved: Saved) -> bytes:
         head = {"format": FORMAT, "generation": saved.generation, "released": dict(saved.released)}

@@ -4,16 +4,17 @@ import contextlib
 import errno
 import fcntl
 import os
+import select
 import struct
+from collections.abc import Iterable
 from typing import Any, Self
 
 from dataplane.address import IP, Mac
 from dataplane.errors import PortError
 from dataplane.link import LinkRoutes, linked, replace_address, replace_route
-from dataplane.netns import here, inside, moved
+from dataplane.netns import Identity, here, inside, moved
 from dataplane.port import Owner
 
-_TUNGETIFF = 0x800454D2
 _TUNSETIFF, _TUNSETPERSIST, _TUNSETOWNER, _TUNSETOFFLOAD = (
     0x400454CA,
     0x400454CB,
@@ -121,15 +122,13 @@ class Tap(AdoptedTap):
 
     @property
     def is_there(self) -> bool:
-        """Whether the device lives, in the namespace that has the name now: anybody with the right
-        may have deleted either, and made it again."""
-        if self.netns is not None and moved(self.netns, self._home):
-            return False
-        try:
-            fcntl.ioctl(self.fileno(), _TUNGETIFF, bytes(40))
-        except OSError:
-            return False
-        return True
+        """See `lost`."""
+        return not lost([self])
+
+    @property
+    def home(self) -> tuple[str | None, Identity]:
+        """The namespace that it was made in: its name, and what it was then."""
+        return self.netns, self._home
 
     def _link(self, *, mtu: int, mac: Mac | None, up: bool) -> None:
         wanted: dict[str, Any] = {"address": str(mac)} if mac else {}
@@ -283,3 +282,15 @@ def _is_free(name: str) -> bool:
 def _is_kept(ipr: Any, index: int) -> bool:
     (link,) = ipr.get_links(index)
     return bool(link.get_attr("IFLA_IFALIAS") == _KEPT)
+
+
+def lost(taps: Iterable[Tap]) -> list[Tap]:
+    """Those whose device lives no more, or not in the namespace that has the name now: anybody with
+    the right may have deleted either, and made it again."""
+    told = list(taps)
+    away = {home for home in {tap.home for tap in told} if home[0] and moved(home[0], home[1])}
+    poll = select.poll()
+    for tap in told:
+        poll.register(tap, 0)
+    dead = {fd for fd, _ in poll.poll(0)}
+    return [tap for tap in told if tap.home in away or tap.fileno() in dead]

@@ -21,7 +21,7 @@ class Sound(NamedTuple):
     dr_macs: dict[IP, Mac]  # of all, and maybe of some that are gone
 
 
-Owners = tuple[tuple[str, Mapping[Span, None]], ...]  # the first of them has it
+Owners = tuple[tuple[str, Mapping[Span, object]], ...]  # the first of them has it
 
 DIRECT = "direct subnet"  # the owner of one
 NOTHING = Sound(None, (), {}, {})
@@ -109,12 +109,20 @@ def local_owners(network: Network, node: Node, memo: Memo) -> Owners:
         owners.append(("host subnet", map(prefix16, network.host_subnets)))
         owners.append(("host", [(ip16(node.host_port.peer), 128)]))
     domain = (network, *_domain(network, node))
-    addresses = (a for n in domain for e in n.endpoints for a in e.addresses)
-    owners.append(("endpoint", ((ip16(a), 128) for a in addresses)))
     own = [(whose, dict.fromkeys(spans)) for whose, spans in owners]
+    ends = (("endpoint", _endpoint_spans(n, memo)) for n in domain)
     vips = (("VIP", vip_spans(n, memo)) for n in domain)
     direct = dict.fromkeys(prefix16(s.prefix) for s in network.direct_subnets)
-    return *own, *vips, (DIRECT, direct)
+    return *own, *ends, *vips, (DIRECT, direct)
+
+
+def _endpoint_spans(network: Network, memo: Memo) -> Mapping[Span, int]:
+    return memo.counted(
+        ("endpoint spans", network.name),
+        network.endpoints,
+        None,
+        lambda endpoint: ((ip16(a), 128) for a in endpoint.addresses),
+    )
 
 
 def owner_of(prefix: Prefix, owners: Owners) -> str | None:

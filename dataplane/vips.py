@@ -1,32 +1,29 @@
 """VIPs: what a network's load balancers and port mappings are met under, and whom backends see."""
 
-from collections.abc import Iterator
-from itertools import chain
+from collections.abc import Iterator, Mapping
 
 from dataplane.address import IP, Span, ip16
 from dataplane.memo import Memo
-from dataplane.model import LoadBalancer, Network
+from dataplane.model import Endpoint, LoadBalancer, Network
 
 
-def vip_spans(network: Network, memo: Memo) -> dict[Span, None]:
+def vip_spans(network: Network, memo: Memo) -> Mapping[Span, int]:
     """Each once, as keys: other dictionaries take them without hashing them again."""
-    of_balancers = memo.each(
-        ("vips", network.name),
-        network.load_balancers,
-        None,
-        lambda balancer: tuple((ip16(v), 128) for v in _own(balancer)),
-    )
-    mapped = tuple(m.vip for e in network.endpoints for m in e.port_mappings if m.vip is not None)
-    spans = ((ip16(vip), 128) for vip in mapped)
-    return memo(
-        ("vip spans", network.name),
-        (of_balancers, mapped),
-        lambda: dict.fromkeys(chain(chain.from_iterable(of_balancers), spans)),
-    )
+    name = network.name
+    balanced = memo.counted(("vips", name), network.load_balancers, None, _balanced)
+    mapped = memo.counted(("mapped vips", name), network.endpoints, None, _mapped)
+    return {**balanced, **mapped} if mapped else balanced
 
 
-def _own(balancer: LoadBalancer) -> Iterator[IP]:
-    """A backend asks who has the source address, where that is of its own subnet."""
-    yield from balancer.vips
-    if balancer.source_vip is not None:
-        yield balancer.source_vip
+def _balanced(balancer: LoadBalancer) -> Iterator[Span]:
+    yield from map(_span, balancer.vips)
+    if balancer.source_vip is not None:  # a backend asks who has it, where it is of its own subnet
+        yield _span(balancer.source_vip)
+
+
+def _mapped(endpoint: Endpoint) -> Iterator[Span]:
+    return (_span(m.vip) for m in endpoint.port_mappings if m.vip is not None)
+
+
+def _span(vip: IP) -> Span:
+    return ip16(vip), 128

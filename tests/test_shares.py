@@ -221,8 +221,8 @@ def test_a_document_takes_the_place_of_the_saved_one_and_of_no_share() -> None:
 
 def test_a_state_with_a_bad_share_is_refused(place: Path) -> None:
     with StateDir(place) as state:
-        with state.saving(Saved(1, NODE, {}, {"flannel": share(1)})):
-            pass
+        with state.saving(Saved(1, NODE, {}, {"flannel": share(1)})) as settle:
+            settle()
         policy = place / "policy.json"
         policy.write_text(policy.read_text().replace("10.1.1.0/24", "10.1.1.0/99"))
         with pytest.raises(DocumentError, match="is no saved state"):

@@ -20,7 +20,7 @@ from dataplane.daemon import Daemon
 from dataplane.engine import Limits
 from dataplane.errors import DataplaneError, StorageError
 from dataplane.model import Acl, Network, Node, Underlay
-from dataplane.state_dir import FORMAT, Saved, StateDir
+from dataplane.state_dir import BEFORE, FORMAT, Saved, StateDir
 
 BLUE = Network(name="blue", vni=Vni(4096), prefixes=(parse_prefix("10.1.0.0/16"),))
 NODE = Node(
@@ -50,7 +50,7 @@ def daemon(place: Path) -> Iterator[Daemon]:
 def check_one_generation(daemon: Daemon, place: Path, generation: int, own: Node) -> None:
     assert daemon.engine.generation == daemon.committed.generation == generation
     assert daemon.engine.node == daemon.committed.own == own
-    assert {path.name for path in place.iterdir()} == {"lock", "policy.json"}
+    assert {path.name for path in place.iterdir()} - {BEFORE} == {"lock", "policy.json"}
     told = json.loads((place / "policy.json").read_text())
     assert told["generation"] == generation
     acls = [acl["name"] for acl in told["policy"]["node"]["networks"][0].get("acls", ())]
@@ -115,7 +115,7 @@ def test_a_policy_that_the_engine_refuses_is_not_on_the_disk(daemon: Daemon, pla
 
 
 def test_what_a_killed_process_left_beside_it_is_gone(daemon: Daemon, place: Path) -> None:
-    (place / ".policy.json.before").write_text("{}")
+    (place / BEFORE).write_text("{}")
     (place / ".policy.json").write_text("{")
     daemon.apply(numbered(2))
     check_one_generation(daemon, place, 2, numbered(2))
