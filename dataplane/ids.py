@@ -8,6 +8,7 @@ a whole generation.
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import chain
 from typing import NamedTuple, TypeVar
 
 from dataplane.address import IP, Mac, ip16, ip_from16
@@ -106,14 +107,12 @@ class Ids:
 
 def allot(old: Mapping[Key, int], *keys: Iterable[Key], first: int = 0) -> Mapping[Key, int]:
     """Numbers for all keys: those they had, else the lowest that nobody has or had in `old`."""
-    wanted: dict[Key, None] = {}
-    for some in keys:
-        wanted |= dict.fromkeys(some)  # which hashes nothing again that is a dictionary's key
-    new = set(wanted).difference(old)
+    wanted = set[Key]().union(*keys)  # which hashes nothing again that is a dictionary's key
+    new = wanted.difference(old)
     stay = len(wanted) - len(new)
     if not new and stay == len(old):
         return old
-    fresh = [key for key in wanted if key in new] if len(new) > 1 else new
+    fresh = dict.fromkeys(filter(new.__contains__, chain(*keys))) if len(new) > 1 else new
     numbers = dict(old)
     for gone in set(old).difference(wanted) if stay < len(old) else ():
         del numbers[gone]
