@@ -296,7 +296,7 @@ class Engine:
             tables=tables,
             built=layers.named(at.built, tables),
             checked=checked,
-            remotes=Remotes(at.version.resolved, tables.ids, checked, KEPT_GENERATIONS),
+            remotes=_remotes(at.version.resolved, tables, checked),
             is_edited=False,
         )
         with self._control:
@@ -336,7 +336,7 @@ class Engine:
         generation = at.generation + 1
         stamped = stamps(tables, at.tables, at.stamps, generation)
         built = build(tables, generation, stamped, at.built)
-        remotes = Remotes(plan.resolved, tables.ids, checked, KEPT_GENERATIONS)
+        remotes = _remotes(plan.resolved, tables, checked)
         made = _Committed(generation, plan.now, tables, stamped, built, checked, remotes)
         return partial(self._publish, plan, made)
 
@@ -601,6 +601,10 @@ def choose(document: Document, name: str | None = None) -> Node:
             f"no node {name!r}; there are: {names}" if name else f"which node? There are: {names}"
         )
     return found[0]
+
+
+def _remotes(node: Node, tables: Tables, checked: Memo) -> Remotes:
+    return Remotes(node, tables.ids, tables.memo, checked, KEPT_GENERATIONS)
 
 
 def _room_for_one() -> Batch:

@@ -97,8 +97,9 @@ def build(tables: Tables, generation: int, stamps: dict[int, int], known: Built 
 
 
 def _build(tables: Tables, generation: int, stamps: dict[int, int], known: Built) -> Built:
-    pools = _places(_all_pools(tables))
-    groups = {g.id: _group(g, pools, known.groups.get(g.id)) for g in _all_groups(tables)}
+    all_groups = tuple(_all_groups(tables))
+    pools = _places(_all_pools(tables, all_groups))
+    groups = {g.id: _group(g, pools, known.groups.get(g.id)) for g in all_groups}
     ends, places = _endpoint_places(tables), _places(n.vni for n in tables.networks)
     routes: dict[tuple[bytes, bytes], Any] = {}
     of_network = {}
@@ -194,8 +195,8 @@ def _all_groups(tables: Tables) -> Iterator[Group]:
                     yield group
 
 
-def _all_pools(tables: Tables) -> Iterator[Pool]:
-    rules = chain.from_iterable(group.rules for group in _all_groups(tables))
+def _all_pools(tables: Tables, groups: tuple[Group, ...]) -> Iterator[Pool]:
+    rules = chain.from_iterable(group.rules for group in groups)
     return filter(None, chain(map(attrgetter("pool"), rules), _of_services(tables, "pool")))
 
 

@@ -67,14 +67,15 @@ class Remotes:
     """Of one committed policy after another: `step` looks, `apply` changes. For one thread at a
     time."""
 
-    def __init__(self, node: Node, ids: Ids, checked: Memo, quarantine: int) -> None:
-        """`node`: with its defaults filled in; `checked`: what was found when it was judged.
-        `quarantine`: generations until the number of a VTEP that is gone may be given again."""
-        memo = Memo(checked)
+    def __init__(self, node: Node, ids: Ids, made: Memo, checked: Memo, quarantine: int) -> None:
+        """`node`: with its defaults filled in; `made` with its tables; `checked`: what was found
+        when it was judged. `quarantine`: generations until the number of a VTEP that is gone may be
+        given again."""
+        found = Memo(checked)
         self._underlay = node.underlay
         self._quarantine = quarantine
         self._places = {
-            n.name: _place(n, node, ("node", "networks", i, "remote_subnets"), memo)
+            n.name: _place(n, node, ("node", "networks", i, "remote_subnets"), made, found)
             for i, n in enumerate(node.networks)
         }
         self._numbers = dict(ids.adjacencies)
@@ -204,11 +205,10 @@ class Remotes:
                 place.dr_macs[subnet.provider_address] = subnet.dr_mac
 
 
-def _place(network: Network, node: Node, path: Path, memo: Memo) -> _Place:
-    domain = domain_of(network, node)
-    sound = memo.kept(path, NOTHING)
+def _place(network: Network, node: Node, path: Path, made: Memo, found: Memo) -> _Place:
+    domain, sound = domain_of(network, node), found.kept(path, NOTHING)
     own = dict.fromkeys(prefix16(p) for n in domain for p in n.prefixes)
-    owners = chain.from_iterable(local_owners(n, node, memo) for n in domain)
+    owners = chain.from_iterable(local_owners(n, node, made) for n in domain)
     return _Place(
         network=network,
         path=path,

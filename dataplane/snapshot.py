@@ -4,6 +4,7 @@ Numbers become places, slices go into shared arrays. C copies all it is given.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
@@ -11,7 +12,7 @@ from msgspec.structs import asdict
 
 from dataplane._engine import ffi, lib
 from dataplane.ids import UNDERLAY_PORT
-from dataplane.model import IcmpRate, Timers, Wire
+from dataplane.model import Fallback, IcmpRate, Timers, Wire
 from dataplane.reasons import check
 from dataplane.records import dtype, joined, raw, records
 from dataplane.rows import Adjacencies, EndpointRow, Pool, ServiceRow, Tables
@@ -76,6 +77,11 @@ def _wire(wire: Wire) -> tuple[int, int, int]:
     return wire.ttl, dscp, DF[wire.df] | sum(flag for flag, on in chosen.items() if on)
 
 
+@cache
+def _fallback(actions: tuple[Fallback, ...]) -> bytes:
+    return bytes(ACTIONS[action] for action in actions)
+
+
 class Policy:
     """Rows with places for numbers, and slices of shared arrays."""
 
@@ -131,7 +137,7 @@ class Policy:
             row.mac,
             append(self.addresses, row.addresses),
             [append(self.groups, [self.of_group[g.id] for g in groups]) for groups in row.groups],
-            bytes(ACTIONS[action] for action in row.fallback),
+            _fallback(row.fallback),
             0,
             self.stamps[row.port],
             row.max_flows,
