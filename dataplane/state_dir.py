@@ -11,7 +11,6 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
-from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple, Self
@@ -75,7 +74,7 @@ class StateDir:
 
     def _begin(self, path: Path, lock: int) -> None:
         self.path, self._lock, self._encoder = path, lock, Encoder()
-        self._writer = ThreadPoolExecutor(1, "state")
+        self._flusher = ThreadPoolExecutor(1, "state")
 
     @classmethod
     def inherited(cls, path: str | os.PathLike[str], lock: int) -> Self:
@@ -90,7 +89,7 @@ class StateDir:
 
     def close(self) -> None:
         """Again is harmless."""
-        self._writer.shutdown()
+        self._flusher.shutdown()
         if self._lock >= 0:
             os.close(self._lock)
             self._lock = -1
@@ -125,37 +124,37 @@ class StateDir:
 
     @contextlib.contextmanager
     def saving(self, saved: Saved) -> Iterator[Callable[[], None]]:
-        """Begins to write. Before the block commits it calls what it gets: the disk has the new
-        state then. If the block raises, that of before is put back. Raises StorageError where the
-        disk takes no more, and likewise."""
+        """Writes beside the state of before. Before the block commits it calls what it gets: the
+        disk has the new state then. If the block raises, that of before is put back. Raises
+        StorageError where the disk takes no more, and likewise."""
         place, fresh, before = (self.path / name for name in (POLICY, FRESH, BEFORE))
-        writing = self._writer.submit(self._write, self._text(saved))
         with contextlib.ExitStack() as undo:
             undo.callback(_quietly, _flush_directory, self.path)
             undo.callback(_quietly, fresh.unlink)
-            undo.callback(wait, (writing,))
+            with self._telling():
+                before.unlink(missing_ok=True)
+                flushing = self._flusher.submit(_flush, _written(fresh, self._text(saved)))
+            undo.callback(wait, (flushing,))
 
             def settle() -> None:
-                writing.result()
-                if place.exists():
-                    os.link(place, before)
-                    undo.callback(_quietly, os.replace, before, place)
-                else:
-                    undo.callback(_quietly, place.unlink)
-                os.replace(fresh, place)
-                _flush_directory(self.path)
+                with self._telling():
+                    flushing.result()
+                    if place.exists():
+                        os.link(place, before)
+                        undo.callback(_quietly, os.replace, before, place)
+                    else:
+                        undo.callback(_quietly, place.unlink)
+                    os.replace(fresh, place)
+                    _flush_directory(self.path)
 
-            yield partial(self._settled, settle)
+            yield settle
             undo.pop_all()
 
-    def _write(self, text: bytes) -> None:
-        """Raises OSError."""
-        (self.path / BEFORE).unlink(missing_ok=True)
-        _flushed(self.path / FRESH, text)
-
-    def _settled(self, settle: Callable[[], None]) -> None:
+    @contextlib.contextmanager
+    def _telling(self) -> Iterator[None]:
+        """Inside the block the disk may refuse."""
         try:
-            settle()
+            yield
         except OSError as error:
             raise StorageError(f"{self.path}: {error.strerror}: nothing is applied") from error
 
@@ -177,19 +176,29 @@ def _quietly(action: Callable[..., object], *arguments: object) -> None:
         action(*arguments)
 
 
-def _flushed(path: Path, data: bytes) -> None:
-    with open(path, "wb", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+def _written(path: Path, data: bytes) -> int:
+    """Its descriptor."""
+    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    try:
+        rest = memoryview(data)
+        while rest:
+            rest = rest[os.write(file, rest) :]
+    except BaseException:
+        os.close(file)
+        raise
+    return file
 
 
 def _flush_directory(path: Path) -> None:
-    directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    _flush(os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+
+
+def _flush(file: int) -> None:
+    """And closes it."""
     try:
-        os.fsync(directory)
+        os.fsync(file)
     finally:
-        os.close(directory)
+        os.close(file)
 
 
 def _fault(place: Path, message: str, fix: str = "") -> DocumentError:
