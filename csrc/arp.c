@@ -34,7 +34,7 @@ enum dp_reason dp_arp_from_endpoint(struct dp_packet *p, const struct dp_snapsho
     if (dp_endpoint_owns(s, e, &target)) {
         return DP_R_arp_announcement;
     }
-    const struct dp_hop *r = dp_routes_lookup(s->routes[n->routes], &target);
+    const struct dp_hop *r = dp_snapshot_route(s, p->network, &target);
     if (!r || r->kind == DP_TO_SUBNET) {
         return DP_R_arp_unknown_target;
     }

@@ -13,7 +13,7 @@ static uint64_t spread(const struct dp_walk *w, const struct dp_service *v) {
 
 static const struct dp_hop *route_to(const struct dp_walk *w, const struct dp_backend *b) {
     const struct dp_addr a = dp_addr_load(b->addr);
-    return dp_routes_lookup(w->policy->routes[w->policy->networks[w->network].routes], &a);
+    return dp_snapshot_route(w->policy, w->network, &a);
 }
 
 static bool is_remote(const struct dp_walk *w, const struct dp_backend *b) {

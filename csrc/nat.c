@@ -83,8 +83,7 @@ static enum dp_reason translate_out(struct dp_walk *w, const struct dp_rule *r) 
 /* What a route of the endpoint's own network leads to is never translated: a VIP, too, with which a
  * flow is handed on to the backend's node. */
 static bool stays_inside(const struct dp_walk *w, const struct dp_endpoint *e) {
-    const struct dp_network *n = &w->policy->networks[e->network];
-    return dp_routes_lookup(w->policy->routes[n->routes], &w->id.dst) != NULL;
+    return dp_snapshot_route(w->policy, e->network, &w->id.dst) != NULL;
 }
 
 enum dp_reason dp_nat_out(struct dp_walk *w) {

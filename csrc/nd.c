@@ -151,7 +151,7 @@ static enum dp_reason solicited(struct dp_packet *p, const struct dp_snapshot *s
     if (dp_endpoint_owns(s, e, &m->target)) {
         return DP_R_nd_announcement;
     }
-    const struct dp_hop *r = dp_routes_lookup(s->routes[n->routes], &m->target);
+    const struct dp_hop *r = dp_snapshot_route(s, e->network, &m->target);
     if (dp_addr_equal(&m->target, &router) || (r && r->kind == DP_TO_GATEWAY)) {
         advertise(p, m, n->dr_mac, DP_ND_ROUTER | DP_ND_OVERRIDE);
         return DP_R_none;

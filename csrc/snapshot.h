@@ -91,6 +91,12 @@ static inline const struct dp_port_slot *dp_snapshot_ingress(const struct dp_sna
     return whole ? slot : NULL;
 }
 
+/* Where the network's routes lead to the address, or NULL. */
+static inline const struct dp_hop *dp_snapshot_route(const struct dp_snapshot *s, uint32_t network,
+                                                     const struct dp_addr *a) {
+    return dp_routes_lookup(s->routes[s->networks[network].routes], a);
+}
+
 /* Whether the network accepts packets from the provider address: it has an adjacency with it, or
  * another one of its routing domain has. */
 bool dp_snapshot_has_vtep(const struct dp_snapshot *s, uint32_t network, const struct dp_addr *a);

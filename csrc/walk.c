@@ -61,8 +61,7 @@ static enum dp_reason guard_out(struct dp_walk *w) {
     if (id->proto == DP_IP_UDP && id->sport == server) {
         return dp_layer_leave(w, DP_LAYER_GUARD, DP_OUT, DP_R_guard_dhcp);
     }
-    const struct dp_network *n = &w->policy->networks[w->network];
-    const struct dp_hop *r = dp_routes_lookup(w->policy->routes[n->routes], &id->dst);
+    const struct dp_hop *r = dp_snapshot_route(w->policy, w->network, &id->dst);
     expect(w, r);
     const bool gateway = r && r->kind == DP_TO_GATEWAY;
     return dp_layer_leave(w, DP_LAYER_GUARD, DP_OUT, gateway ? DP_R_to_gateway : DP_R_none);
@@ -99,7 +98,7 @@ static enum dp_reason acl(struct dp_walk *w, const struct dp_place *at,
 /* ---- vnet --------------------------------------------------------------------------------- */
 
 static const struct dp_hop *route_to(const struct dp_walk *w, const struct dp_addr *a) {
-    return dp_routes_lookup(w->policy->routes[w->policy->networks[w->network].routes], a);
+    return dp_snapshot_route(w->policy, w->network, a);
 }
 
 static enum dp_reason to_host(struct dp_walk *w) {

@@ -76,6 +76,28 @@ def test_the_order_of_rules_is_a_change(engine):
     assert verbs(plan) == {"endpoint/blue/web": "changed"} and not plan.is_empty
 
 
+def with_another_remote(engine):
+    draft = engine.draft()
+    draft.add("blue", remote("10.1.9.0/24", "192.0.2.9"))
+    return engine.plan(draft)
+
+
+@pytest.mark.parametrize(
+    "planned", [lambda engine: engine.plan(node(WEB)), with_another_remote], ids=["whole", "edits"]
+)
+def test_what_is_prepared_is_not_seen_until_it_is_committed(engine, planned):
+    """And then it is refused where another came first."""
+    before = engine.committed, engine.ids, engine.stats()
+    commit, late = planned(engine).prepare(), planned(engine).prepare()
+    assert (engine.committed, engine.ids, engine.stats()) == before
+    assert commit() == engine.generation == 2
+    after = engine.committed, engine.ids
+    for refused in (late, commit):
+        with pytest.raises(EngineError, match="planned on generation 1, but 2 is committed"):
+            refused()
+    assert (engine.committed, engine.ids) == after
+
+
 def test_a_stale_plan_is_refused(engine):
     first, second = engine.plan(node(WEB)), engine.plan(node(DB))
     first.commit()
